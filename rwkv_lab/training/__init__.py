@@ -1,0 +1,1 @@
+"""The trainer and what it is made of; importing this package alone imports no torch."""
