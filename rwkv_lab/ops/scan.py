@@ -1,0 +1,51 @@
+"""`wkv`: the linear-time scan of RWKV v2, v3 and v4, by the native kernel where there is one, else by plain torch."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rwkv_lab.errors import Mistake
+from rwkv_lab.ops.reference import wkv_reference
+
+Backend = Literal["auto", "native", "reference"]
+BACKENDS = ("auto", "native", "reference")
+
+
+def resolve_backend(requested: str, device: torch.device | str) -> Literal["native", "reference"]:
+    """Which implementation `wkv` uses on `device` when asked for `requested` (auto, native or reference).
+
+    Raises Mistake for an unknown name.
+    """
+    if requested not in BACKENDS:
+        raise Mistake(f"ops.backend: {requested!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+    return "reference"
+
+
+def wkv(
+    w: Tensor,
+    u: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Tensor | None = None,
+    den_eps: float = 0.0,
+    k_max: float | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Weighted average of past values with exponentially decaying weights and a bonus for the current token.
+
+        y_t = (a_{t-1} + e^{u+k_t} v_t) / (b_{t-1} + e^{u+k_t} + den_eps)
+        a_t = e^w a_{t-1} + e^{k_t} v_t,   b_t the same with v = 1,   k_t cut off at k_max
+
+    w, u   [C] float32: log-decay per step (-exp(time_decay), below 0) and bonus (time_first), natural log
+    k, v   [B,T,C] of one type: float32, bfloat16, float16, or float64 (then w, u too); CPU or CUDA
+    state  [B,3,C] = (a, b, p): sums before the first token, divided by e^p; None for none
+    returns y [B,T,C] in the type of k, and the state after the last token. The p of a returned state is only the scale in
+    which a and b are written: no gradient flows back through it.
+
+    Raises Mistake for an unknown backend. Source: RWKV-4 (Peng et al. 2023); v2 and v3 are the same sum with k_max 60 and
+    den_eps 1e-16 and 1e-8.
+    """
+    resolve_backend(backend, k.device)
+    return wkv_reference(w, u, k, v, state, den_eps, k_max)
