@@ -1,0 +1,34 @@
+"""Fixtures every part of the suite shares."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--material", metavar="DIR", help="folder with the reference material (parity/, data/, curves/)")
+
+
+@pytest.fixture(scope="session")
+def material(request: pytest.FixtureRequest) -> Path:
+    """The folder given by --material; a test that asks for it is skipped without one."""
+    folder = request.config.getoption("--material")
+    if folder is None:
+        pytest.skip("needs the reference material: pytest --material DIR")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout under test."""
+    return Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_items:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu_items:
+                item.add_marker(pytest.mark.skip(reason="torch sees no GPU"))
