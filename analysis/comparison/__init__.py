@@ -1,0 +1,1 @@
+"""Comparing runs: grouping, budgets, significance, the table, the figures and the page."""
