@@ -1,0 +1,68 @@
+"""The sublayers of RWKV v2, v3 and v4: a time mix over the WKV scan and a squared-ReLU channel mix.
+
+The three differ in the constants of the scan, in how learned token shifts are shared, and in initialisation; those
+stand in their own files.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rwkv_lab.models.config import ScanConfig
+from rwkv_lab.models.tricks import TokenShift
+from rwkv_lab.ops import wkv
+
+
+class TimeMix(nn.Module):
+    """output( sigmoid(r) * wkv ), wkv_t an average of past v weighted by e^k, decaying per channel.
+
+        wkv_t = (sum_{u<t} e^{(t-1-u) w + k_u} v_u + e^{time_first + k_t} v_t) / (the same with v = 1, plus den_eps)
+
+    with w = -exp(time_decay) and every k cut off at k_max (Peng et al. 2023, RWKV).
+    """
+
+    def __init__(self, config: ScanConfig, shared_shift: bool, den_eps: float, k_max: float | None, backend: str):
+        super().__init__()
+        C = config.n_embd
+        self.den_eps = den_eps
+        self.k_max = k_max
+        self.backend = backend
+        self.shift = TokenShift(config.token_shift, C, "kvr", shared_shift)
+        self.time_decay = nn.Parameter(torch.empty(C))
+        self.time_first = nn.Parameter(torch.empty(C))
+        self.key = nn.Linear(C, C, bias=False)
+        self.value = nn.Linear(C, C, bias=False)
+        self.receptance = nn.Linear(C, C, bias=False)
+        self.output = nn.Linear(C, C, bias=False)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x [B,T,C] after (the input before it [B,C], scan sums [B,3,C]) -> y [B,T,C] and that state after x."""
+        last, sums = (None, None) if state is None else state
+        xk, xv, xr = self.shift(x, last)
+        k, v, r = self.key(xk), self.value(xv), self.receptance(xr)  # [B,T,C]
+        exact = torch.promote_types(self.time_decay.dtype, torch.float32)
+        w, u = -torch.exp(self.time_decay.to(exact)), self.time_first.to(exact)  # [C]
+        y, sums = wkv(w, u, k, v, sums, self.den_eps, self.k_max, backend=self.backend)
+        return self.output(torch.sigmoid(r) * y), (x[:, -1], sums)
+
+
+class ChannelMix(nn.Module):
+    """sigmoid(receptance(x_r)) * value( relu(key(x_k))^2 ), four times as wide inside."""
+
+    def __init__(self, config: ScanConfig, shared_shift: bool):
+        super().__init__()
+        C = config.n_embd
+        self.shift = TokenShift(config.token_shift, C, "kr", shared_shift)
+        self.key = nn.Linear(C, 4 * C, bias=False)
+        self.receptance = nn.Linear(C, C, bias=False)
+        self.value = nn.Linear(4 * C, C, bias=False)
+
+    def forward(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x [B,T,C] after the input before it [B,C] -> y [B,T,C] and the last input."""
+        xk, xr = self.shift(x, state)
+        hidden = torch.relu(self.key(xk)).square()  # [B,T,4C]
+        return torch.sigmoid(self.receptance(xr)) * self.value(hidden), x[:, -1]
+
+
+def mixing_flops(config: ScanConfig) -> float:
+    """Forward FLOPs per token outside the linear layers: the scan, about 12 a channel and layer."""
+    return 12.0 * config.n_embd * (config.n_layer - config.ffn_pre)
