@@ -29,7 +29,7 @@ def norms_embedding(config: ModelConfig) -> bool:
 
 
 class Block(nn.Module):
-    """Two sublayers on the residual stream, each `(x [B,T,C], state) -> (y [B,T,C], state)`; state None is the start."""
+    """Two sublayers on the residual stream, each `(x [B,T,C], state) -> (y [B,T,C], state)`; None is the start."""
 
     def __init__(self, config: ModelConfig, layer: int, att: nn.Module, ffn: nn.Module):
         super().__init__()

@@ -9,11 +9,13 @@ from torch import Generator, Tensor, nn
 from rwkv_lab.models import init
 from rwkv_lab.models.config import HeadsConfig
 from rwkv_lab.models.lm import LM, Block
+from rwkv_lab.models.original import HEADS_RENAMES, Original
 from rwkv_lab.models.rotary import rotary_angles, rotate
 from rwkv_lab.models.tricks import TokenShift, merge_heads, split_heads
 
 RECURRENT = False
 FIXED_LENGTH = False
+ORIGINAL = Original("v1", "MHA_rotary", HEADS_RENAMES, {})
 
 
 class Attention(nn.Module):

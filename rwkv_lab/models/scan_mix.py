@@ -4,12 +4,29 @@ The three differ in the constants of the scan, in how learned token shifts are s
 stand in their own files.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from rwkv_lab.models import init
 from rwkv_lab.models.config import ScanConfig
+from rwkv_lab.models.lm import LM, Block
 from rwkv_lab.models.tricks import TokenShift
 from rwkv_lab.ops import wkv
+
+# initial scales of the linear layers: a zero output keeps every sublayer silent at first, and zero key and receptance
+# make a time mix start as a plain decaying average
+SCALES = {
+    "att.key": 0.0,
+    "att.receptance": 0.0,
+    "att.output": 0.0,
+    "ffn.value": 0.0,
+    "ffn.receptance": 0.0,
+    "head": 0.5,
+    "head_qk.q": 0.0,
+    "head_qk.k": 0.1,
+}
 
 
 class TimeMix(nn.Module):
@@ -61,6 +78,33 @@ class ChannelMix(nn.Module):
         xk, xr = self.shift(x, state)
         hidden = torch.relu(self.key(xk)).square()  # [B,T,4C]
         return torch.sigmoid(self.receptance(xr)) * self.value(hidden), x[:, -1]
+
+
+def make_blocks(
+    config: ScanConfig, *, shared_shift: bool, den_eps: float, k_max: float | None, backend: str
+) -> list[Block]:
+    """One block a layer; with ffn_pre the first has a channel mix in place of its time mix."""
+
+    def att(layer: int) -> nn.Module:
+        if layer == 0 and config.ffn_pre:
+            return ChannelMix(config, shared_shift)
+        return TimeMix(config, shared_shift, den_eps, k_max, backend)
+
+    return [Block(config, l, att(l), ChannelMix(config, shared_shift)) for l in range(config.n_layer)]
+
+
+def curved_time_vectors(model: LM) -> None:
+    """time_decay and time_first of v3 and v4.
+
+    time_decay[i] = -5 + 8 (i/(C-1))^(0.7 + 1.3 l/(L-1)): from forgetting 0.7 % a step to forgetting all, in deeper
+    layers with more of the slow channels; time_first[i] = ln 0.3 + 0.5 ((i+1) mod 3 - 1).
+    """
+    C, L = model.config.n_embd, model.config.n_layer
+    for layer, block in enumerate(model.blocks):
+        if isinstance(block.att, TimeMix):
+            power = 0.7 + 1.3 * init.ratio(layer, L - 1)
+            block.att.time_decay.copy_(-5.0 + 8.0 * init.channel_ramp(C) ** power)
+            block.att.time_first.copy_(math.log(0.3) + 0.5 * ((torch.arange(C) + 1) % 3 - 1))
 
 
 def mixing_flops(config: ScanConfig) -> float:
