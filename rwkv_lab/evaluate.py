@@ -120,7 +120,7 @@ def _summed(logits: torch.Tensor, targets: torch.Tensor) -> float:
     import torch.nn.functional as F
 
     flat = logits.flatten(0, 1).float()
-    return float(F.cross_entropy(flat, targets.flatten(), reduction="sum"))
+    return float(F.cross_entropy(flat, targets.flatten(), reduction="none").double().sum())
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         model.train(training)

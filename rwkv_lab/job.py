@@ -1,0 +1,132 @@
+"""One job: a composed configuration becomes a finished, resumed, reported or refused run."""
+
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rwkv_lab import checks, report
+from rwkv_lab.config import Config
+from rwkv_lab.console import say, warn
+from rwkv_lab.errors import Mistake
+from rwkv_lab.paths import RUNS
+from rwkv_lab.runs import provenance
+from rwkv_lab.runs.claim import Claim, claim
+from rwkv_lab.runs.identity import run_name
+
+COMPLETE, FAILED, STOPPED = 0, 1, 130
+SETTINGS_OF_THE_CALL = ("rerun", "dry_run")
+
+
+@dataclass
+class Outcome:
+    """What Hydra calls with each composed configuration, and the exit code it led to."""
+
+    exit_code: int = COMPLETE
+
+    def run(self, composed: DictConfig) -> float:
+        """Runs one job in this process, or, as part of a sweep, in a process of its own; returns its final val_loss.
+
+        A job that did not complete returns infinity, as sweepers that minimise expect.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        from rwkv_lab import sweep
+
+        hydra_config = HydraConfig.get()
+        overrides = list(hydra_config.overrides.task)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            return sweep.run_in_child(composed, hydra_config)
+        self.exit_code, loss = run_here(composed, overrides)
+        return loss
+
+
+def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
+    """Runs the job in this process; (exit code, final val_loss or infinity)."""
+    config = checks.check(composed)
+    files = checks.named_files(config)
+    path = RUNS / config.study / run_name(config, files)
+    if config.dry_run:
+        report.dry_run(config, path)
+        return COMPLETE, float("inf")
+    from rwkv_lab.training.distributed import launched_ranks
+
+    if config.trainer.strategy or launched_ranks() > 1:
+        from rwkv_lab.training import parallel
+
+        return parallel.run(config, path, overrides, config_text(config))
+    held = claim(path, config.rerun)
+    try:
+        return _with(held, config, overrides)
+    finally:
+        held.release()
+
+
+def _with(held: Claim, config: Config, overrides: list[str]) -> tuple[int, float]:
+    if held.state == "complete":
+        report.complete(held.path, held.manifest, again=True)
+        if held.manifest.get("code") != provenance.code_fingerprint():
+            warn("this run was completed by other code than the present rwkv_lab/ and csrc/; add rerun=true to redo it")
+        return COMPLETE, held.manifest["result"]["val_loss"]
+    if held.state == "busy":
+        say(f"{report.shown(held.path)} is running in another process (pid {held.manifest.get('pid', 'unknown')})")
+        return FAILED, float("inf")
+    from rwkv_lab.training.distributed import World
+
+    return train(held, config, overrides, config_text(config), World())
+
+
+def train(held: Claim, config: Config, overrides: list[str], text: str, world: Any) -> tuple[int, float]:
+    """Trains a claimed run; faults are recorded in its manifest and end in one sentence."""
+    # torch is imported here, so that everything before it answers at once.
+    from rwkv_lab.training import session
+    from rwkv_lab.training.interrupt import Stopped
+    from rwkv_lab.training.trainer import NotFinite
+
+    try:
+        training = session.prepare(config, held, overrides, text, world)
+        result = session.run(training, held)
+    except Stopped:
+        step = training.progress.step
+        say(f"stopped at step {step}; the checkpoint is saved: the same command again goes on from there")
+        return STOPPED, float("inf")
+    except Mistake as mistake:
+        _fail(held, str(mistake))
+        raise
+    except NotFinite as fault:
+        _fail(held, str(fault))
+        print(f"failed: {fault}", file=sys.stderr)
+        return FAILED, float("inf")
+    except OSError as error:
+        sentence = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        _fail(held, sentence)
+        print(f"failed: {sentence}; what was saved before stays, the same command again goes on", file=sys.stderr)
+        return FAILED, float("inf")
+    except Exception as error:
+        _fail(held, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        traceback.print_exc()
+        return FAILED, float("inf")
+    if world.writes:
+        report.complete(held.path, held.manifest, again=False)
+    return COMPLETE, result.get("val_loss", float("inf"))
+
+
+def _fail(held: Claim, reason: str) -> None:
+    """Records the failure of a run that has begun; where even that cannot be written it stays interrupted."""
+    if "status" not in held.manifest:
+        return
+    try:
+        held.record(status="failed", reason=reason, ended=provenance.now())
+    except OSError as error:
+        warn(f"the failure could not be recorded in {held.path}: {error.strerror}")
+
+
+def config_text(config: Config) -> str:
+    """The resolved configuration as YAML, without what belongs to this call only."""
+    content = checks.plain(config)
+    for key in SETTINGS_OF_THE_CALL:
+        content.pop(key)
+    return OmegaConf.to_yaml(OmegaConf.create(content))

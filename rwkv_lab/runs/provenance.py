@@ -1,0 +1,72 @@
+"""What a run was made with: the code, the versions, the hardware."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from rwkv_lab.paths import REPOSITORY
+
+CODE = {"rwkv_lab": "*.py", "csrc": "*.*"}
+
+
+def code_fingerprint(repository: Path = REPOSITORY) -> str:
+    """sha256 over the sources that can change a result, rwkv_lab/ and csrc/, so that other commits do not count."""
+    digest = hashlib.sha256()
+    for folder, pattern in CODE.items():
+        for path in sorted((repository / folder).rglob(pattern)):
+            if path.is_file():
+                digest.update(path.relative_to(repository).as_posix().encode() + b"\0")
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def git_state() -> dict[str, str | None]:
+    """The commit and, where rwkv_lab/ or csrc/ differ from it, a hash of the difference; None outside a repository."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": None, "dirty": None}
+    difference = _git("diff", "HEAD", "--", *CODE) or b""
+    untracked = _git("ls-files", "--others", "--exclude-standard", "--", *CODE) or b""
+    changed = difference + untracked
+    return {
+        "commit": commit.decode().strip(),
+        "dirty": hashlib.sha256(changed).hexdigest()[:16] if changed.strip() else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """The packages a number depends on."""
+    names = ("rwkv_lab", "torch", "numpy", "scipy", "hydra-core")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def processor_name() -> str:
+    """The processor's model as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
