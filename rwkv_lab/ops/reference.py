@@ -29,8 +29,8 @@ def wkv_reference(
 ) -> tuple[Tensor, Tensor]:
     """Step-by-step scan; shapes and meaning as in `rwkv_lab.ops.wkv`. Differentiable by autograd in every tensor.
 
-    The log-scale q of a step cancels in the result, so it is a constant to autograd; the p of a returned state carries no
-    gradient.
+    The log-scale q of a step cancels in the result, so it is a constant to autograd; the p of a returned state
+    carries no gradient.
     """
     dtype = accumulator(k.dtype)
     w, u = w.to(dtype), u.to(dtype)

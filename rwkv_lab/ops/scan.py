@@ -6,20 +6,28 @@ import torch
 from torch import Tensor
 
 from rwkv_lab.errors import Mistake
+from rwkv_lab.ops import native
 from rwkv_lab.ops.reference import wkv_reference
 
-Backend = Literal["auto", "native", "reference"]
 BACKENDS = ("auto", "native", "reference")
 
 
 def resolve_backend(requested: str, device: torch.device | str) -> Literal["native", "reference"]:
     """Which implementation `wkv` uses on `device` when asked for `requested` (auto, native or reference).
 
-    Raises Mistake for an unknown name.
+    The first call for a device builds the kernels; where that fails, auto means reference, with one warning. Raises
+    Mistake for an unknown name, or for native where the kernels cannot be had.
     """
     if requested not in BACKENDS:
         raise Mistake(f"ops.backend: {requested!r} is not a backend; choose one of {', '.join(BACKENDS)}")
-    return "reference"
+    if requested == "reference":
+        return "reference"
+    return "native" if native.ready(torch.device(device).type, requested == "native") else "reference"
+
+
+@torch.compiler.assume_constant_result
+def uses_kernel(requested: str, device_type: str) -> bool:
+    return resolve_backend(requested, device_type) == "native"
 
 
 def wkv(
@@ -41,11 +49,18 @@ def wkv(
     w, u   [C] float32: log-decay per step (-exp(time_decay), below 0) and bonus (time_first), natural log
     k, v   [B,T,C] of one type: float32, bfloat16, float16, or float64 (then w, u too); CPU or CUDA
     state  [B,3,C] = (a, b, p): sums before the first token, divided by e^p; None for none
-    returns y [B,T,C] in the type of k, and the state after the last token. The p of a returned state is only the scale in
-    which a and b are written: no gradient flows back through it.
+    returns y [B,T,C] in the type of k, and the state after the last token. The p of a returned state is only the
+    scale in which a and b are written: no gradient flows back through it.
 
-    Raises Mistake for an unknown backend. Source: RWKV-4 (Peng et al. 2023); v2 and v3 are the same sum with k_max 60 and
-    den_eps 1e-16 and 1e-8.
+    Raises Mistake for shapes that do not fit together or an unknown backend. Source: RWKV-4 (Peng et al. 2023); v2
+    and v3 are the same sum with k_max 60 and den_eps 1e-16 and 1e-8.
     """
-    resolve_backend(backend, k.device)
+    B, T, C = k.shape
+    if v.shape != k.shape or w.shape != (C,) or u.shape != (C,) or (state is not None and state.shape != (B, 3, C)):
+        raise Mistake(f"wkv: w and u must be [C], v like k and state [B,3,C] for k {list(k.shape)}")
+    if v.dtype != k.dtype:
+        common = torch.promote_types(k.dtype, v.dtype)
+        k, v = k.to(common), v.to(common)
+    if uses_kernel(backend, k.device.type) and k.dtype in native.DTYPES[k.device.type] and T > 0:
+        return native.wkv_native(w, u, k, v, state, den_eps, k_max)
     return wkv_reference(w, u, k, v, state, den_eps, k_max)
