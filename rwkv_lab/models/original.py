@@ -27,9 +27,7 @@ class Original(NamedTuple):
 _HEAD_QK = (r"^head_qk\.(q|k)\.", r"head_\1.")
 
 SCAN_RENAMES = (_HEAD_QK, (r"\.shift\.time_mix", ".time_mix"))
-SCAN_SHAPES: Mapping[str, tuple[int, ...]] = {"time_mix": (1, 1, -1)} | {
-    f"time_mix_{role}": (1, 1, -1) for role in "kvr"
-}
+SCAN_SHAPES: Mapping[str, tuple[int, ...]] = {f".time_mix{role}": (1, 1, -1) for role in ("", "_k", "_v", "_r")}
 COLUMN_SHAPES: Mapping[str, tuple[int, ...]] = {**SCAN_SHAPES, "time_decay": (-1, 1), "time_first": (-1, 1)}
 
 HEADS_RENAMES = (

@@ -1,6 +1,7 @@
-"""RWKV v2 (Peng 2022, RWKV-LM): a decay per channel in place of v1's curve per head, so it runs as a recurrent network.
+"""RWKV v2 (Peng 2022, RWKV-LM): a decay per channel in place of v1's curve per head.
 
-Norms on the residual stream itself, one learned token shift per sublayer shared by k, v and r, and head-QK in the recipe.
+So it also runs as a recurrent network. Norms on the residual stream itself, one learned token shift per sublayer shared
+by k, v and r, and head-QK in the recipe.
 """
 
 import math
@@ -38,7 +39,7 @@ def initialise(model: LM, generator: Generator) -> None:
 def time_vectors(model: LM) -> None:
     """time_decay[i] = ln( f1 f2^(7 i/(C-1)) ), time_first = ln 0.3.
 
-    With q = (l-1)/(L-2): f1 = 3 - 1.8 q (0.5 more in layer 1), f2 = 0.65 - 0.25 q, but 0.4 and 0.37 in the last two layers.
+    With q = (l-1)/(L-2): f1 = 3 - 1.8 q, 0.5 more in layer 1; f2 = 0.65 - 0.25 q, but 0.4 and 0.37 in the last layers.
     """
     C, L = model.config.n_embd, model.config.n_layer
     for layer, block in enumerate(model.blocks):
