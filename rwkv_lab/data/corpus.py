@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rwkv_lab.data.bpe import BpeTokenizer, read_bpe
 from rwkv_lab.data.config import DataConfig, TokenizerConfig, check
-from rwkv_lab.data.corpora import PARTS, Sources, builtin_text, locate
+from rwkv_lab.data.corpora import PARTS, Sources, builtin_text, kjv_text, locate
 from rwkv_lab.data.hashing import file_sha256, text_sha256
-from rwkv_lab.data.reading import Segment
+from rwkv_lab.data.npy import largest_id, locate_ids, stream_ids
 from rwkv_lab.data.store import Part, Split, entry, open_split
-from rwkv_lab.data.tokenizers import ByteTokenizer, Tokenizer, char_vocabulary, from_json
+from rwkv_lab.data.tokenizers import ByteTokenizer, IdsTokenizer, Tokenizer, char_vocabulary, from_json
 from rwkv_lab.errors import Mistake
+
+# above this number of source files the manifest gives one hash of all
+FILES_NAMED = 16
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,19 @@ def load(data: DataConfig, tokenizer: TokenizerConfig, stored: Tokenizer | None 
     Raises ``Mistake`` naming the key and the file."""
     check(data, tokenizer)
     cache = cache_dir(data)
-    sources = locate(data, cache)
-    segments = [segment for part in sources.parts.values() for segment in part]
+    sources = locate_ids(data, cache) if data.name == "npy" else locate(data, cache)
     key = _key(sources, stored.to_json() if stored else _description(tokenizer))
-    folder, meta = entry(cache, key, lambda partial: _tokenise(partial, sources, tokenizer, stored))
+    folder, meta = entry(cache, key, lambda partial: _build(partial, data, sources, tokenizer, stored))
     splits = {name: open_split(folder, name, meta) for name in PARTS}
     if splits["train"] is None:
-        raise Mistake(f"data.split leaves no token to train on: {segments[0].path if segments else data.name}")
+        raise Mistake("data.split leaves no token to train on: the first part is the training text")
     return Corpus(
         from_json((folder / "tokenizer.json").read_text(encoding="utf-8")),
         splits["train"],
         splits["val"],
         splits["test"],
-        {segment.path.name: segment.sha256 for segment in segments},
-        sources.notes + _unknown_notes(splits),
+        _source_hashes(sources),
+        sources.notes + _split_notes(splits),
         folder,
     )
 
@@ -75,9 +78,11 @@ def source_files(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]
 
 def content_hashes(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:
     """sha256 of the content behind every key of ``source_files``, and of text that varies with the installation."""
-    hashes = {key: file_sha256(path, key) for key, path in source_files(data, tokenizer).items()}
-    if data.name == "builtin":
-        hashes["data.name"] = text_sha256(builtin_text())
+    suffix = ".npy" if data.name == "npy" else ".txt"
+    memo = cache_dir(data) / "hashes"
+    hashes = {key: file_sha256(path, key, suffix, memo) for key, path in source_files(data, tokenizer).items()}
+    if data.name in ("builtin", "kjv"):
+        hashes["data.name"] = text_sha256(builtin_text() if data.name == "builtin" else kjv_text())
     return hashes
 
 
@@ -91,7 +96,8 @@ def cache_dir(data: DataConfig) -> Path:
 
 
 def _description(config: TokenizerConfig) -> str:
-    return f"{config.name} {file_sha256(config.path, 'tokenizer.path')}" if config.path else config.name
+    content = file_sha256(config.path, "tokenizer.path") if config.path else config.vocab_size
+    return f"{config.name} {content}"
 
 
 def _key(sources: Sources, tokenizer: str) -> str:
@@ -102,25 +108,52 @@ def _key(sources: Sources, tokenizer: str) -> str:
     return text_sha256(json.dumps([parts, tokenizer], sort_keys=True).encode())[:24]
 
 
-def _tokenise(folder: Path, sources: Sources, config: TokenizerConfig, stored: Tokenizer | None) -> Mapping[str, Any]:
-    tokenizer = stored or _make(config, sources.parts["train"])
+def _build(
+    folder: Path, data: DataConfig, sources: Sources, config: TokenizerConfig, stored: Tokenizer | None
+) -> Mapping[str, Any]:
+    tokenizer = stored or _tokenizer(config, sources)
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-    splits = {
-        name: Part(folder, name, tokenizer.vocab_size, tokenizer.unknown_id).write(tokenizer.stream(segments))
-        for name, segments in sources.parts.items()
-    }
+    splits = {}
+    for name, segments in sources.parts.items():
+        part = Part(folder, name, tokenizer.vocab_size, tokenizer.unknown_id)
+        if data.name == "npy":
+            table = tokenizer.bytes_of_ids() if isinstance(tokenizer, BpeTokenizer) else None
+            each = int(isinstance(tokenizer, ByteTokenizer))
+            splits[name] = part.write(stream_ids(segments, tokenizer.vocab_size, table), each)
+        else:
+            splits[name] = part.write(tokenizer.stream(segments))
+    for segment in {segment.path: segment for part in sources.parts.values() for segment in part}.values():
+        if file_sha256(segment.path, segment.key) != segment.sha256:
+            raise Mistake(f"{segment.key}={segment.path} changed while it was read: run again")
     return {"splits": splits}
 
 
-def _make(config: TokenizerConfig, train: list[Segment]) -> Tokenizer:
+def _tokenizer(config: TokenizerConfig, sources: Sources) -> Tokenizer:
     if config.name == "byte":
         return ByteTokenizer()
-    return char_vocabulary(train)
+    if config.name == "char":
+        return char_vocabulary(sources.parts["train"])
+    if config.name == "bpe":
+        return read_bpe(str(config.path))
+    parts = [segment for part in sources.parts.values() for segment in part]
+    return IdsTokenizer(config.vocab_size or largest_id(parts) + 1)
 
 
-def _unknown_notes(splits: Mapping[str, Split | None]) -> list[str]:
-    return [
+def _source_hashes(sources: Sources) -> dict[str, str]:
+    files = {segment.path: segment.sha256 for part in sources.parts.values() for segment in part}
+    if len(files) > FILES_NAMED:
+        return {f"{len(files)} files": text_sha256("\n".join(files.values()).encode())}
+    names = [file.name for file in files]
+    return {file.name if names.count(file.name) == 1 else str(file): sha256 for file, sha256 in files.items()}
+
+
+def _split_notes(splits: Mapping[str, Split | None]) -> list[str]:
+    present = {name: split for name, split in splits.items() if split is not None}
+    notes = [
         f"{split.unknown} of {len(split)} {name} tokens are characters that the vocabulary does not have"
-        for name, split in splits.items()
-        if split is not None and split.unknown
+        for name, split in present.items()
+        if split.unknown
     ]
+    if any(isinstance(split.lengths, int) and split.lengths == 0 for split in present.values()):
+        notes.append("val_bpb is not measured: the token ids came without text")
+    return notes

@@ -1,5 +1,6 @@
 """Content hashes of files, folders and globs, computed once per process and content."""
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -8,7 +9,8 @@ from pathlib import Path
 
 from rwkv_lab.errors import Mistake
 
-BLOCK = 1 << 20
+# files below this size are hashed anew by every process, which takes less than 0.2 s
+LARGE = 1 << 26
 
 
 def text_sha256(data: bytes) -> str:
@@ -39,22 +41,35 @@ def fingerprint(path: Path) -> tuple[str, int, int, int, int]:
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def file_sha256(path: str | Path, key: str = "data.path", suffix: str = ".txt") -> str:
+def file_sha256(path: str | Path, key: str = "data.path", suffix: str = ".txt", memo: Path | None = None) -> str:
     """sha256 (hex) of the file ``path``; of a folder or glob, the hash of its files' hashes in sorted order.
 
-    Streamed. Raises ``Mistake`` naming ``key`` when nothing is there or it cannot be read."""
+    Streamed. Large files are not read again while size, times and inode stay the same: within the process, and across
+    processes where ``memo`` names a folder. Raises ``Mistake`` naming ``key`` when a file is missing or unreadable."""
     files = expand(str(path), key, suffix)
     try:
-        hashes = [_hash(fingerprint(file)) for file in files]
+        hashes = [_remembered(fingerprint(file), memo) for file in files]
     except OSError as error:
         raise Mistake(f"{key}={path} cannot be read: {error.strerror}") from error
     return hashes[0] if len(hashes) == 1 else text_sha256("\n".join(hashes).encode())
 
 
+def _remembered(mark: tuple[str, int, int, int, int], memo: Path | None) -> str:
+    if memo is None or mark[1] < LARGE:
+        return _hash(mark)
+    note = memo / text_sha256(repr(mark).encode())
+    if note.is_file() and len(known := note.read_text()) == 64:
+        return known
+    found = _hash(mark)
+    with contextlib.suppress(OSError):
+        memo.mkdir(parents=True, exist_ok=True)
+        partial = note.with_suffix(f".{os.getpid()}")
+        partial.write_text(found)
+        partial.replace(note)
+    return found
+
+
 @lru_cache(maxsize=4096)
 def _hash(mark: tuple[str, int, int, int, int]) -> str:
-    digest = hashlib.sha256()
     with open(mark[0], "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

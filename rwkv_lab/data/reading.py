@@ -53,6 +53,8 @@ def text_blocks(segments: Sequence[Segment], size: int = BLOCK) -> Iterator[str]
 
 def boundary(path: Path, cut: int, size: int) -> int:
     """The first byte at or after ``cut`` that begins a UTF-8 character; ``cut`` itself where it is no text."""
+    if not 0 < cut < size:
+        return cut
     with open(path, "rb") as file:
         file.seek(cut)
         following = file.read(min(4, size - cut))

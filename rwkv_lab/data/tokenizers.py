@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rwkv_lab.data.bpe import BpeTokenizer
 from rwkv_lab.data.reading import Segment, byte_blocks, text_blocks
 from rwkv_lab.errors import Mistake
 
@@ -133,6 +134,8 @@ def from_json(text: str) -> Tokenizer:
             return ByteTokenizer()
         if kind == "char":
             return CharTokenizer(str(stored["characters"]))
+        if kind == "bpe":
+            return BpeTokenizer(json.dumps(stored["tokenizer"]))
         if kind == "ids":
             return IdsTokenizer(int(stored["vocab_size"]))
     except (ValueError, KeyError, TypeError) as error:
