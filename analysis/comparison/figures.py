@@ -1,0 +1,140 @@
+"""The figures for papers: loss against tokens, seconds and FLOPs with seed bands, and the final bits per byte."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.comparison.curves import AXES, band, binned
+from analysis.comparison.style import style
+from analysis.comparison.summary import Block, Comparison
+from rwkv_lab.errors import Mistake
+
+POINTS = 200
+PANELS = (("val_bpb", "held-out loss (bits per byte)"), ("train_loss", "training loss (nats per token)"))
+UNITS: dict[str, tuple[tuple[float, str], ...]] = {
+    "tokens": ((1e9, "training tokens (billions)"), (1e6, "training tokens (millions)"), (1e3, "training tokens (thousands)")),
+    "seconds": ((3600, "training time (hours)"), (60, "training time (minutes)"), (1, "training time (seconds)")),
+    "flops": ((1e18, "training compute (EFLOP)"), (1e15, "training compute (PFLOP)"), (1e12, "training compute (TFLOP)"), (1e9, "training compute (GFLOP)")),
+}
+RC = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "svg.hashsalt": "rwkv_lab",
+    "figure.constrained_layout.use": True,
+}
+
+
+def unit_of(axis: str, largest: float) -> tuple[float, str]:
+    """``(divisor, label)`` that makes numbers up to ``largest`` easy to read."""
+    units = UNITS[axis]
+    return next((unit for unit in units if largest >= 2 * unit[0]), units[-1])
+
+
+def upper_limit(starts: list[np.ndarray], lows: list[float], highs: list[float]) -> float:
+    """The top of a loss axis that leaves out the steep start: the worst curve at a tenth of its length."""
+    early = [float(y[min(len(y) - 1, max(1, len(y) // 10))]) for y in starts if len(y)]
+    top, bottom = max([*early, *highs]), min(lows)
+    return top + 0.05 * (top - bottom)
+
+
+def _panel(ax: Any, block: Block, axis: str, column: str) -> None:
+    drawn, ends = [], []
+    for index, row in enumerate(block.rows):
+        look = style(index)
+        for record in row.group.unfinished:
+            x, y = binned(record, axis, column, POINTS)
+            ax.plot(x, y, ":", color=look.colour, linewidth=0.9)
+            drawn += [y] * (len(x) > 1)
+        mean = band(row.group.counted, axis, column, POINTS)
+        if mean is None:
+            continue
+        every = max(1, len(mean.x) // 6)
+        ax.plot(mean.x, mean.mean, look.mpl_dash, color=look.colour, linewidth=1.4, label=row.label,
+                marker=look.mpl_marker, markersize=4.5, markevery=(index % every, every))  # fmt: skip
+        if mean.n > 1:
+            ax.fill_between(mean.x, mean.mean - mean.std, mean.mean + mean.std, color=look.colour, alpha=0.2, linewidth=0)
+        drawn.append(mean.mean)
+        ends.append(float(mean.mean[-1]))
+    largest = max((line.get_xdata()[-1] for line in ax.lines if len(line.get_xdata())), default=1.0)
+    scale, label = unit_of(axis, largest)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
+    ax.set_xlabel(label)
+    finite = [y for y in drawn if len(y)]
+    if finite:
+        lows = [float(np.min(y)) for y in finite]
+        top = upper_limit(finite, lows, [float(y[-1]) for y in finite])
+        if top > min(lows):
+            ax.set_ylim(min(lows) - 0.04 * (top - min(lows)), top)
+
+
+def loss_figure(block: Block, axis: str) -> Any:
+    """Held-out and training loss against ``axis``; mean and one standard deviation over seeds."""
+    from matplotlib.figure import Figure
+
+    rows = len(block.rows)
+    figure = Figure(figsize=(9, 3.6 + 0.16 * -(-rows // 3)))
+    axes = figure.subplots(1, 2)
+    for ax, (column, label) in zip(axes, PANELS, strict=True):
+        _panel(ax, block, axis, column)
+        ax.set_ylabel(label)
+    handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+    return figure
+
+
+def final_figure(block: Block) -> Any:
+    """Final bits per byte of every group, best on top: each seed, the mean and one standard deviation."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in block.rows if row.values["final"]]
+    figure = Figure(figsize=(6.5, 0.9 + 0.32 * max(2, len(rows))))
+    ax = figure.subplots()
+    for index, row in enumerate(block.rows):
+        values = row.values["final"]
+        if not values:
+            continue
+        place, look = rows.index(row), style(index)
+        ax.plot(values, [place] * len(values), "|", color=look.colour, markersize=9, alpha=0.8)
+        error = row.std("final") if len(values) > 1 else 0.0
+        ax.errorbar(row.mean("final"), place, xerr=error or None, fmt=look.mpl_marker, color=look.colour, capsize=3)
+    ax.set_yticks(range(len(rows)), [row.label for row in rows])
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("final held-out loss (bits per byte): seeds, mean ± one standard deviation")
+    return figure
+
+
+def prefix(comparison: Comparison, block: Block) -> str:
+    """What the file names of a block start with: nothing where there is one corpus."""
+    if len(comparison.blocks) == 1:
+        return ""
+    return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in block.corpus) + "_"
+
+
+def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
+    """Writes every figure as PNG and SVG into ``folder``; their paths. A Mistake where that cannot be written."""
+    import matplotlib as mpl
+
+    paths = []
+    with mpl.rc_context(RC):
+        for block in comparison.blocks:
+            named = {f"loss_{axis}": loss_figure(block, axis) for axis in AXES} | {"final_bpb": final_figure(block)}
+            for name, figure in named.items():
+                for kind in ("png", "svg"):
+                    path = folder / f"{prefix(comparison, block)}{name}.{kind}"
+                    try:
+                        figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+                    except OSError as error:
+                        raise Mistake(f"{path} cannot be written: {error.strerror}") from None
+                    paths.append(path)
+    return paths

@@ -1,0 +1,158 @@
+"""Runs that differ only in their seed are one group; a group is named by what sets it apart."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.comparison.collect import Record
+from rwkv_lab.config import GROUPS, Config, schema_of
+
+FILE_KEYS = {"data.path", "data.train_path", "data.val_path"}
+BARE = ("model.name", "data.name", "tokenizer.name", "optimizer.name", "schedule.name")
+FIRST = ("model.name", "data.name", "tokenizer.name", "model", "schedule", "optimizer", "trainer")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one configuration. ``own`` holds the keys that differ between groups, with this group's values."""
+
+    label: str
+    own: dict[str, Any]
+    records: tuple[Record, ...]
+
+    @property
+    def counted(self) -> tuple[Record, ...]:
+        """Finished runs, one a seed: a repetition of a seed is the same run again, not another sample."""
+        by_seed: dict[Any, Record] = {}
+        for record in sorted(self.records, key=lambda r: (r.status == "complete", str(r.fact("ended") or ""))):
+            if record.finished:
+                by_seed[record.seed] = record
+        return tuple(sorted(by_seed.values(), key=lambda r: str(r.seed)))
+
+    @property
+    def unfinished(self) -> tuple[Record, ...]:
+        return tuple(record for record in self.records if not record.finished)
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``(dotted key, value)`` pairs of a nested mapping; lists as JSON text; None and False left out."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list):
+        yield prefix, json.dumps(value)
+    elif value is not None and value is not False:
+        yield prefix, value
+
+
+def ignored(config: Mapping[str, Any]) -> set[str]:
+    """Dotted keys that are no part of what is compared: the seed, and all that the schema says cannot change a result."""
+    keys = {"seed"} | {f.name for f in dataclasses.fields(Config) if not f.metadata.get("identity", True)}
+    for group in GROUPS:
+        section = config.get(group)
+        try:
+            schema = schema_of(group, section["name"] if group in ("model", "schedule") else "")
+        except (KeyError, TypeError):
+            continue
+        keys |= {f"{group}.{f.name}" for f in dataclasses.fields(schema) if not f.metadata.get("identity", True)}
+    return keys
+
+
+def compared(record: Record) -> dict[str, Any]:
+    """The configuration of a run as far as it is compared within one corpus, whose files therefore do not count."""
+    left_out = ignored(record.config) | FILE_KEYS
+    return {key: value for key, value in flatten(record.config) if key not in left_out}
+
+
+def _importance(key: str) -> int:
+    for rank, known in enumerate(FIRST):
+        if key == known or key.startswith(known + "."):
+            return rank
+    return len(FIRST)
+
+
+def _partition(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
+    return len({tuple(str(config.get(key)) for key in keys) for config in configs})
+
+
+def telling_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fewest keys, the most important first, that tell all ``configs`` apart."""
+    names = {key: None for config in configs for key in config}
+    chosen: list[str] = []
+    for key in sorted(names, key=_importance):
+        if _partition(configs, [*chosen, key]) > _partition(configs, chosen):
+            chosen.append(key)
+    whole = _partition(configs, chosen)
+    for key in reversed(list(chosen)):
+        rest = [other for other in chosen if other != key]
+        if _partition(configs, rest) == whole:
+            chosen = rest
+    return chosen
+
+
+def _part(key: str, value: Any, keys: Sequence[str]) -> str:
+    if key in BARE:
+        return str(value)
+    leaf = key.rsplit(".", 1)[-1]
+    short = leaf if sum(other.rsplit(".", 1)[-1] == leaf for other in keys) == 1 else key
+    return short if value is True else f"{short}={value}"
+
+
+def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A short and unique name for each of ``configs``, which are all different."""
+    keys = telling_keys(configs)
+    names: list[str] = []
+    for config in configs:
+        parts = [_part(key, config[key], keys) for key in keys if key in config]
+        if "model.name" not in keys and (not parts or "=" in parts[0]):
+            parts.insert(0, str(config.get("model.name", "run")))
+        name = " ".join(parts)
+        taken = sum(other == name or other.startswith(f"{name} #") for other in names)
+        names.append(f"{name} #{taken + 1}" if taken else name)
+    return names
+
+
+def group(records: Sequence[Record]) -> list[Group]:
+    """The groups of ``records``, readable runs on one corpus, in order of appearance."""
+    members: dict[tuple[tuple[str, str], ...], list[Record]] = {}
+    configs: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
+    for record in records:
+        config = compared(record)
+        key = tuple(sorted((name, str(value)) for name, value in config.items()))
+        members.setdefault(key, []).append(record)
+        configs[key] = config
+    names = {name: None for config in configs.values() for name in config}
+    differing = [name for name in sorted(names, key=_importance) if _partition(list(configs.values()), [name]) > 1]
+    return [
+        Group(label, {name: config[name] for name in differing if name in config}, tuple(members[key]))
+        for label, (key, config) in zip(labels(list(configs.values())), configs.items(), strict=True)
+    ]
+
+
+def common(records: Sequence[Record]) -> dict[str, Any]:
+    """The configuration all readable ``records`` share."""
+    configs = [compared(record) for record in records if record.status != "unreadable"]
+    first = configs[0] if configs else {}
+    return {key: value for key, value in first.items() if all(str(c.get(key)) == str(value) for c in configs)}
+
+
+def by_corpus(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Readable runs by what they were trained and measured on: bits per byte of different texts do not compare.
+
+    A run that ended before it knew its data joins the runs whose data has the same name.
+    """
+    found: dict[tuple[str, str, str], list[Record]] = {}
+    readable = [record for record in records if record.status != "unreadable"]
+    for record in sorted(readable, key=lambda r: not r.fact("data", "sha256")):
+        data = record.config.get("data") or {}
+        name, split = str(data.get("name", "unknown data")), json.dumps(data.get("split"))
+        sums = json.dumps(record.fact("data", "sha256") or {}, sort_keys=True)
+        same = [key for key in found if key[:2] == (name, split)]
+        found.setdefault(same[0] if sums == "{}" and same else (name, split, sums), []).append(record)
+    titles: dict[str, list[Record]] = {}
+    for (name, _, _), members in found.items():
+        versions = sum(title == name or title.startswith(f"{name} #") for title in titles)
+        titles[f"{name} #{versions + 1}" if versions else name] = sorted(members, key=lambda r: (r.study, r.name))
+    return titles

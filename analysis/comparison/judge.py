@@ -1,0 +1,104 @@
+"""Which differences between groups exceed the seed noise.
+
+Welch's t-test for every pair of groups, the p-values adjusted by Holm's method over all pairs judged. Welch's test takes
+the spread of each group from its own seeds, as one configuration may be steadier than another; it is not paired, as a
+seed shared by two architectures draws different weights and makes their results no more alike. Holm's adjustment holds
+whichever pair one looks at afterwards, the best against the second best included. A group of one seed has no spread
+of its own and is not judged: its noise is unknown, not zero.
+
+Sources: Welch 1947 (Biometrika 34, 28-35); Satterthwaite 1946; Holm 1979 (Scand. J. Statist. 6, 65-70).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+BEYOND, WITHIN, UNJUDGED = "beyond noise", "within noise", "not judged"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Group ``a`` against ``b``: ``difference`` of means a - b, its interval unadjusted, p adjusted by Holm."""
+
+    a: str
+    b: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    verdict: str
+
+
+def welch(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """``(p, low, high)``: two-sided p of equal means and the ``level`` interval of mean(x) - mean(y).
+
+    NaN where either has fewer than two values or neither has any spread.
+    """
+    nx, ny = len(x), len(y)
+    if nx < 2 or ny < 2:
+        return float("nan"), float("nan"), float("nan")
+    vx, vy = np.var(x, ddof=1) / nx, np.var(y, ddof=1) / ny
+    if np.sqrt(vx + vy) <= 1e-12 * max(abs(np.mean(x)), abs(np.mean(y))):
+        return float("nan"), float("nan"), float("nan")
+    freedom = (vx + vy) ** 2 / (vx**2 / (nx - 1) + vy**2 / (ny - 1))
+    error, difference = np.sqrt(vx + vy), float(np.mean(x) - np.mean(y))
+    reach = float(stdtrit(freedom, 0.5 + level / 2) * error)
+    return float(2 * stdtr(freedom, -abs(difference) / error)), difference - reach, difference + reach
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's adjusted p-values in the order given; NaN stay NaN and do not count."""
+    values = np.asarray(p, dtype=float)
+    adjusted = np.full(values.shape, np.nan)
+    known = np.flatnonzero(np.isfinite(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    factors = len(order) - np.arange(len(order))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors)) if len(order) else []
+    return adjusted
+
+
+def judge(samples: Mapping[str, Sequence[float]], baseline: str | None = None, level: float = 0.05) -> list[Verdict]:
+    """The verdict on every pair of groups with a value, or on every group against ``baseline`` alone.
+
+    ``samples`` maps a group to its values, one a seed. A difference is beyond noise where the adjusted p is below ``level``.
+    """
+    known = {name: values for name, values in samples.items() if len(values)}
+    if baseline is None:
+        pairs = list(combinations(known, 2))
+    else:
+        pairs = [(name, baseline) for name in known if name != baseline and baseline in known]
+    tests = [welch(known[a], known[b], 1 - level) for a, b in pairs]
+    adjusted = holm([p for p, _, _ in tests])
+    return [
+        Verdict(
+            a,
+            b,
+            float(np.mean(known[a]) - np.mean(known[b])),
+            low,
+            high,
+            float(p),
+            UNJUDGED if np.isnan(p) else BEYOND if p < level else WITHIN,
+        )
+        for (a, b), (_, low, high), p in zip(pairs, tests, adjusted, strict=True)
+    ]
+
+
+def against(verdicts: Sequence[Verdict], reference: str) -> dict[str, Verdict]:
+    """The verdicts on each other group against ``reference``, turned so that the difference is group - reference."""
+    turned = {}
+    for v in verdicts:
+        if v.b == reference:
+            turned[v.a] = v
+        elif v.a == reference:
+            turned[v.b] = Verdict(v.b, v.a, -v.difference, -v.high, -v.low, v.p, v.verdict)
+    return turned
+
+
+def pooled_std(samples: Mapping[str, Sequence[float]]) -> tuple[float, int]:
+    """The seed standard deviation over all groups with two seeds or more, and its degrees of freedom."""
+    spread = [(np.var(values, ddof=1), len(values) - 1) for values in samples.values() if len(values) > 1]
+    freedom = sum(n for _, n in spread)
+    return (float(np.sqrt(sum(v * n for v, n in spread) / freedom)), freedom) if freedom else (float("nan"), 0)

@@ -1,0 +1,98 @@
+"""What a reader must know before trusting the comparison, one sentence each."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from analysis.comparison.collect import STATUSES, Record
+from analysis.comparison.summary import Block, Comparison
+
+METHOD = (
+    "Welch's t-test between the groups' final bits per byte, one value a seed, p-values adjusted by Holm's method over "
+    "every pair compared; beyond noise where the adjusted p is below {level:g}. A group of one seed is not judged."
+)
+BUDGETS = (
+    "Values at equal tokens, seconds and FLOPs are read off each run's own curve, between its evaluations linearly. "
+    "Where that is before the run's end, its learning rate has not come down yet: a run planned for that budget would "
+    "end lower."
+)
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def census(records: Sequence[Record]) -> str:
+    """``18 complete, 2 failed, 1 running``."""
+    counted = Counter(record.status for record in records)
+    return ", ".join(f"{counted[status]} {status}" for status in STATUSES if counted[status])
+
+
+def _distinct(records: Sequence[Record], *keys: str) -> list[Any]:
+    values = {str(value): value for record in records if (value := record.fact(*keys)) is not None}
+    return [values[text] for text in sorted(values)]
+
+
+def _about_runs(records: Sequence[Record]) -> Iterator[str]:
+    unfinished = [record for record in records if not record.finished]
+    if unfinished:
+        yield (
+            f"{len(unfinished)} of {count(len(records), 'run')} did not finish ({census(unfinished)}): "
+            "listed and drawn dotted, counted in no mean."
+        )
+    stale = [record for record in records if record.status == "stale"]
+    if stale:
+        yield (
+            f"{len(stale)} of {count(len(records), 'run')} {'is' if len(stale) == 1 else 'are'} stale, made by other "
+            "code than this checkout's: counted, marked 'stale'; rerun=true trains again."
+        )
+    codes = _distinct([record for record in records if record.finished], "code")
+    if len(codes) > 1:
+        yield f"The finished runs were made by {len(codes)} different states of the code; see Environment."
+
+
+def _about_measures(records: Sequence[Record]) -> Iterator[str]:
+    finished = [record for record in records if record.finished]
+    places = {
+        "hardware": _distinct(finished, "hardware", "name"),
+        "device": _distinct(finished, "resolved", "device"),
+        "number of threads": _distinct(finished, "resolved", "threads"),
+        "backend of the ops": _distinct(finished, "resolved", "ops_backend"),
+        "precision": _distinct(finished, "resolved", "precision"),
+    }
+    differing = [f"{name} ({', '.join(map(str, values))})" for name, values in places.items() if len(values) > 1]
+    if differing:
+        yield f"Seconds and tokens per second do not compare: the runs differ in {'; '.join(differing)}."
+    evaluations = _distinct(finished, "result", "eval")
+    if len(evaluations) > 1:
+        yield f"Final values come from different evaluations ({', '.join(map(str, evaluations))})."
+    said = {str(note) for record in records for note in record.fact("data", "notes") or []}
+    yield from sorted(f"Data: {note}" for note in said)
+
+
+def _about_block(block: Block) -> Iterator[str]:
+    where = f"On {block.corpus}"
+    repeated = [
+        row.label for row in block.rows if sum(r.finished for r in row.group.records) > len(row.group.counted)
+    ]
+    if repeated:
+        yield f"{where}, a seed was trained more than once and counts once: {', '.join(repeated)}."
+    single = [row.label for row in block.rows if len(row.values["final"]) == 1]
+    if single and len(block.rows) > 1:
+        yield f"{where}, one seed tells nothing of the noise, so these are not judged: {', '.join(single)}."
+    if block.seed_freedom:
+        yield (
+            f"{where}, the standard deviation between seeds is {block.seed_std:.4f} bits per byte, pooled over the "
+            f"groups ({block.seed_freedom} degrees of freedom)."
+        )
+    empty = [row.label for row in block.rows if row.group.counted and not row.values["final"]]
+    if empty:
+        yield f"{where}, these have no held-out measurement: {', '.join(empty)}."
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Every caution that applies, the weightiest first."""
+    found = [*_about_runs(comparison.records), *_about_measures(comparison.records)]
+    if len(comparison.blocks) > 1:
+        found.append("Bits per byte of different texts do not compare: each corpus has its own table.")
+    return found + [note for block in comparison.blocks for note in _about_block(block)]

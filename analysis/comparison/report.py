@@ -1,0 +1,210 @@
+"""The comparison as text: cells shared by every form of the table, the terminal, Markdown and CSV."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from analysis.comparison.collect import Record
+from analysis.comparison.judge import UNJUDGED
+from analysis.comparison.notes import BUDGETS, METHOD, census, count, notes
+from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, speed
+
+NONE = "–"
+
+
+def scaled(value: float, unit: str = "", digits: int = 3) -> str:
+    """``1.62 M``: ``value`` with a decimal prefix; a dash where it is not known."""
+    if not math.isfinite(value):
+        return NONE
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.{digits}g} {prefix}{unit}"
+    return f"{value:.{digits}g} {unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """``2 h 05 min``, ``3 min 20 s`` or ``8.1 s``."""
+    if not math.isfinite(seconds):
+        return NONE
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def spread(row: Row, metric: str) -> str:
+    """``1.8312 ± 0.0021``; without the spread where there is one seed."""
+    mean, std = row.mean(metric), row.std(metric)
+    if not math.isfinite(mean):
+        return NONE
+    return f"{mean:.4f} ± {std:.4f}" if math.isfinite(std) else f"{mean:.4f}"
+
+
+def seeds(row: Row) -> str:
+    """How many seeds count, of how many runs there are where that is more."""
+    counted, runs = len(row.group.counted), len(row.group.records)
+    return str(counted) if counted == runs else f"{counted} of {runs}"
+
+
+def judgement(row: Row, block: Block) -> str:
+    """The difference to the reference and whether it exceeds the noise."""
+    if row.label == block.reference:
+        return "reference"
+    verdict = row.verdict
+    return f"{verdict.difference:+.4f} {verdict.verdict}" if verdict else NONE
+
+
+def headings(block: Block, comparison: Comparison) -> list[str]:
+    budgets = [
+        f"at {scaled(block.budgets['tokens'])} tokens",
+        f"at {duration(block.budgets['seconds'])}",
+        f"at {scaled(block.budgets['flops'], 'FLOP')}",
+    ]
+    return ["group", "seeds", "final bpb", f"vs {'baseline' if comparison.baseline else 'best'}", *budgets]
+
+
+def quality(row: Row, block: Block) -> list[str]:
+    """The cells under ``headings``."""
+    return [row.label, seeds(row), spread(row, "final"), judgement(row, block), *(spread(row, m) for m in METRICS[1:])]
+
+
+COST_HEADINGS = ["group", "parameters", "FLOPs per token", "tokens/s", "peak memory"]
+
+
+def cost(row: Row) -> list[str]:
+    """The cells under ``COST_HEADINGS``."""
+    return [
+        row.label,
+        scaled(row.parameters),
+        scaled(row.flops_per_token, "FLOP"),
+        scaled(row.tokens_per_second),
+        scaled(row.peak_memory_bytes, "B"),
+    ]
+
+
+def outcome(record: Record) -> str:
+    """Status and, where there is one, its reason."""
+    return f"{record.status}: {record.reason}" if record.reason else record.status
+
+
+def print_terminal(comparison: Comparison) -> None:
+    """The tables and notes on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if Console().is_terminal else 130, highlight=False)
+
+    def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="bold")
+        for index, name in enumerate(head):
+            table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+
+    console.print(Text(f"{comparison.title}: {count(len(comparison.records), 'run')} ({census(comparison.records)})"))
+    for block in comparison.blocks:
+        title = f"{block.corpus}: held-out bits per byte, mean ± standard deviation over seeds"
+        show(title, headings(block, comparison), [quality(row, block) for row in block.rows])
+        show(f"{block.corpus}: cost", COST_HEADINGS, [cost(row) for row in block.rows])
+    others = [record for record in comparison.records if record.status != "complete"]
+    if others:
+        show("Runs not simply complete", ["run", "status"], [[f"{r.study}/{r.name}", outcome(r)] for r in others])
+    for note in notes(comparison):
+        console.print(Text(f"* {note}"))
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "|".join([" --- "] + [" ---: "] * (len(head) - 1)) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)])
+
+
+def markdown(comparison: Comparison, command: str) -> str:
+    """The tables, the notes and how they were made, as Markdown."""
+    parts = [f"# {comparison.title}", f"Made by `{command}`: {census(comparison.records)}."]
+    for block in comparison.blocks:
+        parts += [
+            f"## {block.corpus}: held-out bits per byte, mean ± standard deviation over seeds",
+            _markdown_table(headings(block, comparison), [quality(row, block) for row in block.rows]),
+            _markdown_table(COST_HEADINGS, [cost(row) for row in block.rows]),
+        ]
+    others = [record for record in comparison.records if record.status != "complete"]
+    if others:
+        parts.append("## Runs not simply complete")
+        parts.append(_markdown_table(["run", "status"], [[f"{r.study}/{r.name}", outcome(r)] for r in others]))
+    cautions = [METHOD.format(level=comparison.level), BUDGETS, *notes(comparison)]
+    parts += ["## Notes", "\n".join(f"- {note}" for note in cautions)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _plain(value: float) -> object:
+    return value if math.isfinite(value) else ""
+
+
+def groups_csv(comparison: Comparison) -> str:
+    """One row a group, plain numbers in base units."""
+    head = ["corpus", "group", "seeds", "runs"]
+    for metric in METRICS:
+        where = "final" if metric == "final" else f"at_equal_{metric}"
+        head += [f"val_bpb_{where}", f"val_bpb_{where}_std"]
+    head += [f"budget_{axis}" for axis in METRICS[1:]]
+    head += ["parameters", "flops_per_token", "tokens_per_second", "peak_memory_bytes"]
+    head += ["reference", "difference", "low", "high", "p_holm", "verdict"]
+    rows: list[list[object]] = [list(head)]
+    for block in comparison.blocks:
+        for row in block.rows:
+            cells: list[object] = [block.corpus, row.label, len(row.group.counted), len(row.group.records)]
+            for metric in METRICS:
+                cells += [_plain(row.mean(metric)), _plain(row.std(metric))]
+            cells += [_plain(block.budgets[axis]) for axis in METRICS[1:]]
+            cells += map(_plain, (row.parameters, row.flops_per_token, row.tokens_per_second, row.peak_memory_bytes))
+            v = row.verdict
+            judged = [_plain(v.difference), _plain(v.low), _plain(v.high), _plain(v.p), v.verdict] if v else [""] * 5
+            rows.append([*cells, block.reference or "", *judged])
+    return _csv(rows)
+
+
+def runs_csv(comparison: Comparison) -> str:
+    """One row a run, in whatever state it is."""
+    place = {
+        record.path: (block.corpus, row.label)
+        for block in comparison.blocks
+        for row in block.rows
+        for record in row.group.records
+    }
+    head = ["study", "run", "status", "reason", "corpus", "group", "seed", "val_bpb", "tokens", "seconds"]
+    head += ["tokens_per_second", "peak_memory_bytes", "parameters", "flops_per_token", "commit", "dirty"]
+    rows: list[list[object]] = [list(head)]
+    for r in comparison.records:
+        seed = "" if r.seed is None else r.seed
+        numbers = [final_value(r), r.number("tokens"), r.number("seconds"), speed(r), r.number("peak_memory_bytes")]
+        numbers += [r.number("parameters"), r.number("flops_per_token")]
+        cells: list[object] = [r.study, r.name, r.status, r.reason, *place.get(r.path, ("", "")), seed]
+        rows.append([*cells, *map(_plain, numbers), r.fact("git", "commit") or "", r.fact("git", "dirty") or ""])
+    return _csv(rows)
+
+
+def pair_rows(block: Block) -> list[list[str]]:
+    """Every pair judged: the two groups, difference, interval, adjusted p and verdict."""
+    return [
+        [
+            v.a,
+            v.b,
+            f"{v.difference:+.4f}",
+            NONE if v.verdict == UNJUDGED else f"{v.low:+.4f} to {v.high:+.4f}",
+            NONE if v.verdict == UNJUDGED else f"{v.p:.2g}",
+            v.verdict,
+        ]
+        for v in block.verdicts
+    ]
