@@ -66,11 +66,12 @@ class Part:
                     sizes.tofile(lengths)
                     lengths_type = sizes.dtype.name
                 text_bytes += bytes_each * len(ids) if sizes is None else int(sizes.sum(dtype=np.int64))
-        lengths_kind = bytes_each if lengths_type is None else lengths_type
+        if lengths_type is None:
+            (self.folder / f"{self.name}.lengths").unlink()
         return {
             "tokens": count,
             "type": np.dtype(self.dtype).name,
-            "lengths": lengths_kind,
+            "lengths": lengths_type or bytes_each,
             "unknown": unknown,
             "text_bytes": text_bytes,
         }
