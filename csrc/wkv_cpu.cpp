@@ -1,6 +1,8 @@
 // The WKV scan on the CPU: one task per sequence and block of channels, walking time in tiles that stay in the L1 cache.
 #include "wkv_cpu.h"
 
+#include <vector>
+
 #include "wkv_math.h"
 
 namespace wkv {
@@ -61,7 +63,7 @@ struct Channels {
     int width;
 
     template <class Number>
-    Channels(const Inputs<Number, typename M::Scalar>& in, int64_t c) {
+    void read(const Inputs<Number, typename M::Scalar>& in, int64_t c) {
         using Scalar = typename M::Scalar;
         width = static_cast<int>(in.C - c < WIDTH<M> ? in.C - c : WIDTH<M>);
         read_row<M>(w, in.w + c, width);
@@ -214,18 +216,23 @@ LANES_INLINE void backward_tile(BlockGrad<M>& g, BlockSums<M>& s, Loaded<M>& til
     }
 }
 
-// Calls block(b, c) for every sequence and every block of channels.
-template <class M, class Block>
-void for_each_block(int64_t B, int64_t C, Parallel parallel, Block block) {
+// Calls walk(n, c, blocks) for runs of neighbouring blocks of channels of one sequence, so that a run reads whole rows.
+template <class M, class Walk>
+void for_each_run(int64_t B, int64_t C, Parallel parallel, Walk walk) {
     struct Work {
-        Block block;
+        Walk walk;
         int64_t blocks;
-    } work = {block, (C + WIDTH<M> - 1) / WIDTH<M>};
+    } work = {walk, (C + WIDTH<M> - 1) / WIDTH<M>};
     parallel(
         B * work.blocks,
         [](int64_t begin, int64_t end, void* context) {
             Work& work = *static_cast<Work*>(context);
-            for (int64_t i = begin; i < end; ++i) work.block(i / work.blocks, i % work.blocks * WIDTH<M>);
+            while (begin < end) {
+                const int64_t n = begin / work.blocks, first = begin % work.blocks;
+                const int64_t count = end - begin < work.blocks - first ? end - begin : work.blocks - first;
+                work.walk(n, first * WIDTH<M>, count);
+                begin += count;
+            }
         },
         &work);
 }
@@ -238,25 +245,38 @@ template <class Number, class Sum>
 void forward(const Inputs<Number, Sum>& in, const Sum* state, Number* y, Sum* state_out, Sum* checkpoints,
              Parallel parallel) {
     using M = MathOf<Sum>;
-    const int64_t tiles = (in.T + CPU_TILE - 1) / CPU_TILE;
-    for_each_block<M>(in.B, in.C, parallel, [=](int64_t n, int64_t c) {
-        const Channels<M> ch(in, c);
+    struct Block {
+        Channels<M> ch;
         BlockSums<M> s;
-        Loaded<M> tile;
-        no_history<M>(s);
-        if (state) read_sums<M>(s, state + n * 3 * in.C + c, in.C, ch.width);
-        for (int64_t i = 0; i < tiles; ++i) {
-            const int steps = steps_of(in.T, i * CPU_TILE);
-            const int64_t offset = (n * in.T + i * CPU_TILE) * in.C + c;
-            if (checkpoints) write_sums<M>(checkpoints + (n * tiles + i) * 3 * in.C + c, s, in.C, ch.width);
-            tile.read(in, offset, steps, ch, s);
-            if (tile.exact)
-                forward_exact<M>(s, tile, steps, ch);
-            else
-                forward_tile<M>(s, tile, steps, ch);
-            for (int t = 0; t < steps; ++t) write_row<M>(y + offset + t * in.C, tile.v[t], ch.width);
+    };
+    const int64_t tiles = (in.T + CPU_TILE - 1) / CPU_TILE;
+    for_each_run<M>(in.B, in.C, parallel, [=](int64_t n, int64_t first, int64_t count) {
+        std::vector<Block> blocks(count);
+        for (int64_t i = 0; i < count; ++i) {
+            Block& block = blocks[i];
+            const int64_t c = first + i * WIDTH<M>;
+            block.ch.read(in, c);
+            no_history<M>(block.s);
+            if (state) read_sums<M>(block.s, state + n * 3 * in.C + c, in.C, block.ch.width);
         }
-        write_sums<M>(state_out + n * 3 * in.C + c, s, in.C, ch.width);
+        Loaded<M> tile;
+        for (int64_t start = 0; start < in.T; start += CPU_TILE) {
+            const int steps = steps_of(in.T, start);
+            for (int64_t i = 0; i < count; ++i) {
+                auto& [ch, s] = blocks[i];
+                const int64_t c = first + i * WIDTH<M>, offset = (n * in.T + start) * in.C + c;
+                if (checkpoints)
+                    write_sums<M>(checkpoints + (n * tiles + start / CPU_TILE) * 3 * in.C + c, s, in.C, ch.width);
+                tile.read(in, offset, steps, ch, s);
+                if (tile.exact)
+                    forward_exact<M>(s, tile, steps, ch);
+                else
+                    forward_tile<M>(s, tile, steps, ch);
+                for (int t = 0; t < steps; ++t) write_row<M>(y + offset + t * in.C, tile.v[t], ch.width);
+            }
+        }
+        for (int64_t i = 0; i < count; ++i)
+            write_sums<M>(state_out + n * 3 * in.C + first + i * WIDTH<M>, blocks[i].s, in.C, blocks[i].ch.width);
     });
 }
 
@@ -265,43 +285,58 @@ void backward(const Inputs<Number, Sum>& in, const Sum* checkpoints, const Numbe
               Number* gk, Number* gv, Sum* gstate_in, Parallel parallel) {
     using M = MathOf<Sum>;
     using F = typename M::F;
+    struct Block {
+        Channels<M> ch;
+        BlockSums<M> s;
+        BlockGrad<M> g;
+    };
     const int64_t tiles = (in.T + CPU_TILE - 1) / CPU_TILE;
-    for_each_block<M>(in.B, in.C, parallel, [=](int64_t n, int64_t c) {
-        const Channels<M> ch(in, c);
-        BlockSums<M> s, end = {};
+    for_each_run<M>(in.B, in.C, parallel, [=](int64_t n, int64_t first, int64_t count) {
+        std::vector<Block> blocks(count);
+        for (int64_t i = 0; i < count; ++i) {
+            blocks[i].ch.read(in, first + i * WIDTH<M>);
+            blocks[i].g = {};
+        }
         Loaded<M> tile;
         Tile<M> gys;
-        BlockGrad<M> g = {};
-        if (gstate) read_sums<M>(end, gstate + n * 3 * in.C + c, in.C, ch.width);
-        for (int64_t i = tiles - 1; i >= 0; --i) {
-            const int steps = steps_of(in.T, i * CPU_TILE);
-            const int64_t offset = (n * in.T + i * CPU_TILE) * in.C + c;
-            read_sums<M>(s, checkpoints + (n * tiles + i) * 3 * in.C + c, in.C, ch.width);
-            tile.read(in, offset, steps, ch, s);
-            if (i == tiles - 1)
-                for (int j = 0; j < VECTORS; ++j)
-                    g.sums[j] = {end[j].a, end[j].b, -tile.last_p[j]};
-            for (int t = 0; t < steps; ++t) read_row<M>(gys[t], gy + offset + t * in.C, ch.width);
-            if (tile.exact)
-                backward_exact<M>(g, s, tile, gys, steps, ch);
-            else
-                backward_tile<M>(g, s, tile, gys, steps, ch);
-            for (int t = 0; t < steps; ++t) {
-                Row<M> raw;
-                read_row<M>(raw, in.k + offset + t * in.C, ch.width);
-                for (int j = 0; j < VECTORS; ++j) tile.k[t][j] = raw[j] > ch.k_max ? F{} : tile.k[t][j];
-                write_row<M>(gk + offset + t * in.C, tile.k[t], ch.width);
-                write_row<M>(gv + offset + t * in.C, tile.v[t], ch.width);
+        for (int64_t start = (tiles - 1) * CPU_TILE; start >= 0; start -= CPU_TILE) {
+            const int steps = steps_of(in.T, start);
+            for (int64_t i = 0; i < count; ++i) {
+                auto& [ch, s, g] = blocks[i];
+                const int64_t c = first + i * WIDTH<M>, offset = (n * in.T + start) * in.C + c;
+                read_sums<M>(s, checkpoints + (n * tiles + start / CPU_TILE) * 3 * in.C + c, in.C, ch.width);
+                tile.read(in, offset, steps, ch, s);
+                if (start + steps == in.T) {
+                    BlockSums<M> end = {};
+                    if (gstate) read_sums<M>(end, gstate + n * 3 * in.C + c, in.C, ch.width);
+                    for (int j = 0; j < VECTORS; ++j) g.sums[j] = {end[j].a, end[j].b, -tile.last_p[j]};
+                }
+                for (int t = 0; t < steps; ++t) read_row<M>(gys[t], gy + offset + t * in.C, ch.width);
+                if (tile.exact)
+                    backward_exact<M>(g, s, tile, gys, steps, ch);
+                else
+                    backward_tile<M>(g, s, tile, gys, steps, ch);
+                for (int t = 0; t < steps; ++t) {
+                    Row<M> raw;
+                    read_row<M>(raw, in.k + offset + t * in.C, ch.width);
+                    for (int j = 0; j < VECTORS; ++j) tile.k[t][j] = raw[j] > ch.k_max ? F{} : tile.k[t][j];
+                    write_row<M>(gk + offset + t * in.C, tile.k[t], ch.width);
+                    write_row<M>(gv + offset + t * in.C, tile.v[t], ch.width);
+                }
             }
         }
-        read_sums<M>(s, checkpoints + n * tiles * 3 * in.C + c, in.C, ch.width);
-        for (int j = 0; j < VECTORS; ++j) {
-            const F lift = M::exp(g.sums[j].z + s[j].p), ga = g.sums[j].a * lift, gb = g.sums[j].b * lift;
-            s[j] = {ga, gb, ga * s[j].a + gb * s[j].b};
+        for (int64_t i = 0; i < count; ++i) {
+            auto& [ch, s, g] = blocks[i];
+            const int64_t c = first + i * WIDTH<M>;
+            read_sums<M>(s, checkpoints + n * tiles * 3 * in.C + c, in.C, ch.width);
+            for (int j = 0; j < VECTORS; ++j) {
+                const F lift = M::exp(g.sums[j].z + s[j].p), ga = g.sums[j].a * lift, gb = g.sums[j].b * lift;
+                s[j] = {ga, gb, ga * s[j].a + gb * s[j].b};
+            }
+            write_sums<M>(gstate_in + n * 3 * in.C + c, s, in.C, ch.width);
+            write_row<M>(gw + n * in.C + c, g.w, ch.width);
+            write_row<M>(gu + n * in.C + c, g.u, ch.width);
         }
-        write_sums<M>(gstate_in + n * 3 * in.C + c, s, in.C, ch.width);
-        write_row<M>(gw + n * in.C + c, g.w, ch.width);
-        write_row<M>(gu + n * in.C + c, g.u, ch.width);
     });
 }
 
