@@ -5,13 +5,15 @@ The registry and the configurations import no torch; the functions below do so w
 
 from typing import TYPE_CHECKING, Any
 
+from rwkv_lab.models.config import check
+
 if TYPE_CHECKING:
     from rwkv_lab.models.factory import build
     from rwkv_lab.models.flops import flops_per_token
     from rwkv_lab.models.lm import decay_parameters
     from rwkv_lab.models.weights import initialise_from, load, save
 
-__all__ = ["build", "decay_parameters", "flops_per_token", "initialise_from", "load", "save"]
+__all__ = ["build", "check", "decay_parameters", "flops_per_token", "initialise_from", "load", "save"]
 
 _HOME = {"build": "factory", "flops_per_token": "flops", "decay_parameters": "lm"}
 
