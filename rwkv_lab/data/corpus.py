@@ -43,7 +43,9 @@ def load(data: DataConfig, tokenizer: TokenizerConfig, stored: Tokenizer | None 
     check(data, tokenizer)
     cache = cache_dir(data)
     sources = locate_ids(data, cache) if data.name == "npy" else locate(data, cache)
-    key = _key(sources, stored.to_json() if stored else _description(tokenizer))
+    key = _key(sources, _description(tokenizer))
+    if stored is not None and not _holds(cache, key, stored):
+        key = _key(sources, stored.to_json())
     folder, meta = entry(cache, key, lambda partial: _build(partial, data, sources, tokenizer, stored))
     splits = {name: open_split(folder, name, meta) for name in PARTS}
     if splits["train"] is None:
@@ -106,6 +108,11 @@ def _key(sources: Sources, tokenizer: str) -> str:
         for name, segments in sources.parts.items()
     }
     return text_sha256(json.dumps([parts, tokenizer], sort_keys=True).encode())[:24]
+
+
+def _holds(cache: Path, key: str, tokenizer: Tokenizer) -> bool:
+    file = cache / "tokens" / key / "tokenizer.json"
+    return file.is_file() and file.read_text(encoding="utf-8") == tokenizer.to_json()
 
 
 def _build(
