@@ -1,0 +1,48 @@
+"""The Multi-Power Law: every change of the rate pays off as a power of the learning still to come.
+
+    L = L0 + A S^-a + B sum_k (eta_k - eta_{k-1}) (1 - (1 + C eta_k^-g (S_t - S_{k-1}))^-b)
+
+Luo et al. 2025, arXiv 2503.12811. Summed over blocks of 64 updates with each block's change placed at its own centre.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from analysis.laws.law import Law, Nonlinear
+from analysis.path import Path
+
+
+def change_gain(path: Path, C: float, g: float, b: float) -> np.ndarray:
+    """``[n]`` the sum over the changes of the rate, at the path's states; negative where the rate fell."""
+    blocks = path.blocks
+    changed = np.flatnonzero(blocks.change)
+    since = np.maximum(path.S[:, None] - blocks.change_S[changed], 0.0)  # [n, M]
+    speed = C * blocks.change_rate[changed] ** -g
+    return -np.expm1(-b * np.log1p(speed * since)) @ blocks.change[changed]
+
+
+def columns(path: Path, nonlinear: Mapping[str, float]) -> np.ndarray:
+    gain = change_gain(path, nonlinear["C"], nonlinear["g"], nonlinear["b"])
+    return np.stack([np.ones(len(path.at)), path.S ** -nonlinear["a"], gain], axis=1)
+
+
+def nonlinear(eta_max: float) -> tuple[Nonlinear, ...]:
+    usual_speed = 1 / (200 * eta_max) * eta_max**0.5
+    return (
+        Nonlinear("a", 0.02, 4.0, usual=0.5, spread=0.7, starts=(0.2,)),
+        Nonlinear("C", usual_speed * 1e-3, usual_speed * 1e3, usual=usual_speed, spread=2.0),
+        Nonlinear("g", 0.01, 2.0, usual=0.5, spread=0.5),
+        Nonlinear("b", 0.02, 5.0, usual=0.5, spread=0.7),
+    )
+
+
+LAW = Law(
+    name="multi_power",
+    formula="L = L0 + A S^-a + B sum_k (eta_k - eta_{k-1}) (1 - (1 + C eta_k^-g (S_t - S_{k-1}))^-b)",
+    source="Luo et al. 2025, arXiv 2503.12811",
+    linear=("L0", "A", "B"),
+    nonlinear=nonlinear,
+    columns=columns,
+    blocked=True,
+)

@@ -1,0 +1,98 @@
+"""What the laws read off a schedule: rates, their running sums and the blocks that stand for many updates.
+
+State t is the model before update t, so it has seen updates 0..t-1; a schedule of T updates has states 0..T. A loss
+logged at step i belongs to state i, and a loss measured after the last update to state T.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+BLOCK = 64
+
+
+def warmup_steps(eta: np.ndarray) -> int:
+    """How many updates the rising prefix of ``eta`` takes: the index of the first update that is not below the next."""
+    rising = np.diff(eta) > 0
+    return int(len(rising) if rising.all() else np.argmin(rising))
+
+
+def recurrence(decay: np.ndarray, drive: np.ndarray) -> np.ndarray:
+    """States ``[T+1]`` of ``x[t+1] = decay[t] x[t] + drive[t]`` from ``x[0] = 0``, by a triangular solve."""
+    from scipy.linalg.lapack import dtbtrs
+
+    n = len(drive)
+    if n == 0:
+        return np.zeros(1)
+    band = np.ones((2, n), order="F")
+    band[1, :-1] = -decay[1:]
+    solution, _ = dtbtrs(band, np.asarray(drive, dtype=float)[:, None], uplo="L", diag="U")
+    return np.concatenate([[0.0], solution[:, 0]])
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Runs of up to ``BLOCK`` updates as one: state edges ``[M+1]`` and per-block numbers ``[M]``."""
+
+    S: np.ndarray  # [M+1] sum of rates at the edges
+    rate: np.ndarray  # [M] mean rate
+    change: np.ndarray  # [M] sum of eta[k] - eta[k-1], zero during warm-up
+    change_S: np.ndarray  # [M] sum of rates where that change happens, weighted by its size
+    change_rate: np.ndarray  # [M] rate after the change, weighted by its size
+
+
+@dataclass(frozen=True)
+class Path:
+    """A schedule ``eta [T]`` seen at the states ``at [n]`` (rising, from 0 to T).
+
+    ``reference`` is the rate from which annealing is credited, the highest of the runs compared; 0 means this run's own
+    peak. A run that peaks lower counts as one that fell from the reference when its warm-up ended.
+    """
+
+    eta: np.ndarray
+    at: np.ndarray
+    reference: float = 0.0
+
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """``[T+1]`` sum of the rates before every state."""
+        return np.concatenate([[0.0], np.cumsum(self.eta)])
+
+    @cached_property
+    def S(self) -> np.ndarray:
+        """``[n]`` sum of the rates before the states ``at``; at least the first rate, so that powers stay finite."""
+        smallest = self.eta[np.argmax(self.eta > 0)]
+        return np.maximum(self.sums[self.at], smallest)
+
+    @cached_property
+    def warmup(self) -> int:
+        return warmup_steps(self.eta)
+
+    @cached_property
+    def changes(self) -> np.ndarray:
+        """``[T]`` eta[k] - eta[k-1]; nothing during warm-up, for rising at first gives no annealing credit."""
+        change = np.diff(self.eta, prepend=self.eta[0])
+        change[: self.warmup + 1] = 0.0
+        if self.reference:
+            change[self.warmup] = self.eta[self.warmup] - self.reference
+        return change
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        edges = np.unique(np.append(np.arange(0, len(self.eta), BLOCK), len(self.eta)))
+        first = edges[:-1]
+        length = np.diff(edges)
+        size = np.abs(self.changes)
+        weight = np.add.reduceat(size, first)
+        centre = np.where(weight > 0, weight, 1.0)
+        floor = 1e-9 * self.eta.max()
+        return Blocks(
+            S=self.sums[edges],
+            rate=np.add.reduceat(self.eta, first) / length,
+            change=np.add.reduceat(self.changes, first),
+            change_S=np.where(weight > 0, np.add.reduceat(size * self.sums[:-1], first) / centre, self.sums[first]),
+            change_rate=np.maximum(
+                np.where(weight > 0, np.add.reduceat(size * self.eta, first) / centre, self.eta[first]), floor
+            ),
+        )
