@@ -33,6 +33,4 @@ class StudySweeperConfig:
     params: dict[str, Any] | None = field(default_factory=dict)  # a study's own sweep, as on the command line
 
 
-ConfigStore.instance().store(
-    group="hydra/sweeper", name="study", node=StudySweeperConfig, provider="rwkv_lab"
-)
+ConfigStore.instance().store(group="hydra/sweeper", name="study", node=StudySweeperConfig, provider="rwkv_lab")

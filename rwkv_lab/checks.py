@@ -9,10 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rwkv_lab import data, models
+from rwkv_lab import data
 from rwkv_lab.config import GROUPS, SCHEDULE_SCHEMAS, Config, schema_of
 from rwkv_lab.data import config as data_config
 from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.models import config as model_config
 from rwkv_lab.models.registry import MODELS
 from rwkv_lab.training import schedules
 
@@ -50,7 +51,7 @@ def check(composed: DictConfig) -> Config:
     _choice("tracker.name", config.tracker.name, ("wandb", "none"))
     _choice("tracker.mode", config.tracker.mode, ("offline", "online", "disabled"))
     _choice("ops.backend", config.ops.backend, ("auto", "native", "reference"))
-    models.check(config.model)
+    model_config.check(config.model)
     data_config.check(config.data, config.tokenizer)
     return config
 
@@ -90,13 +91,11 @@ def _typed(group: str, content: Any) -> Any:
 
 
 def _merge(prefix: str, schema: DictConfig, content: dict) -> DictConfig:
+    known = [str(name) for name in schema]
     for key in content:
-        if key not in schema:
-            known = [str(name) for name in schema]
+        if key not in known:
             place = f"{prefix[:-1]} '{content['name']}'" if content.get("name") else prefix[:-1] or "the top level"
-            raise Mistake(
-                f"{prefix}{key} is unknown{nearest(str(key), known)}: {place} has {', '.join(map(str, known))}"
-            )
+            raise Mistake(f"{prefix}{key} is unknown{nearest(str(key), known)}: {place} has {', '.join(known)}")
     merged = schema
     for key, value in content.items():
         try:

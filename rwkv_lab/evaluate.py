@@ -188,6 +188,7 @@ def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
 
     Raises ``Mistake`` when the run has no weights yet, or its corpus no such split."""
     import torch
+
     from rwkv_lab import data, models, runs
 
     run = runs.load(path)

@@ -16,7 +16,7 @@ from rwkv_lab.runs import provenance
 from rwkv_lab.runs.claim import Claim, claim
 from rwkv_lab.runs.identity import run_name
 
-COMPLETE, FAILED, STOPPED = 0, 1, 130
+COMPLETE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 130
 SETTINGS_OF_THE_CALL = ("rerun", "dry_run")
 
 
@@ -40,7 +40,12 @@ class Outcome:
         overrides = list(hydra_config.overrides.task)
         if hydra_config.mode == RunMode.MULTIRUN:
             return sweep.run_in_child(composed, hydra_config)
-        self.exit_code, loss = run_here(composed, overrides)
+        try:
+            self.exit_code, loss = run_here(composed, overrides)
+        except Mistake as mistake:
+            # Hydra would announce an exception with lines of its own.
+            print(f"error: {mistake}", file=sys.stderr)
+            self.exit_code, loss = MISTAKE, float("inf")
         return loss
 
 

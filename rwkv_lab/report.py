@@ -23,9 +23,8 @@ def complete(path: Path, manifest: dict[str, Any], again: bool) -> None:
     sample = path / "sample.txt"
     if sample.exists():
         say("\nsample " + "-" * 60 + "\n" + sample.read_text(errors="replace").strip("\n") + "\n" + "-" * 67)
-    say(
-        f"val_loss {result['val_loss']:.4f} nats/token   val_bpb {_bpb(result['val_bpb'])} bits/byte   ({result['eval']})"
-    )
+    bpb = _bpb(result["val_bpb"])
+    say(f"val_loss {result['val_loss']:.4f} nats/token   val_bpb {bpb} bits/byte   ({result['eval']})")
     say(
         f"train_loss {result['train_loss']:.4f}   {count(manifest['tokens'])} tokens in {duration(manifest['seconds'])}"
         f"   {count(result['tokens_per_second'])} tokens/s"

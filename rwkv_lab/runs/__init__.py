@@ -1,4 +1,4 @@
-"""Run directories as others read them: find runs, their status, manifest, configuration and metrics. Imports no torch."""
+"""Run directories as others read them: status, manifest, configuration, metrics. Imports no torch."""
 
 import json
 from collections.abc import Iterator

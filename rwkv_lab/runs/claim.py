@@ -34,8 +34,8 @@ class Claim:
 def claim(path: Path, rerun: bool) -> Claim:
     """Claims the run directory ``path``, made where it is missing.
 
-    complete: nothing to do. busy: another process has it. fresh or resume: locked for this process; ``rerun`` empties the
-    directory first. A Mistake where the directory cannot be written.
+    complete: nothing to do. busy: another process has it. fresh or resume: locked for this process; ``rerun`` empties
+    the directory first. A Mistake where the directory cannot be written.
     """
     if is_run(path) and not rerun and Run(path).status == "complete":
         return Claim(path, "complete", Run(path).manifest)

@@ -1,4 +1,4 @@
-"""Several processes on one run under torchrun: plain torch.distributed, data parallel. One process is the plain case."""
+"""Several processes on one run under torchrun: plain torch.distributed, data parallel; one process without it."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext

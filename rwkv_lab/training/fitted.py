@@ -42,7 +42,8 @@ def read_proposal(path: str | Path) -> Proposal:
             kind=str(proposal["kind"]),
         )
     except (KeyError, TypeError, ValueError):
-        raise Mistake(f"schedule.fit={path} holds no proposed schedule: make one with 'python -m analysis fit'") from None
+        make = "make one with 'python -m analysis fit'"
+        raise Mistake(f"schedule.fit={path} holds no proposed schedule: {make}") from None
     if not read.rates or not all(math.isfinite(rate) and rate >= 0 for rate in read.rates):
         raise Mistake(f"schedule.fit={path} has rates that are missing, negative or no numbers")
     return read

@@ -96,8 +96,8 @@ def piecewise(
 ) -> float:
     """Stages ``(until, lr, shape)``: up to the fraction ``until`` of the run the rate goes to ``lr`` by ``shape``.
 
-    The first stage starts from ``lr_init``, each later one from the rate its predecessor ended with. ``until`` must rise
-    to 1; a ``constant`` stage holds ``lr`` throughout.
+    The first stage starts from ``lr_init``, each later one from the rate its predecessor ended with. ``until`` must
+    rise to 1; a ``constant`` stage holds ``lr`` throughout.
     """
     rising = _warmup(step, lr_init, warmup_steps)
     if rising is not None:

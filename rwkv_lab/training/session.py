@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import torch

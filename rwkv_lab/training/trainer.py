@@ -64,7 +64,8 @@ def batch(training: Training, step: int, micro: int) -> tuple[torch.Tensor, torc
     """Inputs and targets [b,T] of one micro-batch on this rank: a pure function of seed, step, micro and rank."""
     trainer = training.config.trainer
     size = trainer.batch_size // (trainer.accumulate * training.world.size)
-    first = (0 if trainer.overfit else step * trainer.batch_size) + (micro * training.world.size + training.world.rank) * size
+    first = 0 if trainer.overfit else step * trainer.batch_size
+    first += (micro * training.world.size + training.world.rank) * size
     tokens = training.corpus.train.tokens
     starts = sampling.offsets(
         training.config.data.order, len(tokens), training.ctx_len, training.config.seed, first, size
