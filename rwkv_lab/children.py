@@ -22,9 +22,9 @@ def _end_with_parent() -> None:
 def run_child(command: Sequence[str], jobs_at_once: int, quiet: bool) -> int:
     """Runs ``command`` and returns its exit code, negative for the signal that ended it.
 
-    The child shares the machine with ``jobs_at_once - 1`` others, so it gets that share of the cores. Ctrl-C reaches
-    the child from the terminal; SIGTERM is passed on; either way the child may finish saving. A quiet child shows errors
-    only.
+    The child shares the machine with ``jobs_at_once - 1`` others, so it gets that share of the cores. Ctrl-C
+    reaches the child from the terminal; SIGTERM is passed on; either way the child may finish saving. A quiet child
+    shows errors only.
     """
     environment = dict(os.environ)
     if jobs_at_once > 1:

@@ -1,8 +1,8 @@
 """The schema of every configuration group: types, defaults and meaning.
 
 The dataclasses of models and data live beside what they configure (``models/config.py``, ``data/config.py``); this
-module registers all of them with Hydra. A field marked ``identity=False`` cannot change a run's result and is left out of its
-identity. A new field's default must mean "as before", because None and False are left out too. Imports no torch.
+module registers all of them with Hydra. A field marked ``identity=False`` cannot change a run's result and is left out
+of its identity. A new field's default must mean "as before", because None and False are left out too. Imports no torch.
 """
 
 from dataclasses import dataclass, field

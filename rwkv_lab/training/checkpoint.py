@@ -1,7 +1,8 @@
 """Checkpoints: model, optimiser, progress and random states in two files, each written atomically.
 
 ``step-N.safetensors`` holds tensors only, so reading one executes nothing; ``step-N.json`` is written after it and
-carries the progress and the sha256 of the tensors. A checkpoint without its JSON, or whose hash differs, does not count.
+carries the progress and the sha256 of the tensors. A checkpoint without its JSON, or whose hash differs, does not
+count.
 """
 
 import hashlib

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from rwkv_lab import inference
 from rwkv_lab.evaluate import evaluate_sliding as evaluate_full
 from rwkv_lab.paths import write_atomic
 from rwkv_lab.training.trainer import Row, Training
@@ -40,8 +41,6 @@ def sample(training: Training) -> str:
     tokenizer = training.corpus.tokenizer
     generator = torch.Generator(training.resolved.device).manual_seed(training.config.seed)
     with training.resolved.autocast():
-        from rwkv_lab import inference
-
         ids = inference.generate(
             training.model,
             tokenizer.encode("\n").tolist(),
