@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, the folder of a study, or runs/ itself")
     parser.add_argument("--out", metavar="DIR", help="where the files go (default: compare/ in the study's folder)")
     parser.add_argument("--baseline", metavar="GROUP", help="judge every group against this one, not every pair")
-    parser.add_argument("--level", type=probability, default=LEVEL, help="adjusted p below which a difference exceeds the noise")
+    parser.add_argument(
+        "--level", type=probability, default=LEVEL, help="adjusted p below which a difference exceeds the noise"
+    )
     for axis, what in (("tokens", "training tokens"), ("seconds", "training seconds"), ("flops", "training FLOPs")):
         parser.add_argument(
             f"--at-{axis}",

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 
 from analysis.comparison.collect import Record
-from analysis.comparison.curves import AXES, band, binned
-from analysis.comparison.figures import PANELS, unit_of, upper_limit
+from analysis.comparison.curves import AXES, axis_values, band, binned
+from analysis.comparison.figures import PANELS, loss_limits, unit_of
 from analysis.comparison.style import Style, style
 from analysis.comparison.summary import Block, Row
 
-LARGEST = 14_000  # points of all runs' curves of one kind together: what keeps a page of 100 runs below 3 MB
+LARGEST = 10_000  # points of all runs' curves of one kind together: what keeps a page of 100 runs below 3 MB
 MARKS = 7
+NOISY = 80  # points of a training loss: each the mean of enough rows to see past their noise
 
 
 def points_for(runs: int) -> int:
     """Points of one curve, fewer where there are many runs."""
-    return int(np.clip(LARGEST // max(1, runs), 60, 300))
+    return int(np.clip(LARGEST // max(1, runs), 60, 200))
 
 
 def compact(values: np.ndarray) -> np.ndarray:
@@ -33,15 +34,11 @@ def scales(block: Block) -> dict[str, tuple[float, float, str]]:
     """For each axis ``(divisor, end, label)``: the end in units of the label."""
     found = {}
     for axis in AXES:
-        ends = [
-            float(x[-1])
-            for row in block.rows
-            for record in row.group.records
-            for column, _ in (*PANELS, ("lr", ""))
-            if len(x := binned(record, axis, column, 2)[0])
-        ]
-        divisor, label = unit_of(axis, max(ends, default=1.0))
-        found[axis] = (divisor, max(ends, default=1.0) / divisor, label)
+        spent = [axis_values(record, axis) for row in block.rows for record in row.group.records]
+        known = np.concatenate([np.ones(0), *spent])
+        end = float(np.max(known, initial=0.0, where=np.isfinite(known))) or 1.0
+        divisor, label = unit_of(axis, end)
+        found[axis] = (divisor, end / divisor, label)
     return found
 
 
@@ -66,9 +63,11 @@ def run_lines(records: Sequence[Record], column: str, points: int, divisors: dic
     return {name: compact(np.concatenate(parts)) if parts else compact(np.empty(0)) for name, parts in columns.items()}
 
 
-def mean_lines(records: Sequence[Record], column: str, points: int, divisors: dict[str, float]) -> dict[str, np.ndarray]:
+def mean_lines(
+    records: Sequence[Record], column: str, points: int, divisors: dict[str, float]
+) -> dict[str, np.ndarray]:
     """For each axis the mean curve ``m_`` and its band ``lo_``, ``hi_`` on ``x_``; NaN past the shorter ones' ends."""
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for axis in AXES:
         mean = band(records, axis, column, points)
         x, m, s = (mean.x, mean.mean, mean.std) if mean else (np.empty(0),) * 3
@@ -86,15 +85,15 @@ def _blank(label: str, x_label: str, x_end: float, y: tuple[float, float], block
     from bokeh.models import Range1d
     from bokeh.plotting import figure
 
-    fig = figure(
+    fig: Any = figure(
         height=360,
         sizing_mode="stretch_width",
         tools="pan,box_zoom,wheel_zoom,reset,save",
         active_drag="box_zoom",
         active_scroll=None,
         toolbar_location="above",
-        x_range=Range1d(-0.01 * x_end, 1.02 * x_end),
-        y_range=Range1d(*y),
+        x_range=Range1d(start=-0.01 * x_end, end=1.02 * x_end),
+        y_range=Range1d(start=y[0], end=y[1]),
         x_axis_label=x_label,
         y_axis_label=label,
         tags=["curves", block],
@@ -157,14 +156,12 @@ def _draw(fig: Any, row: Row, index: int, column: str, points: int, divisors: di
 
 
 def _limits(block: Block, column: str) -> tuple[float, float]:
-    curves = [y for row in block.rows for r in row.group.records if len(y := binned(r, "tokens", column, 200)[1])]
-    if not curves:
-        return (0.0, 1.0)
-    low = min(float(np.min(y)) for y in curves)
+    """The first view of the y axis."""
+    curves = [binned(record, "tokens", column, 200) for row in block.rows for record in row.group.records]
+    known = [(x, y) for x, y in curves if len(x)]
     if column == "lr":
-        return (0.0, 1.05 * max(float(np.max(y)) for y in curves) or 1.0)
-    top = upper_limit(curves, [low], [float(y[-1]) for y in curves])
-    return (low - 0.04 * (top - low or 1.0), top if top > low else low + 1.0)
+        return (0.0, 1.05 * max((float(np.max(y)) for _, y in known), default=0.0) or 1.0)
+    return loss_limits(known) or (0.0, 1.0)
 
 
 def curve_chart(block: Block, number: int, column: str, label: str, points: int) -> Any:
@@ -183,22 +180,25 @@ def final_chart(block: Block, number: int) -> Any:
     from bokeh.plotting import figure
 
     rows = [(index, row) for index, row in enumerate(block.rows) if row.values["final"]]
-    fig = figure(
-        height=90 + 26 * max(2, len(rows)),
+    fig: Any = figure(
+        height=110 + 26 * max(2, len(rows)),
         sizing_mode="stretch_width",
         tools="pan,box_zoom,reset,save",
         active_drag=None,
-        y_range=Range1d(len(rows) - 0.4, -0.6),
+        toolbar_location="above",
+        y_range=Range1d(start=len(rows) - 0.4, end=-0.6),
         x_axis_label="final held-out loss (bits per byte)",
         tags=["final", number],
     )
-    dots = []
+    dots: list[Any] = []
     for place, (index, row) in enumerate(rows):
         look, values, mean = style(index), row.values["final"], row.mean("final")
         std = row.std("final") if len(values) > 1 else 0.0
-        fig.segment([mean - std], [place], [mean + std], [place], line_color=look.colour, line_width=2, tags=["final", index])
-        fig.scatter(values, [place] * len(values), marker="dash", angle=np.pi / 2, size=14, line_color=look.colour,
-                    line_width=1.5, tags=["final", index])  # fmt: skip
+        fig.segment(
+            [mean - std], [place], [mean + std], [place], line_color=look.colour, line_width=2, tags=["final", index]
+        )
+        fig.scatter(values, [place + 0.3] * len(values), size=4, line_color=look.colour, fill_color="white",
+                    tags=["final", index])  # fmt: skip
         source = ColumnDataSource({"x": [mean], "y": [place], "sd": [f"{std:.4f}" if len(values) > 1 else "one seed"]})
         dots.append(fig.scatter("x", "y", source=source, marker=look.bokeh_marker, size=10, color=look.colour,
                                 name=row.label, tags=["final", index]))  # fmt: skip
@@ -218,11 +218,15 @@ def shortened(label: str, longest: int = 26) -> str:
 
 def charts(block: Block, number: int, runs: int) -> dict[str, Any]:
     """Every chart of a block by name; ``runs`` of the whole page set how fine the curves are."""
+    from bokeh.models import PrintfTickFormatter
+
     points = points_for(runs)
     (quality, quality_label), (training, training_label) = PANELS
+    rates = curve_chart(block, number, "lr", "learning rate", min(points, 150))
+    rates.yaxis.formatter = PrintfTickFormatter(format="%.3g")
     return {
         f"final{number}": final_chart(block, number),
         f"bpb{number}": curve_chart(block, number, quality, quality_label, points),
-        f"loss{number}": curve_chart(block, number, training, training_label, points),
-        f"lr{number}": curve_chart(block, number, "lr", "learning rate", min(points, 150)),
+        f"loss{number}": curve_chart(block, number, training, training_label, min(points, NOISY)),
+        f"lr{number}": rates,
     }

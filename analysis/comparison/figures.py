@@ -10,14 +10,23 @@ from analysis.comparison.style import style
 from analysis.comparison.summary import Block, Comparison
 from rwkv_lab.errors import Mistake
 
-POINTS = 200
+POINTS = {"val_bpb": 200, "train_loss": 80}  # a training loss needs wider means to show past its noise
 PANELS = (("val_bpb", "held-out loss (bits per byte)"), ("train_loss", "training loss (nats per token)"))
 UNITS: dict[str, tuple[tuple[float, str], ...]] = {
-    "tokens": ((1e9, "training tokens (billions)"), (1e6, "training tokens (millions)"), (1e3, "training tokens (thousands)")),
+    "tokens": (
+        (1e9, "training tokens (billions)"),
+        (1e6, "training tokens (millions)"),
+        (1e3, "training tokens (thousands)"),
+    ),
     "seconds": ((3600, "training time (hours)"), (60, "training time (minutes)"), (1, "training time (seconds)")),
-    "flops": ((1e18, "training compute (EFLOP)"), (1e15, "training compute (PFLOP)"), (1e12, "training compute (TFLOP)"), (1e9, "training compute (GFLOP)")),
+    "flops": (
+        (1e18, "training compute (EFLOP)"),
+        (1e15, "training compute (PFLOP)"),
+        (1e12, "training compute (TFLOP)"),
+        (1e9, "training compute (GFLOP)"),
+    ),
 }
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,44 +45,45 @@ RC = {
 def unit_of(axis: str, largest: float) -> tuple[float, str]:
     """``(divisor, label)`` that makes numbers up to ``largest`` easy to read."""
     units = UNITS[axis]
-    return next((unit for unit in units if largest >= 2 * unit[0]), units[-1])
+    return next((unit for unit in units if largest >= unit[0]), units[-1])
 
 
-def upper_limit(starts: list[np.ndarray], lows: list[float], highs: list[float]) -> float:
-    """The top of a loss axis that leaves out the steep start: the worst curve at a tenth of its length."""
-    early = [float(y[min(len(y) - 1, max(1, len(y) // 10))]) for y in starts if len(y)]
-    top, bottom = max([*early, *highs]), min(lows)
-    return top + 0.05 * (top - bottom)
+def loss_limits(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float] | None:
+    """The range of a loss axis that leaves out the steep start, a sixth of the run; None without any curve."""
+    end = max((x[-1] for x, _ in curves), default=0.0)
+    late = [np.interp(np.linspace(max(x[0], end / 6), x[-1], 50), x, y) for x, y in curves if x[-1] >= end / 6]
+    if not late:
+        return None
+    low, high = min(map(np.min, late)), max(map(np.max, late))
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return float(low - margin), float(high + margin)
 
 
 def _panel(ax: Any, block: Block, axis: str, column: str) -> None:
-    drawn, ends = [], []
+    drawn: list[tuple[np.ndarray, np.ndarray]] = []
     for index, row in enumerate(block.rows):
         look = style(index)
         for record in row.group.unfinished:
-            x, y = binned(record, axis, column, POINTS)
+            x, y = binned(record, axis, column, POINTS[column])
             ax.plot(x, y, ":", color=look.colour, linewidth=0.9)
-            drawn += [y] * (len(x) > 1)
-        mean = band(row.group.counted, axis, column, POINTS)
+            drawn += [(x, y)] * (len(x) > 0)
+        mean = band(row.group.counted, axis, column, POINTS[column])
         if mean is None:
             continue
         every = max(1, len(mean.x) // 6)
         ax.plot(mean.x, mean.mean, look.mpl_dash, color=look.colour, linewidth=1.4, label=row.label,
                 marker=look.mpl_marker, markersize=4.5, markevery=(index % every, every))  # fmt: skip
         if mean.n > 1:
-            ax.fill_between(mean.x, mean.mean - mean.std, mean.mean + mean.std, color=look.colour, alpha=0.2, linewidth=0)
-        drawn.append(mean.mean)
-        ends.append(float(mean.mean[-1]))
-    largest = max((line.get_xdata()[-1] for line in ax.lines if len(line.get_xdata())), default=1.0)
-    scale, label = unit_of(axis, largest)
+            ax.fill_between(
+                mean.x, mean.mean - mean.std, mean.mean + mean.std, color=look.colour, alpha=0.2, linewidth=0
+            )
+        drawn.append((mean.x, mean.mean))
+    scale, label = unit_of(axis, max((x[-1] for x, _ in drawn), default=1.0))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
     ax.set_xlabel(label)
-    finite = [y for y in drawn if len(y)]
-    if finite:
-        lows = [float(np.min(y)) for y in finite]
-        top = upper_limit(finite, lows, [float(y[-1]) for y in finite])
-        if top > min(lows):
-            ax.set_ylim(min(lows) - 0.04 * (top - min(lows)), top)
+    limits = loss_limits(drawn)
+    if limits:
+        ax.set_ylim(*limits)
 
 
 def loss_figure(block: Block, axis: str) -> Any:
@@ -104,7 +114,7 @@ def final_figure(block: Block) -> Any:
         if not values:
             continue
         place, look = rows.index(row), style(index)
-        ax.plot(values, [place] * len(values), "|", color=look.colour, markersize=9, alpha=0.8)
+        ax.plot(values, [place + 0.28] * len(values), "o", color=look.colour, markersize=2.8, markerfacecolor="white")
         error = row.std("final") if len(values) > 1 else 0.0
         ax.errorbar(row.mean("final"), place, xerr=error or None, fmt=look.mpl_marker, color=look.colour, capsize=3)
     ax.set_yticks(range(len(rows)), [row.label for row in rows])

@@ -48,10 +48,10 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def ignored(config: Mapping[str, Any]) -> set[str]:
-    """Dotted keys that are no part of what is compared: the seed, and all that the schema says cannot change a result."""
+    """Dotted keys that are not compared: the seed, and all that by the schema cannot change a result."""
     keys = {"seed"} | {f.name for f in dataclasses.fields(Config) if not f.metadata.get("identity", True)}
     for group in GROUPS:
-        section = config.get(group)
+        section: Any = config.get(group)
         try:
             schema = schema_of(group, section["name"] if group in ("model", "schedule") else "")
         except (KeyError, TypeError):

@@ -1,10 +1,10 @@
 """Which differences between groups exceed the seed noise.
 
-Welch's t-test for every pair of groups, the p-values adjusted by Holm's method over all pairs judged. Welch's test takes
-the spread of each group from its own seeds, as one configuration may be steadier than another; it is not paired, as a
-seed shared by two architectures draws different weights and makes their results no more alike. Holm's adjustment holds
-whichever pair one looks at afterwards, the best against the second best included. A group of one seed has no spread
-of its own and is not judged: its noise is unknown, not zero.
+Welch's t-test for every pair of groups, the p-values adjusted by Holm's method over all pairs judged. Welch's test
+takes the spread of each group from its own seeds, as one configuration may be steadier than another; it is not paired,
+as a seed shared by two architectures draws different weights and makes their results no more alike. Holm's adjustment
+holds whichever pair one looks at afterwards, the best against the second best included. A group of one seed has no
+spread of its own and is not judged: its noise is unknown, not zero.
 
 Sources: Welch 1947 (Biometrika 34, 28-35); Satterthwaite 1946; Holm 1979 (Scand. J. Statist. 6, 65-70).
 """
@@ -63,7 +63,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
 def judge(samples: Mapping[str, Sequence[float]], baseline: str | None = None, level: float = 0.05) -> list[Verdict]:
     """The verdict on every pair of groups with a value, or on every group against ``baseline`` alone.
 
-    ``samples`` maps a group to its values, one a seed. A difference is beyond noise where the adjusted p is below ``level``.
+    ``samples`` maps a group to its values, one a seed. Beyond noise: an adjusted p below ``level``.
     """
     known = {name: values for name, values in samples.items() if len(values)}
     if baseline is None:

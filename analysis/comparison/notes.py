@@ -72,9 +72,7 @@ def _about_measures(records: Sequence[Record]) -> Iterator[str]:
 
 def _about_block(block: Block) -> Iterator[str]:
     where = f"On {block.corpus}"
-    repeated = [
-        row.label for row in block.rows if sum(r.finished for r in row.group.records) > len(row.group.counted)
-    ]
+    repeated = [row.label for row in block.rows if sum(r.finished for r in row.group.records) > len(row.group.counted)]
     if repeated:
         yield f"{where}, a seed was trained more than once and counts once: {', '.join(repeated)}."
     single = [row.label for row in block.rows if len(row.values["final"]) == 1]

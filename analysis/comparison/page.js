@@ -70,6 +70,13 @@ for (const controls of document.querySelectorAll(".controls")) {
     choice.addEventListener("change", () => against(Number(controls.dataset.block), choice.value));
 }
 
+function toolbars(visible) {
+  for (const doc of window.Bokeh?.documents ?? []) for (const figure of doc.roots()) figure.toolbar.visible = visible;
+}
+
+window.addEventListener("beforeprint", () => toolbars(false));
+window.addEventListener("afterprint", () => toolbars(true));
+
 // A finger on a chart must scroll the page, so dragging zooms only where there is a mouse.
 if (window.matchMedia("(pointer: coarse)").matches) {
   const still = setInterval(() => {

@@ -17,7 +17,7 @@ from analysis.comparison.collect import Record
 from analysis.comparison.grouping import common
 from analysis.comparison.notes import BUDGETS, METHOD, census, count, notes
 from analysis.comparison.style import style
-from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, speed
+from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, speed, spent
 
 SAMPLES = 300_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
@@ -38,13 +38,19 @@ def sample(record: Record, longest: int) -> str:
 def _cell(text: str, value: float | str | None = None) -> dict[str, Any]:
     """A table cell: what it shows and, where that is a number, what it is sorted by."""
     order = value if isinstance(value, str) or (value is not None and math.isfinite(value)) else None
-    return {"text": text, "order": order}
+    return {"text": text, "order": order, "words": isinstance(value, str)}
 
 
 def _result(row: Row, block: Block, index: int) -> dict[str, Any]:
     texts = report.quality(row, block)
     difference = 0.0 if row.label == block.reference else row.verdict.difference if row.verdict else math.nan
-    orders = [row.label, len(row.group.counted), row.mean("final"), difference, *(row.mean(m) for m in METRICS[1:])]
+    orders: list[float | str] = [
+        row.label,
+        len(row.group.counted),
+        row.mean("final"),
+        difference,
+        *(row.mean(m) for m in METRICS[1:]),
+    ]
     costs = [row.parameters, row.flops_per_token, row.tokens_per_second, row.peak_memory_bytes]
     cells = [_cell(text, order) for text, order in zip(texts, orders, strict=True)]
     cells += [_cell(text, value) for text, value in zip(report.cost(row)[1:], costs, strict=True)]
@@ -63,9 +69,7 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
         "legend": [{"label": row.label, "look": style(index)} for index, row in enumerate(block.rows)],
         "pairs": report.pair_rows(block),
         "keys": keys,
-        "differences": [
-            [row.label, *(str(row.group.own.get(key, report.NONE)) for key in keys)] for row in block.rows
-        ],
+        "differences": [[row.label, *(str(row.group.own.get(key, report.NONE)) for key in keys)] for row in block.rows],
         "configs": [(row.label, yaml(row.group.records[0].config)) for row in block.rows],
         "common": common([record for row in block.rows for record in row.group.records]),
     }
@@ -86,20 +90,21 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
         for record in row.group.records
     }
     longest = min(LONGEST_SAMPLE, SAMPLES // max(1, len(comparison.records)))
+    one_study = len({record.study for record in comparison.records}) == 1
     found = []
     for record in comparison.records:
         corpus, label = place.get(record.path, (report.NONE, report.NONE))
-        value, tokens, seconds = final_value(record), record.number("tokens"), record.number("seconds")
+        value, tokens, seconds = final_value(record), spent(record, "tokens"), spent(record, "seconds")
         found.append(
             {
-                "name": f"{record.study}/{record.name}",
+                "name": record.name if one_study else f"{record.study}/{record.name}",
                 "status": record.status,
                 "reason": record.reason,
                 "sample": sample(record, longest),
                 "cells": [
                     _cell(label, label),
                     _cell(corpus, corpus),
-                    _cell(str(report.NONE if record.seed is None else record.seed), str(record.seed)),
+                    _cell(str(report.NONE if record.seed is None else record.seed), _number(record.seed)),
                     _cell(f"{value:.4f}" if math.isfinite(value) else report.NONE, value),
                     _cell(report.scaled(tokens), tokens),
                     _cell(report.duration(seconds), seconds),
@@ -110,13 +115,16 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
     return found
 
 
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
 def environments(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The distinct surroundings of the runs, the commonest first: facts and the names of the runs made there."""
     found: dict[str, dict[str, Any]] = {}
     for record in records:
         facts = {key: record.fact(key) for key in ("git", "code", "versions", "hardware", "resolved")}
-        sums = record.fact("data", "sha256")
-        facts["data sha256"] = sums
+        facts["data sha256"] = record.fact("data", "sha256")
         text = json.dumps(facts, sort_keys=True, default=str)
         place = found.setdefault(text, {"facts": _lines(facts), "runs": []})
         place["runs"].append(record.name)

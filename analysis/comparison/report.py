@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from analysis.comparison.collect import Record
 from analysis.comparison.judge import UNJUDGED
 from analysis.comparison.notes import BUDGETS, METHOD, census, count, notes
-from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, speed
+from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, speed, spent
 
 NONE = "–"
 
@@ -77,7 +77,7 @@ def cost(row: Row) -> list[str]:
     return [
         row.label,
         scaled(row.parameters),
-        scaled(row.flops_per_token, "FLOP"),
+        scaled(row.flops_per_token),
         scaled(row.tokens_per_second),
         scaled(row.peak_memory_bytes, "B"),
     ]
@@ -188,7 +188,7 @@ def runs_csv(comparison: Comparison) -> str:
     rows: list[list[object]] = [list(head)]
     for r in comparison.records:
         seed = "" if r.seed is None else r.seed
-        numbers = [final_value(r), r.number("tokens"), r.number("seconds"), speed(r), r.number("peak_memory_bytes")]
+        numbers = [final_value(r), spent(r, "tokens"), spent(r, "seconds"), speed(r), r.number("peak_memory_bytes")]
         numbers += [r.number("parameters"), r.number("flops_per_token")]
         cells: list[object] = [r.study, r.name, r.status, r.reason, *place.get(r.path, ("", "")), seed]
         rows.append([*cells, *map(_plain, numbers), r.fact("git", "commit") or "", r.fact("git", "dirty") or ""])

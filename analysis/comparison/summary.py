@@ -82,6 +82,14 @@ def speed(record: Record) -> float:
     return value if np.isfinite(value) else float(np.median(column)) if len(column) else float("nan")
 
 
+def spent(record: Record, axis: str) -> float:
+    """Tokens or seconds trained so far: the last of metrics.csv, of which a finished run's manifest has the total."""
+    values = record.column(axis)
+    values = values[np.isfinite(values)]
+    total = record.number(axis) if record.finished else float("nan")
+    return total if np.isfinite(total) else float(values[-1]) if len(values) else float("nan")
+
+
 def _finite(values: Sequence[float]) -> list[float]:
     return [value for value in values if np.isfinite(value)]
 
@@ -113,7 +121,9 @@ def make_block(
     groups = group(records)
     counted = [record for member in groups for record in member.counted]
     known = {axis: budgets.get(axis, common_budget(counted, axis, QUALITY)) for axis in AXES}
-    rows = sorted((make_row(member, known) for member in groups), key=lambda row: (np.isnan(row.mean("final")), row.mean("final")))
+    rows = sorted(
+        (make_row(member, known) for member in groups), key=lambda row: (np.isnan(row.mean("final")), row.mean("final"))
+    )
     samples = {row.label: row.values["final"] for row in rows}
     chosen = baseline if baseline in samples else None
     verdicts = judge(samples, chosen, level)

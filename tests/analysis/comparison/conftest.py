@@ -109,12 +109,15 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         kept = int(rows * part)
         lines = [",".join(COLUMNS)]
         lines += [
-            ",".join("" if np.isnan(v) else f"{v:.6g}" for v in (table[name][i] for name in COLUMNS)) for i in range(kept)
+            ",".join("" if np.isnan(v) else f"{v:.6g}" for v in (table[name][i] for name in COLUMNS))
+            for i in range(kept)
         ]
         (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
         result = {"train_loss": final * 0.72, "val_loss": final * 0.7, "val_bpb": final, "tokens_per_second": speed}
-        known = {"seconds": 1e6 / speed * part} | ({"result": result | {"eval": "full"}} if status == "complete" else {})
+        known = {"seconds": 1e6 / speed * part} | (
+            {"result": result | {"eval": "full"}} if status == "complete" else {}
+        )
         content = manifest(folder.name, study, config, status, known | (facts or {}))
         (folder / "run.json").write_text(json.dumps(content))
         if sample is not None:
