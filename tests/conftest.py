@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import Lab, make_lab
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--material", metavar="DIR", help="folder with the reference material (parity/, data/, curves/)")
@@ -22,6 +24,12 @@ def material(request: pytest.FixtureRequest) -> Path:
 def repository() -> Path:
     """The checkout under test."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def lab(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A throw-away checkout: ``lab.run("debug=smoke", ..., expect=0)`` runs a command there, into ``lab.runs``."""
+    return make_lab(repository, tmp_path_factory.mktemp("lab") / "checkout")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
