@@ -128,30 +128,38 @@ def _hover(renderers: list[Any], quantity: str) -> Any:
     return HoverTool(renderers=renderers, tooltips=tips, mode="mouse")
 
 
+def tagged(renderer: Any, kind: str, index: int) -> Any:
+    """``renderer`` marked with what it draws and for which group."""
+    renderer.tags = [kind, index]
+    return renderer
+
+
 def _draw(fig: Any, row: Row, index: int, column: str, points: int, divisors: dict[str, float]) -> Any | None:
     """Draws a group into ``fig``: each run, the band, the mean, the markers; the mean's renderer."""
     from bokeh.models import ColumnDataSource
 
     look: Style = style(index)
-    looks = {"line_color": look.colour, "line_dash": look.bokeh_dash}
+    colour, dash = look.colour, look.bokeh_dash
     if len(row.group.counted) > 1:
         source = ColumnDataSource(run_lines(row.group.counted, column, points, divisors))
-        fig.line("x_tokens", "y", source=source, line_width=0.8, line_alpha=0.35, tags=["runs", index], **looks)
+        thin = {"line_width": 0.8, "line_alpha": 0.35, "line_color": colour, "line_dash": dash}
+        tagged(fig.line("x_tokens", "y", source=source, **thin), "runs", index)
     if row.group.unfinished:
         source = ColumnDataSource(run_lines(row.group.unfinished, column, points, divisors))
-        fig.line("x_tokens", "y", source=source, line_width=1.3, line_color=look.colour, line_dash="dotted",
-                 tags=["runs", index])  # fmt: skip
+        dotted = {"line_width": 1.3, "line_color": colour, "line_dash": "dotted"}
+        tagged(fig.line("x_tokens", "y", source=source, **dotted), "runs", index)
     columns = mean_lines(row.group.counted, column, points, divisors)
     if not len(columns["m_tokens"]):
         return None
     source = ColumnDataSource(columns)
     if len(row.group.counted) > 1:
-        fig.varea("x_tokens", "lo_tokens", "hi_tokens", source=source, fill_color=look.colour, fill_alpha=0.18,
-                  tags=["band", index])  # fmt: skip
-    mean = fig.line("x_tokens", "m_tokens", source=source, line_width=2, name=row.label, tags=["mean", index], **looks)
+        shade = {"fill_color": colour, "fill_alpha": 0.18}
+        tagged(fig.varea("x_tokens", "lo_tokens", "hi_tokens", source=source, **shade), "band", index)
+    thick = {"line_width": 2, "line_color": colour, "line_dash": dash, "name": row.label}
+    mean = tagged(fig.line("x_tokens", "m_tokens", source=source, **thick), "mean", index)
     marks = ColumnDataSource(_some(columns, index))
-    fig.scatter("x_tokens", "m_tokens", source=marks, marker=look.bokeh_marker, size=8, color=look.colour,
-                tags=["mean", index])  # fmt: skip
+    dots = fig.scatter("x_tokens", "m_tokens", source=marks, marker=look.bokeh_marker, size=8, color=colour)
+    tagged(dots, "mean", index)
     return mean
 
 
@@ -194,14 +202,14 @@ def final_chart(block: Block, number: int) -> Any:
     for place, (index, row) in enumerate(rows):
         look, values, mean = style(index), row.values["final"], row.mean("final")
         std = row.std("final") if len(values) > 1 else 0.0
-        fig.segment(
-            [mean - std], [place], [mean + std], [place], line_color=look.colour, line_width=2, tags=["final", index]
-        )
-        fig.scatter(values, [place + 0.3] * len(values), size=4, line_color=look.colour, fill_color="white",
-                    tags=["final", index])  # fmt: skip
-        source = ColumnDataSource({"x": [mean], "y": [place], "sd": [f"{std:.4f}" if len(values) > 1 else "one seed"]})
-        dots.append(fig.scatter("x", "y", source=source, marker=look.bokeh_marker, size=10, color=look.colour,
-                                name=row.label, tags=["final", index]))  # fmt: skip
+        reach = fig.segment([mean - std], [place], [mean + std], [place], line_color=look.colour, line_width=2)
+        seeds = fig.scatter(values, [place + 0.3] * len(values), size=4, line_color=look.colour, fill_color="white")
+        spread = f"{std:.4f}" if len(values) > 1 else "one seed"
+        source = ColumnDataSource({"x": [mean], "y": [place], "sd": [spread]})
+        dot = fig.scatter("x", "y", source=source, marker=look.bokeh_marker, size=10, color=look.colour, name=row.label)
+        dots.append(dot)
+        for renderer in (reach, seeds, dot):
+            tagged(renderer, "final", index)
     fig.add_tools(HoverTool(renderers=dots, tooltips=[("group", "$name"), ("mean", "@x{0.0000}"), ("s.d.", "@sd")]))
     fig.yaxis.ticker = FixedTicker(ticks=list(range(len(rows))))
     fig.yaxis.major_label_overrides = {
