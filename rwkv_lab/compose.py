@@ -13,10 +13,12 @@ from rwkv_lab.paths import REPOSITORY, RUNS
 
 
 def prepare() -> None:
-    """Registers schemas, the sweeper and the resolvers ``repository`` and ``runs``; safe to call again."""
+    """Registers schemas and the resolvers ``repository``, ``runs`` and ``pick``; safe to call again."""
     register()
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
     OmegaConf.register_new_resolver("runs", lambda: str(RUNS), replace=True)
+    # ${pick:${model.name},{mha_pro:4e-4},6e-4}: a value by another key's, so that a study can state a recipe per model.
+    OmegaConf.register_new_resolver("pick", lambda key, table, other: table.get(key, other), replace=True)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
