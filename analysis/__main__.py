@@ -15,6 +15,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("analysis.cli_fit", "fit a law of loss against learning rate to the curves of runs"),
     "predict": ("analysis.cli_predict", "the loss a fit predicts for a schedule, with its interval"),
     "optimal": ("analysis.cli_optimal", "the schedule a fit says is best, beside the usual ones"),
+    "compare": ("analysis.compare", "the table, the figures and the page that compare runs"),
+    "weights": ("analysis.weights", "the time-decay and time_w curves a run learned"),
 }
 
 

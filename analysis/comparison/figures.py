@@ -8,7 +8,7 @@ import numpy as np
 from analysis.comparison.curves import AXES, band, binned
 from analysis.comparison.style import style
 from analysis.comparison.summary import Block, Comparison
-from rwkv_lab.errors import Mistake
+from analysis.saving import paper, save
 
 POINTS = {"val_bpb": 200, "train_loss": 80}  # a training loss needs wider means to show past its noise
 PANELS = (("val_bpb", "held-out loss (bits per byte)"), ("train_loss", "training loss (nats per token)"))
@@ -25,20 +25,6 @@ UNITS: dict[str, tuple[tuple[float, str], ...]] = {
         (1e12, "training compute (TFLOP)"),
         (1e9, "training compute (GFLOP)"),
     ),
-}
-RC: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "svg.hashsalt": "rwkv_lab",
-    "figure.constrained_layout.use": True,
 }
 
 
@@ -133,18 +119,10 @@ def prefix(comparison: Comparison, block: Block) -> str:
 
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     """Writes every figure as PNG and SVG into ``folder``; their paths. A Mistake where that cannot be written."""
-    import matplotlib as mpl
-
-    paths = []
-    with mpl.rc_context(RC):
+    named: dict[str, Any] = {}
+    with paper(text_parse_math=False):
         for block in comparison.blocks:
-            named = {f"loss_{axis}": loss_figure(block, axis) for axis in AXES} | {"final_bpb": final_figure(block)}
-            for name, figure in named.items():
-                for kind in ("png", "svg"):
-                    path = folder / f"{prefix(comparison, block)}{name}.{kind}"
-                    try:
-                        figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else None)
-                    except OSError as error:
-                        raise Mistake(f"{path} cannot be written: {error.strerror}") from None
-                    paths.append(path)
-    return paths
+            start = prefix(comparison, block)
+            named |= {f"{start}loss_{axis}": loss_figure(block, axis) for axis in AXES}
+            named[f"{start}final_bpb"] = final_figure(block)
+        return save(named, folder)
