@@ -32,13 +32,13 @@ class OptimizerConfig:
 @dataclass
 class ScheduleConfig:
     name: str = MISSING  # constant | linear | cosine | exponential | wsd | piecewise | fitted
-    lr_init: float = 1e-3  # rate after the warm-up
+    lr_init: float = 2e-3  # rate after the warm-up
     warmup_steps: int = 0  # updates of linear rise before it
 
 
 @dataclass
 class DecaySchedule(ScheduleConfig):
-    lr_final: float = 1e-5  # rate of the last update
+    lr_final: float = 1e-4  # rate of the last update
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from rwkv_lab import inference
-from rwkv_lab.evaluate import evaluate_sliding as evaluate_full
+from rwkv_lab.evaluate import evaluate_full
 from rwkv_lab.paths import write_atomic
 from rwkv_lab.training.trainer import Row, Training
 
