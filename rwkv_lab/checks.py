@@ -16,6 +16,7 @@ from rwkv_lab.errors import Mistake, nearest
 from rwkv_lab.models import config as model_config
 from rwkv_lab.models.registry import MODELS
 from rwkv_lab.training import schedules
+from rwkv_lab.wording import sentence
 
 _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
@@ -39,7 +40,7 @@ def check(composed: DictConfig) -> Config:
     try:
         content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        raise Mistake(_one_line(error)) from None
+        raise Mistake(sentence(error)) from None
     assert isinstance(content, dict)
     groups = {group: _typed(group, content.pop(group, None)) for group in GROUPS}
     typed = _merge("", OmegaConf.structured(Config), content)
@@ -101,12 +102,8 @@ def _merge(prefix: str, schema: DictConfig, content: dict) -> DictConfig:
         try:
             merged = OmegaConf.merge(merged, {key: value})  # type: ignore[assignment]
         except OmegaConfBaseException as error:
-            raise Mistake(f"{prefix}{key}={value} does not fit: {_one_line(error)}") from None
+            raise Mistake(sentence(error, f"{prefix}{error.full_key or key}")) from None
     return merged
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0].strip().rstrip(".")
 
 
 def _choice(key: str, value: str, allowed: Sequence[str]) -> None:

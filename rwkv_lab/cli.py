@@ -2,11 +2,14 @@
 
 import os
 import sys
+import time
+from typing import NoReturn
 
-from rwkv_lab.errors import Mistake, main_guard
+from rwkv_lab.errors import Mistake, main_guard, nearest
 from rwkv_lab.paths import REPOSITORY
 
 FLAGS_FIRST = ("-m", "--multirun")
+OTHER_RANK_SECONDS = 5.0
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +23,36 @@ def main(argv: list[str]) -> int:
     # Hydra takes flags before overrides only.
     flags = [argument for argument in arguments if argument in FLAGS_FIRST]
     sys.argv = [argv[0], *flags, *(argument for argument in arguments if argument not in FLAGS_FIRST)]
-    return main_guard(_compose_and_run)
+    return main_guard(_one_voice)
+
+
+def _one_voice() -> int:
+    """``_compose_and_run``; where torchrun started several processes that see the same mistake, one of them says it."""
+    try:
+        return _compose_and_run()
+    except Mistake:
+        if int(os.environ.get("RANK", 0)) > 0:
+            # torchrun stops this process as soon as the first one has ended.
+            time.sleep(OTHER_RANK_SECONDS)
+        raise
+
+
+def _check_syntax(arguments: list[str]) -> None:
+    """A Mistake for what Hydra answers with a page: unknown flags, words that are no override."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    flags = [name for action in parser._actions for name in action.option_strings]
+
+    def refuse(message: str) -> NoReturn:
+        word = message.rpartition(" ")[2]
+        raise Mistake(f"{message}{nearest(word, flags)}: see python run.py --help")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    for override in parser.parse_args(arguments).overrides:
+        key, equals, _ = override.partition("=")
+        if not key.strip("+~ ") or not (equals or override.startswith("~")):
+            raise Mistake(f"{override} is no override: write key=value or group=option")
 
 
 def _compose_and_run() -> int:
@@ -29,6 +61,7 @@ def _compose_and_run() -> int:
     from rwkv_lab import job
     from rwkv_lab.compose import explain, prepare
 
+    _check_syntax(sys.argv[1:])
     prepare()
     outcome = job.Outcome()
 
@@ -37,11 +70,13 @@ def _compose_and_run() -> int:
     entry = hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")
     try:
         entry(outcome.run)()
-    except (Mistake, OSError, MemoryError):
+    except (Mistake, MemoryError):
         raise
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
             raise
         raise Mistake(sentence) from None
+    if outcome.mistake is not None:
+        raise outcome.mistake
     return outcome.exit_code

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterator
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rwkv_lab.config import register
 from rwkv_lab.errors import nearest
 from rwkv_lab.paths import REPOSITORY, RUNS
+from rwkv_lab.wording import one_line, sentence
 
 
 def prepare() -> None:
@@ -29,29 +30,57 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def explain(error: Exception) -> str | None:
     """One sentence for a mistake Hydra or OmegaConf found, or None where the error is no user's mistake."""
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return f"a group takes the name of one of its options: the groups are {', '.join(groups())}"
     chain = [link for link in _chain(error) if isinstance(link, (HydraException, OmegaConfBaseException))]
     if not chain:
         return None
     text = " ".join(str(link) for link in chain)
-    return _unknown_option(text) or _unknown_key(text, chain) or _wrong_value(chain) or _first_line(str(chain[0]))
+    return (
+        _unreadable(chain)
+        or _unknown_option(text)
+        or _several_values(text)
+        or _unknown_key(text, chain)
+        or next((sentence(link) for link in chain if isinstance(link, OmegaConfBaseException)), None)
+        or one_line(str(chain[0]))
+    )
 
 
-def _first_line(text: str) -> str:
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300].rstrip(".")
+def _unreadable(chain: list[BaseException]) -> str | None:
+    for link in chain:
+        if isinstance(link, OverrideParseException):
+            return (
+                f"{link.override} cannot be read as key=value: a value with commas, spaces, braces or quotes is quoted"
+            )
+    return None
 
 
 def _unknown_option(text: str) -> str | None:
     found = re.search(r"Could not find '([^']*)/([^'/]*)'", text)
     if found:
         group, option = found.groups()
-        folder = REPOSITORY / (group if group == "experiments" else f"conf/{group}")
-        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        group = group.rpartition("hydra/config/")[2]
+        listed = re.search(r"Available options in '[^']*':((?:\n\t\S+)+)", text)
+        options = listed[1].split() if listed else studies() if group == "experiments" else []
         if not options:
-            return f"{group}={option}: there is no group '{group}'{nearest(group, groups())}"
+            return f"{group}={option}: there is none to choose"
         return f"{group}={option} does not exist{nearest(option, options)}: choose one of {', '.join(options)}"
+    found = re.search(r"Cannot find primary config '([^']*)'", text)
+    if found:
+        return f"--config-name={found[1]} does not exist: leave it out"
     found = re.search(r"Could not override '([^'@]*)", text)
     if found and "No match in the defaults list" in text:
         return f"{found[1]} is no group or key{nearest(found[1], groups())}: the groups are {', '.join(groups())}"
+    found = re.search(r"Could not delete(?: from config)?\. '(.*)' does not exist", text)
+    return f"{found[1]} cannot be taken out: there is none" if found else None
+
+
+def _several_values(text: str) -> str | None:
+    found = re.search(r"Ambiguous value for argument '([^']*)'", text)
+    if found:
+        return f"{found[1]} is several values: add -m for a sweep over them, or write a list as [a,b]"
+    if re.search(r"Merge error: \w+ is not a subclass of", text):
+        return "two options of one group cannot be merged: choose one, or add -m and write a,b for a sweep over them"
     return None
 
 
@@ -61,6 +90,11 @@ def groups() -> list[str]:
     return [*folders, "experiments"]
 
 
+def studies() -> list[str]:
+    """The studies a user can choose from."""
+    return sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.yaml"))
+
+
 def _unknown_key(text: str, chain: list[BaseException]) -> str | None:
     found = re.search(r"(?:Key|key) '([^']*)' (?:is not in struct|not in '([^']*)')", text)
     if not found:
@@ -68,13 +102,6 @@ def _unknown_key(text: str, chain: list[BaseException]) -> str | None:
     key = found[1]
     full = next((str(link.full_key) for link in chain if getattr(link, "full_key", None)), key)
     parent = next((link.parent_node for link in chain if getattr(link, "parent_node", None) is not None), None)
-    known = [str(name) for name in parent] if parent is not None else []
-    allowed = f": {full.rpartition('.')[0] or 'the top level'} has {', '.join(known)}" if known else ""
-    return f"{full} is unknown{nearest(key, known)}{allowed}"
-
-
-def _wrong_value(chain: list[BaseException]) -> str | None:
-    for link in chain:
-        if isinstance(link, OmegaConfBaseException) and getattr(link, "full_key", None):
-            return f"{link.full_key}: {_first_line(str(link.msg or link).splitlines()[0])}"
-    return None
+    known = [str(name) for name in parent if name != "hydra"] if parent is not None else []
+    place = full.rpartition(".")[0] or ("the top level" if "study" in known else "this place")
+    return f"{full} is unknown{nearest(key, known)}" + (f": {place} has {', '.join(known)}" if known else "")

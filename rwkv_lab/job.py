@@ -16,7 +16,7 @@ from rwkv_lab.runs import provenance
 from rwkv_lab.runs.claim import Claim, claim
 from rwkv_lab.runs.identity import run_name
 
-COMPLETE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 130
+COMPLETE, FAILED, STOPPED = 0, 1, 130
 SETTINGS_OF_THE_CALL = ("rerun", "dry_run")
 
 
@@ -25,6 +25,7 @@ class Outcome:
     """What Hydra calls with each composed configuration, and the exit code it led to."""
 
     exit_code: int = COMPLETE
+    mistake: Mistake | None = None
 
     def run(self, composed: DictConfig) -> float:
         """Runs one job in this process, or, as part of a sweep, in a process of its own; returns its final val_loss.
@@ -37,15 +38,16 @@ class Outcome:
         from rwkv_lab import sweep
 
         hydra_config = HydraConfig.get()
-        overrides = list(hydra_config.overrides.task)
+        # Unresolved: an override may take its value from another key.
+        overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        assert isinstance(overrides, list)
         if hydra_config.mode == RunMode.MULTIRUN:
             return sweep.run_in_child(composed, hydra_config)
         try:
             self.exit_code, loss = run_here(composed, overrides)
         except Mistake as mistake:
             # Hydra would announce an exception with lines of its own.
-            print(f"error: {mistake}", file=sys.stderr)
-            self.exit_code, loss = MISTAKE, float("inf")
+            self.mistake, loss = mistake, float("inf")
         return loss
 
 

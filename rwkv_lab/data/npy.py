@@ -65,7 +65,7 @@ def _open(file: Path, key: str) -> np.ndarray:
     try:
         ids = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise Mistake(f"{key}={file} is no readable .npy file of numbers: {error}") from error
+        raise Mistake(f"{key}={file} is no readable .npy file of numbers: save one with numpy.save") from error
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
         shown = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else "an archive"
         raise Mistake(f"{key}={file} holds {shown}: one row of whole numbers, the token ids, is expected")
