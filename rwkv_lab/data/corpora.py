@@ -97,7 +97,12 @@ def between(segments: list[Segment], start: int, stop: int) -> list[Segment]:
 
 def whole(files: list[Path], key: str, cache: Path) -> list[Segment]:
     """The whole of each file."""
-    return [Segment(file, 0, file.stat().st_size, key, file_sha256(file, key, memo=cache / "hashes")) for file in files]
+    hashes = [file_sha256(file, key, memo=cache / "hashes") for file in files]
+    try:
+        sizes = [file.stat().st_size for file in files]
+    except OSError as error:
+        raise Mistake(f"{key}={error.filename} cannot be read: {error.strerror}") from error
+    return [Segment(file, 0, size, key, sha256) for file, size, sha256 in zip(files, sizes, hashes, strict=True)]
 
 
 def _on_characters(segment: Segment) -> Segment:

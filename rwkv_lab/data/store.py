@@ -86,15 +86,24 @@ def entry(cache: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> 
     with locked(cache, f"tokens-{key}"), writing(cache):
         meta = _whole(folder)
         if meta is None:
-            partial = folder.with_name(f"{key}.partial")
-            for stale in (partial, folder):
-                shutil.rmtree(stale, ignore_errors=True)
-            partial.mkdir(parents=True)
-            meta = {"format": FORMAT, **build(partial)}
-            with _file(partial / "meta.json") as file:
-                file.write(json.dumps(meta, indent=1).encode())
-            partial.rename(folder)
+            meta = _built(folder, build)
     return folder, dict(meta)
+
+
+def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    partial = folder.with_name(f"{folder.name}.partial")
+    for stale in (partial, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        meta = {"format": FORMAT, **build(partial)}
+        with _file(partial / "meta.json") as file:
+            file.write(json.dumps(meta, indent=1).encode())
+        partial.rename(folder)
+    finally:
+        # after an error, such as a full disk, what was written is of no use
+        shutil.rmtree(partial, ignore_errors=True)
+    return meta
 
 
 def open_split(folder: Path, name: str, meta: Mapping[str, Any]) -> Split | None:
