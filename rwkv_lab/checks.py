@@ -38,13 +38,12 @@ def parse_count(key: str, value: Any) -> int:
 def check(composed: DictConfig) -> Config:
     """The configuration as checked dataclasses; a Mistake, one sentence, for whatever is wrong with it."""
     try:
-        content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+        content: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise Mistake(sentence(error)) from None
-    assert isinstance(content, dict)
     groups = {group: _typed(group, content.pop(group, None)) for group in GROUPS}
-    typed = _merge("", OmegaConf.structured(Config), content)
-    config = Config(**(OmegaConf.to_container(typed, throw_on_missing=False) | groups))
+    top: Any = OmegaConf.to_container(_merge("", OmegaConf.structured(Config), content), throw_on_missing=False)
+    config = Config(**(top | groups))
     _check_top(config)
     _check_trainer(config)
     _check_optimizer(config)
@@ -79,8 +78,9 @@ def _typed(group: str, content: Any) -> Any:
     """A group's content as an instance of its dataclass."""
     if not isinstance(content, dict):
         raise Mistake(f"the group {group} is missing or has no fields: choose one with {group}=...")
-    known: Mapping[str, Any] = {"model": MODELS, "schedule": SCHEDULE_SCHEMAS}.get(group, {})
-    name = content.get("name")
+    named: dict[str, Mapping[str, Any]] = {"model": MODELS, "schedule": SCHEDULE_SCHEMAS}
+    known = named.get(group, {})
+    name = str(content.get("name"))
     if known and name not in known:
         raise Mistake(f"{group}.name={name} is unknown{nearest(name, known)}: choose one of {', '.join(known)}")
     schema = OmegaConf.structured(schema_of(group, name))

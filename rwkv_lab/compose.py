@@ -1,7 +1,8 @@
 """Hydra as this project uses it: schemas, resolvers and its errors in one sentence."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
@@ -46,7 +47,7 @@ def explain(error: Exception) -> str | None:
     )
 
 
-def _unreadable(chain: list[BaseException]) -> str | None:
+def _unreadable(chain: Sequence[BaseException]) -> str | None:
     for link in chain:
         if isinstance(link, OverrideParseException):
             return (
@@ -95,13 +96,14 @@ def studies() -> list[str]:
     return sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.yaml"))
 
 
-def _unknown_key(text: str, chain: list[BaseException]) -> str | None:
+def _unknown_key(text: str, chain: Sequence[BaseException]) -> str | None:
     found = re.search(r"(?:Key|key) '([^']*)' (?:is not in struct|not in '([^']*)')", text)
     if not found:
         return None
     key = found[1]
-    full = next((str(link.full_key) for link in chain if getattr(link, "full_key", None)), key)
-    parent = next((link.parent_node for link in chain if getattr(link, "parent_node", None) is not None), None)
+    found_in = [link for link in chain if isinstance(link, OmegaConfBaseException)]
+    full = next((str(link.full_key) for link in found_in if link.full_key), key)
+    parent: Any = next((link.parent_node for link in found_in if link.parent_node is not None), None)
     known = [str(name) for name in parent if name != "hydra"] if parent is not None else []
     place = full.rpartition(".")[0] or ("the top level" if "study" in known else "this place")
     return f"{full} is unknown{nearest(key, known)}" + (f": {place} has {', '.join(known)}" if known else "")

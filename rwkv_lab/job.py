@@ -37,10 +37,9 @@ class Outcome:
 
         from rwkv_lab import sweep
 
-        hydra_config = HydraConfig.get()
+        hydra_config: Any = HydraConfig.get()
         # Unresolved: an override may take its value from another key.
-        overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-        assert isinstance(overrides, list)
+        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         if hydra_config.mode == RunMode.MULTIRUN:
             return sweep.run_in_child(composed, hydra_config)
         try:
