@@ -49,10 +49,10 @@ std::tuple<Tensor, Tensor, Tensor> wkv_fwd(Tensor w, Tensor u, Tensor k, Tensor 
                                            double den_eps, std::optional<double> k_max, bool keep) {
     const Arguments args = check_arguments(w, u, k, v, den_eps, k_max);
     if (state) check_like(*state, {args.B, 3, args.C}, w.scalar_type(), k, "state");
-    const int64_t tiles = keep ? (args.T + wkv::CPU_TILE - 1) / wkv::CPU_TILE : 0;
+    const int64_t rows = keep ? (args.T + wkv::CPU_TILE - 1) / wkv::CPU_TILE + 1 : 0;
     Tensor y = torch::stable::new_empty(k, {args.B, args.T, args.C});
     Tensor state_out = torch::stable::new_empty(w, {args.B, 3, args.C});
-    Tensor checkpoints = torch::stable::new_empty(w, {args.B, tiles, 3, args.C});
+    Tensor checkpoints = torch::stable::new_empty(w, {args.B, rows, 3, args.C});
     with_types(k.scalar_type(), [&](auto number, auto sum) {
         using Number = decltype(number);
         using Sum = decltype(sum);
@@ -67,9 +67,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> wkv_bwd(Tensor w, Tensor u, T
                                                            Tensor gy, std::optional<Tensor> gstate, double den_eps,
                                                            std::optional<double> k_max) {
     const Arguments args = check_arguments(w, u, k, v, den_eps, k_max);
-    const int64_t tiles = (args.T + wkv::CPU_TILE - 1) / wkv::CPU_TILE;
-    STD_TORCH_CHECK(args.T > 0, "wkv has no gradient for T = 0");
-    check_like(checkpoints, {args.B, tiles, 3, args.C}, w.scalar_type(), k, "checkpoints");
+    const int64_t rows = (args.T + wkv::CPU_TILE - 1) / wkv::CPU_TILE + 1;
+    check_like(checkpoints, {args.B, rows, 3, args.C}, w.scalar_type(), k, "checkpoints");
     check_like(gy, {args.B, args.T, args.C}, k.scalar_type(), k, "gy");
     if (gstate) check_like(*gstate, {args.B, 3, args.C}, w.scalar_type(), k, "gstate");
     Tensor gw = torch::stable::new_empty(w, {args.B, args.C});

@@ -37,7 +37,7 @@ struct Float32 {
     using F = f32v;
     using Scalar = float;
     static constexpr int LANES = VECTOR_BYTES / sizeof(float);
-    static LANES_INLINE F one() { return F{} + 1.0f; }
+    static LANES_INLINE F reciprocal(F x) { return 1.0f / x; }
 
     // For -86 <= x <= 88; relative error below 1e-7. NaN stays NaN.
     static LANES_INLINE F exp_bounded(F x) {
@@ -66,7 +66,7 @@ struct Float64 {
     using F = f64v;
     using Scalar = double;
     static constexpr int LANES = VECTOR_BYTES / sizeof(double);
-    static LANES_INLINE F one() { return F{} + 1.0; }
+    static LANES_INLINE F reciprocal(F x) { return 1.0 / x; }
 
     // For -700 <= x <= 700; Taylor to r^13, |r| <= ln(2)/2. NaN stays NaN.
     static LANES_INLINE F exp_bounded(F x) {

@@ -161,7 +161,7 @@ LANES_INLINE void forward_tile(BlockSums<M>& s, Loaded<M>& tile, int steps, cons
 
 template <class M>
 struct BlockGrad {
-    SumsGrad<typename M::F> sums[VECTORS];
+    BlockSums<M> sums;
     Row<M> w, u;
 };
 
@@ -188,7 +188,7 @@ template <class M>
 LANES_INLINE void backward_tile(BlockGrad<M>& g, BlockSums<M>& s, Loaded<M>& tile, const Tile<M>& gy, int steps,
                                 const Channels<M>& ch) {
     using F = typename M::F;
-    F as[CPU_TILE], bs[CPU_TILE], ys[CPU_TILE], inverses[CPU_TILE];
+    F as[CPU_TILE], bs[CPU_TILE], ys[CPU_TILE], scaled[CPU_TILE];
     for (int t = 0; t < steps; ++t)
         for (int j = 0; j < VECTORS; ++j) tile.k[t][j] = M::exp_bounded(tile.k[t][j] - tile.scale[j]);
     for (int j = 0; j < VECTORS; ++j) {
@@ -197,17 +197,17 @@ LANES_INLINE void backward_tile(BlockGrad<M>& g, BlockSums<M>& s, Loaded<M>& til
         for (int t = 0; t < steps; ++t) {
             const F e = tile.k[t][j], v = tile.v[t][j], now = ch.bonus[j] * e;
             as[t] = a, bs[t] = b;
-            inverses[t] = M::one() / tile_denominator(b, now, eps);
-            ys[t] = (a + now * v) * inverses[t];
+            const F inverse = M::reciprocal(tile_denominator(b, now, eps));
+            ys[t] = (a + now * v) * inverse;
+            scaled[t] = gy[t][j] * inverse;
             tile_advance(a, b, ch.decay[j], e, v);
         }
-        // z + m <= GUARD: z is at most -p of the tile's end, and p is at least the last key
-        const F lift = M::exp(g.sums[j].z + m);
+        // at most e^GUARD: the gradient's scale is at most -p of the tile's end, and that p is at least the last key
+        const F lift = M::exp(g.sums[j].p + m);
         F ga = g.sums[j].a * lift, gb = g.sums[j].b * lift, gw = F{}, gu = F{};
         for (int t = steps - 1; t >= 0; --t) {
             const F e = tile.k[t][j], now = ch.bonus[j] * e;
-            const auto step = tile_backward(ga, gb, as[t], bs[t], ch.decay[j], e, now, tile.v[t][j], ys[t], inverses[t],
-                                            gy[t][j]);
+            const auto step = tile_backward(ga, gb, as[t], bs[t], ch.decay[j], e, now, tile.v[t][j], ys[t], scaled[t]);
             tile.k[t][j] = step.k, tile.v[t][j] = step.v;
             gu += step.bonus, gw += step.decay;
         }
@@ -249,7 +249,7 @@ void forward(const Inputs<Number, Sum>& in, const Sum* state, Number* y, Sum* st
         Channels<M> ch;
         BlockSums<M> s;
     };
-    const int64_t tiles = (in.T + CPU_TILE - 1) / CPU_TILE;
+    const int64_t tiles = (in.T + CPU_TILE - 1) / CPU_TILE, rows = tiles + 1;
     for_each_run<M>(in.B, in.C, parallel, [=](int64_t n, int64_t first, int64_t count) {
         std::vector<Block> blocks(count);
         for (int64_t i = 0; i < count; ++i) {
@@ -266,7 +266,7 @@ void forward(const Inputs<Number, Sum>& in, const Sum* state, Number* y, Sum* st
                 auto& [ch, s] = blocks[i];
                 const int64_t c = first + i * WIDTH<M>, offset = (n * in.T + start) * in.C + c;
                 if (checkpoints)
-                    write_sums<M>(checkpoints + (n * tiles + start / CPU_TILE) * 3 * in.C + c, s, in.C, ch.width);
+                    write_sums<M>(checkpoints + (n * rows + start / CPU_TILE) * 3 * in.C + c, s, in.C, ch.width);
                 tile.read(in, offset, steps, ch, s);
                 if (tile.exact)
                     forward_exact<M>(s, tile, steps, ch);
@@ -275,8 +275,12 @@ void forward(const Inputs<Number, Sum>& in, const Sum* state, Number* y, Sum* st
                 for (int t = 0; t < steps; ++t) write_row<M>(y + offset + t * in.C, tile.v[t], ch.width);
             }
         }
-        for (int64_t i = 0; i < count; ++i)
-            write_sums<M>(state_out + n * 3 * in.C + first + i * WIDTH<M>, blocks[i].s, in.C, blocks[i].ch.width);
+        for (int64_t i = 0; i < count; ++i) {
+            auto& [ch, s] = blocks[i];
+            const int64_t c = first + i * WIDTH<M>;
+            write_sums<M>(state_out + n * 3 * in.C + c, s, in.C, ch.width);
+            if (checkpoints) write_sums<M>(checkpoints + ((n + 1) * rows - 1) * 3 * in.C + c, s, in.C, ch.width);
+        }
     });
 }
 
@@ -290,12 +294,17 @@ void backward(const Inputs<Number, Sum>& in, const Sum* checkpoints, const Numbe
         BlockSums<M> s;
         BlockGrad<M> g;
     };
-    const int64_t tiles = (in.T + CPU_TILE - 1) / CPU_TILE;
+    const int64_t tiles = (in.T + CPU_TILE - 1) / CPU_TILE, rows = tiles + 1;
     for_each_run<M>(in.B, in.C, parallel, [=](int64_t n, int64_t first, int64_t count) {
         std::vector<Block> blocks(count);
         for (int64_t i = 0; i < count; ++i) {
-            blocks[i].ch.read(in, first + i * WIDTH<M>);
-            blocks[i].g = {};
+            auto& [ch, s, g] = blocks[i];
+            const int64_t c = first + i * WIDTH<M>;
+            ch.read(in, c);
+            read_sums<M>(s, checkpoints + ((n + 1) * rows - 1) * 3 * in.C + c, in.C, ch.width);
+            g = {};
+            if (gstate) read_sums<M>(g.sums, gstate + n * 3 * in.C + c, in.C, ch.width);
+            for (int j = 0; j < VECTORS; ++j) g.sums[j].p = -s[j].p;
         }
         Loaded<M> tile;
         Tile<M> gys;
@@ -304,13 +313,8 @@ void backward(const Inputs<Number, Sum>& in, const Sum* checkpoints, const Numbe
             for (int64_t i = 0; i < count; ++i) {
                 auto& [ch, s, g] = blocks[i];
                 const int64_t c = first + i * WIDTH<M>, offset = (n * in.T + start) * in.C + c;
-                read_sums<M>(s, checkpoints + (n * tiles + start / CPU_TILE) * 3 * in.C + c, in.C, ch.width);
+                read_sums<M>(s, checkpoints + (n * rows + start / CPU_TILE) * 3 * in.C + c, in.C, ch.width);
                 tile.read(in, offset, steps, ch, s);
-                if (start + steps == in.T) {
-                    BlockSums<M> end = {};
-                    if (gstate) read_sums<M>(end, gstate + n * 3 * in.C + c, in.C, ch.width);
-                    for (int j = 0; j < VECTORS; ++j) g.sums[j] = {end[j].a, end[j].b, -tile.last_p[j]};
-                }
                 for (int t = 0; t < steps; ++t) read_row<M>(gys[t], gy + offset + t * in.C, ch.width);
                 if (tile.exact)
                     backward_exact<M>(g, s, tile, gys, steps, ch);
@@ -328,9 +332,9 @@ void backward(const Inputs<Number, Sum>& in, const Sum* checkpoints, const Numbe
         for (int64_t i = 0; i < count; ++i) {
             auto& [ch, s, g] = blocks[i];
             const int64_t c = first + i * WIDTH<M>;
-            read_sums<M>(s, checkpoints + n * tiles * 3 * in.C + c, in.C, ch.width);
+            read_sums<M>(s, checkpoints + n * rows * 3 * in.C + c, in.C, ch.width);
             for (int j = 0; j < VECTORS; ++j) {
-                const F lift = M::exp(g.sums[j].z + s[j].p), ga = g.sums[j].a * lift, gb = g.sums[j].b * lift;
+                const F lift = M::exp(g.sums[j].p + s[j].p), ga = g.sums[j].a * lift, gb = g.sums[j].b * lift;
                 s[j] = {ga, gb, ga * s[j].a + gb * s[j].b};
             }
             write_sums<M>(gstate_in + n * 3 * in.C + c, s, in.C, ch.width);

@@ -22,7 +22,8 @@ struct Inputs {
     double log_eps, k_max;  // -infinity and infinity for none
 };
 
-// state [B,3,C] or null; y [B,T,C]; state_out [B,3,C]; checkpoints [B, ceil(T/CPU_TILE), 3, C] or null.
+// state [B,3,C] or null; y [B,T,C]; state_out [B,3,C]; checkpoints [B, ceil(T/CPU_TILE)+1, 3, C], the last row after the last
+// step, or null.
 template <class Number, class Sum>
 void forward(const Inputs<Number, Sum>& in, const Sum* state, Number* y, Sum* state_out, Sum* checkpoints, Parallel parallel);
 

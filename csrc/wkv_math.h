@@ -1,7 +1,6 @@
 // The arithmetic of one step of the WKV scan, shared by the CPU and the CUDA kernels and free of torch.
 //
-// M supplies the number type M::F (a scalar on the GPU, a vector of lanes on the CPU), its integer-free comparison through
-// `larger`, and M::exp. Letters follow the formula: w log-decay, u bonus, k key, v value, (a, b) the sums before the current
+// M supplies the number type M::F (a scalar on the GPU, a vector of lanes on the CPU), M::exp and M::reciprocal. Letters follow the formula: w log-decay, u bonus, k key, v value, (a, b) the sums before the current
 // token divided by e^p. "Exact" steps keep a scale per step (log-sum-exp, Peng et al. 2023); "tile" steps share the scale m of
 // a whole tile and need one exponential e = e^{k-m} per element, which holds while no key is more than GUARD below m.
 #pragma once
@@ -17,15 +16,10 @@ namespace wkv {
 constexpr float NO_HISTORY = -1e30f;
 constexpr float GUARD = 60.0f;
 
+// The sums (a, b) divided by e^p; or the gradient with respect to the undivided sums, divided by e^p with a p of its own.
 template <class F>
 struct Sums {
     F a, b, p;
-};
-
-// Gradient with respect to the unscaled sums, divided by e^z.
-template <class F>
-struct SumsGrad {
-    F a, b, z;
 };
 
 template <class F>
@@ -43,7 +37,7 @@ WKV_INLINE Output<F> exact_output(const Sums<F>& s, F u, F k, F v, F log_eps) {
     const F now = u + k;
     const F q = larger(larger(s.p, now), log_eps);
     const F past = M::exp(s.p - q), present = M::exp(now - q);
-    const F inverse = M::one() / (past * s.b + present + M::exp(log_eps - q));
+    const F inverse = M::reciprocal(past * s.b + present + M::exp(log_eps - q));
     return {(past * s.a + present * v) * inverse, inverse, present, q};
 }
 
@@ -55,6 +49,15 @@ WKV_INLINE Sums<F> exact_advance(const Sums<F>& s, F w, F k, F v) {
     return {past * s.a + present * v, past * s.b + present, q};
 }
 
+// The sums after a span of log-decay `span` whose own sums, from nothing, are `late`.
+template <class M, class F = typename M::F>
+WKV_INLINE Sums<F> join(const Sums<F>& early, F span, const Sums<F>& late) {
+    const F decayed = early.p + span;
+    const F q = larger(decayed, late.p);
+    const F past = M::exp(decayed - q), present = M::exp(late.p - q);
+    return {past * early.a + present * late.a, past * early.b + present * late.b, q};
+}
+
 template <class F>
 struct StepGrad {
     F k, v, bonus, decay;  // contributions to gk, gv, gu and e^-w gw
@@ -62,18 +65,18 @@ struct StepGrad {
 
 // Gradients of one step, given the sums before it and the gradient `g` of the sums after it, which becomes that before it.
 template <class M, class F = typename M::F>
-WKV_INLINE StepGrad<F> exact_backward(SumsGrad<F>& g, const Sums<F>& s, F w, F u, F k, F v, F gy, F log_eps) {
+WKV_INLINE StepGrad<F> exact_backward(Sums<F>& g, const Sums<F>& s, F w, F u, F k, F v, F gy, F log_eps) {
     const Output<F> out = exact_output<M>(s, u, k, v, log_eps);
     const F scaled = gy * out.inverse;
-    const F direct = out.present * scaled, through = M::exp(k + g.z);
+    const F direct = out.present * scaled, through = M::exp(k + g.p);
     const F bonus = direct * (v - out.y);
-    const F kept = M::exp(s.p + w + g.z);
+    const F kept = M::exp(s.p + w + g.p);
     const StepGrad<F> step = {bonus + through * (g.a * v + g.b), direct + through * g.a, bonus,
                               kept * (g.a * s.a + g.b * s.b)};
-    const F decayed = w + g.z;
-    const F z = larger(decayed, -out.q);
-    const F old = M::exp(decayed - z), fresh = M::exp(-out.q - z) * scaled;
-    g = {old * g.a + fresh, old * g.b - fresh * out.y, z};
+    const F decayed = w + g.p;
+    const F p = larger(decayed, -out.q);
+    const F old = M::exp(decayed - p), fresh = M::exp(-out.q - p) * scaled;
+    g = {old * g.a + fresh, old * g.b - fresh * out.y, p};
     return step;
 }
 
@@ -89,15 +92,19 @@ WKV_INLINE void tile_advance(F& a, F& b, F decay, F e, F v) {
     b = decay * b + e;
 }
 
-// ga, gb: gradient of the sums after the step, then before it; inverse = 1/D in the scale of m.
+// ga, gb: gradient of the sums after the step, then before it; scaled = gy / D, in the scale of m.
 template <class F>
-WKV_INLINE StepGrad<F> tile_backward(F& ga, F& gb, F a, F b, F decay, F e, F now, F v, F y, F inverse, F gy) {
-    const F scaled = gy * inverse;
+WKV_INLINE void tile_retreat(F& ga, F& gb, F decay, F scaled, F y) {
+    ga = decay * ga + scaled;
+    gb = decay * gb - scaled * y;
+}
+
+template <class F>
+WKV_INLINE StepGrad<F> tile_backward(F& ga, F& gb, F a, F b, F decay, F e, F now, F v, F y, F scaled) {
     const F direct = now * scaled;
     const F bonus = direct * (v - y);
     const StepGrad<F> step = {bonus + e * (ga * v + gb), direct + e * ga, bonus, ga * a + gb * b};
-    ga = decay * ga + scaled;
-    gb = decay * gb - scaled * y;
+    tile_retreat(ga, gb, decay, scaled, y);
     return step;
 }
 

@@ -70,8 +70,8 @@ def forward_shapes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, T, C = k.shape
     tile = TILE[k.device.type]
-    tiles = (T + tile - 1) // tile if keep else 0
-    return k.new_empty(B, T, C), w.new_empty(B, 3, C), w.new_empty(B, tiles, 3, C)
+    rows = (T + tile - 1) // tile + 1 if keep else 0
+    return k.new_empty(B, T, C), w.new_empty(B, 3, C), w.new_empty(B, rows, 3, C)
 
 
 def backward_shapes(
@@ -116,7 +116,7 @@ def backward(ctx: Any, gy: Tensor | None, gstate: Tensor | None, _: Tensor | Non
 def wkv_native(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Tensor | None, den_eps: float, k_max: float | None
 ) -> tuple[Tensor, Tensor]:
-    """`rwkv_lab.ops.wkv` through the kernels; k and v of one type among DTYPES, at least one step."""
+    """`rwkv_lab.ops.wkv` through the kernels; k and v of one type among DTYPES."""
     sums = torch.float64 if k.dtype == torch.float64 else torch.float32
     inputs = [w.to(sums), u.to(sums), k.contiguous(), v.contiguous()]
     if state is not None:

@@ -55,12 +55,12 @@ def wkv(
     Raises Mistake for shapes that do not fit together or an unknown backend. Source: RWKV-4 (Peng et al. 2023); v2
     and v3 are the same sum with k_max 60 and den_eps 1e-16 and 1e-8.
     """
-    B, T, C = k.shape
+    B, _, C = k.shape
     if v.shape != k.shape or w.shape != (C,) or u.shape != (C,) or (state is not None and state.shape != (B, 3, C)):
         raise Mistake(f"wkv: w and u must be [C], v like k and state [B,3,C] for k {list(k.shape)}")
     if v.dtype != k.dtype:
         common = torch.promote_types(k.dtype, v.dtype)
         k, v = k.to(common), v.to(common)
-    if uses_kernel(backend, k.device.type) and k.dtype in native.DTYPES[k.device.type] and T > 0:
+    if uses_kernel(backend, k.device.type) and k.dtype in native.DTYPES[k.device.type]:
         return native.wkv_native(w, u, k, v, state, den_eps, k_max)
     return wkv_reference(w, u, k, v, state, den_eps, k_max)
