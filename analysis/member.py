@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.curves import LossCurve, bin_means
 from analysis.laws.registry import LAWS
-from analysis.path import BLOCK, Path
+from analysis.path import Path
 from analysis.variational_fit import fit_variational
 from analysis.varpro import Data, fit_law, predict
 from rwkv_lab.errors import Mistake
@@ -43,7 +43,7 @@ class Member:
         if law.from_window:
             return self._from_window(eta, at)
         if law.blocked and len(at) > STATES:
-            some = np.unique(np.append(np.arange(at[0], at[-1], max(BLOCK, (at[-1] - at[0]) // STATES)), at[-1]))
+            some = np.unique(np.linspace(at[0], at[-1], STATES).astype(int))
             return np.interp(at, some, self.loss(eta, some))
         return predict(law, Path(eta, at, self.reference), self.linear, self.nonlinear)
 
@@ -88,7 +88,8 @@ def fit_member(
 ) -> Member:
     """The law called ``law`` fitted to ``curves`` jointly, on their points from step ``first`` on.
 
-    ``start`` gives nonlinear parameters to set out from. ``final=False`` is quicker and less precise, to compare fits.
+    ``start`` gives nonlinear parameters to set out from. ``final=False`` is quicker and less precise, to
+    compare fits.
     """
     reference = max(float(curve.eta.max()) for curve in curves)
     if LAWS[law].from_window:

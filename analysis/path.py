@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-BLOCK = 64
+BLOCKS = 192  # a schedule is cut into at least this many blocks, of one update where it has no more
 
 
 def warmup_steps(eta: np.ndarray) -> int:
@@ -33,7 +33,7 @@ def recurrence(decay: np.ndarray, drive: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Runs of up to ``BLOCK`` updates as one: state edges ``[M+1]`` and per-block numbers ``[M]``."""
+    """Stretches of updates as one: state edges ``[M+1]`` and per-block numbers ``[M]``."""
 
     S: np.ndarray  # [M+1] sum of rates at the edges
     rate: np.ndarray  # [M] mean rate
@@ -80,19 +80,20 @@ class Path:
 
     @cached_property
     def blocks(self) -> Blocks:
-        edges = np.unique(np.append(np.arange(0, len(self.eta), BLOCK), len(self.eta)))
+        size = max(1, len(self.eta) // BLOCKS)
+        edges = np.unique(np.append(np.arange(0, len(self.eta), size), len(self.eta)))
         first = edges[:-1]
         length = np.diff(edges)
-        size = np.abs(self.changes)
-        weight = np.add.reduceat(size, first)
+        fall = np.abs(self.changes)
+        weight = np.add.reduceat(fall, first)
         centre = np.where(weight > 0, weight, 1.0)
         floor = 1e-9 * self.eta.max()
         return Blocks(
             S=self.sums[edges],
             rate=np.add.reduceat(self.eta, first) / length,
             change=np.add.reduceat(self.changes, first),
-            change_S=np.where(weight > 0, np.add.reduceat(size * self.sums[:-1], first) / centre, self.sums[first]),
+            change_S=np.where(weight > 0, np.add.reduceat(fall * self.sums[:-1], first) / centre, self.sums[first]),
             change_rate=np.maximum(
-                np.where(weight > 0, np.add.reduceat(size * self.eta, first) / centre, self.eta[first]), floor
+                np.where(weight > 0, np.add.reduceat(fall * self.eta, first) / centre, self.eta[first]), floor
             ),
         )

@@ -1,7 +1,7 @@
 """The variational law's own fitter: for fixed beta it is linear, so the fit is a global search for one number.
 
-The search runs on stretches of updates taken at their mean rate; the minimum is then polished on every update, so that
-exact data give exact parameters and a hundred thousand points take a fraction of a second.
+The search runs on stretches of updates taken at their mean rate; the minimum is then polished on every update,
+so that exact data give exact parameters and a hundred thousand points take a fraction of a second.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from analysis.curves import LossCurve, bin_means
 from analysis.laws.variational import LAW, columns, pieces
 from analysis.path import Path
-from analysis.varpro import Solution, huber_weights, solve_linear
+from analysis.varpro import OUTLIER, Solution, huber_weights, solve_linear
 
 STRETCHES = 600  # of one run in the search
 GRID = 48  # values of beta tried, from a lag of a few updates to one of many runs
@@ -100,8 +100,8 @@ def fit_variational(curves: Sequence[LossCurve], first: int, *, polish: bool = T
         log_beta = _polish(exact, log_beta, low, high)
         residual = exact(log_beta)[1]
         scale = 1.4826 * np.median(np.abs(residual))
-        if scale > 1e-9 and (np.abs(residual) > 4 * scale).any():
-            weights = np.split(huber_weights(residual), np.cumsum([len(run.loss) for run in runs])[:-1])
+        if scale > 1e-9 and (np.abs(residual) > OUTLIER * scale).any():
+            weights = np.split(huber_weights(residual, OUTLIER), np.cumsum([len(run.loss) for run in runs])[:-1])
             log_beta = _polish(exact, log_beta, low, high)
     coefficients, residual = (exact if polish else coarse)(log_beta)
     names = ["L0", "alpha", "L_start", *(f"L_start_{i + 2}" for i in range(groups - 1))]

@@ -1,8 +1,9 @@
 """The one fitter of all laws: variable projection.
 
 For fixed nonlinear parameters the best linear coefficients follow from a bounded least-squares problem with three
-unknowns, so only the few nonlinear ones are searched (Golub and Pereyra 1973), from several starts, on a log scale. The
-residuals are relative (a log residual to first order) and weighed by Huber's rule, which bounds what an outlier can do.
+unknowns, so only the few nonlinear ones are searched (Golub and Pereyra 1973), from several starts, on a log
+scale. The residuals are relative (a log residual to first order) and weighed by Huber's rule, which bounds what
+an outlier can do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from analysis.laws.law import Law, Nonlinear
 from analysis.path import Path
 
 HUBER = 1.345  # of the residuals' robust standard deviation: 95 % efficient on normal noise
+OUTLIER = 4.0  # the same where only gross outliers are to be held back
 INDEPENDENT = 40  # residuals of a law are correlated along a run: a run counts as about this many independent ones
 
 
@@ -62,10 +64,10 @@ def predict(law: Law, path: Path, linear: Mapping[str, float], nonlinear: Mappin
     return law.columns(path, nonlinear) @ np.array([linear[name] for name in law.linear])
 
 
-def huber_weights(residual: np.ndarray) -> np.ndarray:
-    """Weights ``[n]`` in (0, 1] that turn squares into Huber's loss at ``HUBER`` robust standard deviations."""
+def huber_weights(residual: np.ndarray, threshold: float = HUBER) -> np.ndarray:
+    """Weights ``[n]`` in (0, 1] that turn squares into Huber's loss at ``threshold`` robust standard deviations."""
     scale = 1.4826 * np.median(np.abs(residual))
-    return np.minimum(1.0, HUBER * max(scale, 1e-12) / np.maximum(np.abs(residual), 1e-300))
+    return np.minimum(1.0, threshold * max(scale, 1e-12) / np.maximum(np.abs(residual), 1e-300))
 
 
 class Problem:
@@ -114,8 +116,8 @@ def fit_law(
     """The law's parameters from the runs ``data``, jointly.
 
     ``start`` gives nonlinear parameters to set out from, instead of the law's own several starts. With ``prior`` the
-    nonlinear parameters are held near their usual values as firmly as the residuals leave room for: not at all on exact
-    data, firmly where one run cannot determine them.
+    nonlinear parameters are held near their usual values as firmly as the residuals leave room for: not at all
+    on exact data, firmly where one run cannot determine them.
     """
     from scipy.optimize import least_squares
 

@@ -2,7 +2,7 @@
 
     L = L0 + A S^-a + B sum_k (eta_k - eta_{k-1}) (1 - (1 + C eta_k^-g (S_t - S_{k-1}))^-b)
 
-Luo et al. 2025, arXiv 2503.12811. Summed over blocks of 64 updates with each block's change placed at its own centre.
+Luo et al. 2025, arXiv 2503.12811. Summed over blocks of updates, with each block's change placed at its own centre.
 """
 
 from collections.abc import Mapping
@@ -31,9 +31,9 @@ def nonlinear(eta_max: float) -> tuple[Nonlinear, ...]:
     usual_speed = 1 / (200 * eta_max) * eta_max**0.5
     return (
         Nonlinear("a", 0.02, 4.0, usual=0.5, spread=0.7, starts=(0.2,)),
-        Nonlinear("C", usual_speed * 1e-3, usual_speed * 1e3, usual=usual_speed, spread=2.0),
-        Nonlinear("g", 0.01, 2.0, usual=0.5, spread=0.5),
-        Nonlinear("b", 0.02, 5.0, usual=0.5, spread=0.7),
+        Nonlinear("C", usual_speed * 1e-3, usual_speed * 1e3, usual=usual_speed, spread=1.0),
+        Nonlinear("g", 0.01, 2.0, usual=0.5, spread=0.3),
+        Nonlinear("b", 0.02, 5.0, usual=0.5, spread=0.4),
     )
 
 

@@ -1,12 +1,17 @@
-"""The laws by name."""
+"""The laws by name. ``NAMED`` may be fitted alone; ``LAWS`` has all that a mixture may hold."""
 
-from analysis.laws import annealing, functional, multi_power, variational, vplus
+from analysis.laws import annealing, functional, multi_power, own_time, variational, vplus
 from analysis.laws.law import Law
 
-LAWS: dict[str, Law] = {
+NAMED: dict[str, Law] = {
     "variational": variational.LAW,
     "vplus": vplus.LAW,
     "annealing": annealing.LAW,
     "multi_power": multi_power.LAW,
     "functional": functional.LAW,
+}
+
+LAWS: dict[str, Law] = {
+    **NAMED,
+    "vplus_own_time": own_time.LAW,
 }

@@ -2,8 +2,8 @@
 
     L = L0 + A S^-a + alpha y,    y[t+1] = y[t] + beta eta_t (eta_t - y[t]),  y[0] = 0
 
-S is the sum of the rates so far. The power law carries the slow tail that one exponential mode cannot, y is the rate as
-the loss feels it, 1/(beta eta) updates late. Ours; the second term is P3 of Bo Peng's variational law (2022).
+S is the sum of the rates so far. The power law carries the slow tail that one exponential mode cannot, y is the
+rate as the loss feels it, 1/(beta eta) updates late. Ours; the second term is P3 of Bo Peng's variational law (2022).
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def columns(path: Path, nonlinear: Mapping[str, float]) -> np.ndarray:
 def nonlinear(eta_max: float) -> tuple[Nonlinear, ...]:
     return (
         Nonlinear("a", 0.02, 4.0, usual=0.5, spread=0.7, starts=(0.2, 1.2)),
-        Nonlinear("beta", 1 / (20000 * eta_max), 1 / (2 * eta_max), usual=1 / (200 * eta_max), spread=1.0),
+        Nonlinear("beta", 1 / (20000 * eta_max), 1 / (2 * eta_max), usual=1 / (200 * eta_max), spread=0.8),
     )
 
 
