@@ -184,11 +184,9 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
-    """The full evaluation of a complete run on its validation or test text, in the run's own precision.
+    """The full evaluation of a complete run on its validation or test text, as the run itself computed.
 
     Raises ``Mistake`` when the run has no weights yet, or its corpus no such split."""
-    import torch
-
     from rwkv_lab import data, models, runs
 
     run = runs.load(path)
@@ -201,9 +199,11 @@ def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
     split = corpus.test if split_name == "test" else corpus.val
     if split is None:
         raise Mistake(f"data={config['data']['name']} of {run.name} has no {split_name} text: data.split gives it none")
-    model = models.load(run.path).to(device)
-    bf16 = run.manifest["resolved"]["precision"] == "bf16"
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
+    import torch
+
+    resolved = run.manifest["resolved"]
+    model = models.load(run.path, resolved["ops_backend"]).to(device)
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=resolved["precision"] == "bf16"):
         return evaluate_full(model, split, config["model"]["ctx_len"], STREAMS, device)
 
 

@@ -7,6 +7,7 @@ python -m rwkv_lab.data bench [megabytes]             tokenise and read a text o
 DATA and the keys are those of run.py: data info enwik8 data.path=FILE tokenizer=byte
 """
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -102,11 +103,16 @@ def _group(group: str, option: str, schema: type[T], pairs: list[list[str]]) -> 
         raise Mistake(f"{group}={option} does not exist{nearest(option, known)}: choose one of {', '.join(known)}")
     content = dict(OmegaConf.load(file))
     content.pop("defaults", None)
-    dots = [f"{key.split('.', 1)[1]}={value}" for key, value in pairs if key.startswith(f"{group}.")]
+    fields = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
+    own = [(key.split(".", 1)[1], value) for key, value in pairs if key.startswith(f"{group}.")]
+    for key, _ in own:
+        if key not in fields:
+            raise Mistake(f"{group}.{key} is unknown{nearest(key, fields)}: {group} has {', '.join(fields)}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), content, OmegaConf.from_dotlist(dots))
+        dots = OmegaConf.from_dotlist([f"{key}={value}" for key, value in own])
+        merged = OmegaConf.merge(OmegaConf.structured(schema), content, dots)
     except OmegaConfBaseException as error:
-        raise Mistake(f"{group}: {str(error).splitlines()[0]}") from None
+        raise Mistake(f"{group}.{error.full_key}: {str(error.msg).splitlines()[0]}") from None
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
