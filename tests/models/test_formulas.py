@@ -227,7 +227,7 @@ def compare(model, name, T):
         for block in model.blocks:
             block.att.key.register_forward_hook(lambda _m, _i, output: keys.append(output.detach().flatten()))
     got = model(idx)
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9 * float(want.abs().max()))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9 * float(want.detach().abs().max()))
     direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     (got * direction).sum().backward()
     (want * direction).sum().backward()
