@@ -10,7 +10,7 @@ _TAILS = (
     (r"Value '(.*)' of type '.*' could not be converted to Float", r"=\1 is not a number"),
     (r"Value '(.*)' is not a valid bool", r"=\1 is neither true nor false"),
     (r"Cannot convert '.*' to string: '(.*)'", r"=\1 is not one word or path"),
-    (r"is not Optional", r"=null is not allowed: give a value"),
+    (r"is not Optional|Incompatible value 'None'", r"=null is not allowed: give a value"),
     (r"is not a ListConfig, list or tuple", r" needs a list, such as [1,2]"),
     (
         r"Invalid type assigned: (?:str|int|float|bool|list)\b|Cannot assign (?:str|int|float|bool|list) to",
