@@ -159,7 +159,9 @@ class Command:
         return os.system, (f"touch {self.marker}",)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))])
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))]
+)
 def test_a_malicious_checkpoint_runs_nothing(tmp_path, write):
     marker, path = tmp_path / "ran", tmp_path / "bad.pth"
     write({"emb.weight": Command(marker)}, path)
