@@ -120,5 +120,5 @@ def test_the_overfit_preset_learns_its_batch_by_heart(lab):
 def test_the_default_run_learns_the_built_in_text(lab):
     lab.run("tracker=none", timeout=600)
     result = runs.load(lab.only_run("default")).manifest["result"]
-    # Measured: 1.77; counting characters alone gives 4.6.
-    assert result["val_bpb"] < 2.2
+    # Measured: 1.67; counting characters alone gives 4.6.
+    assert result["val_bpb"] < 1.9
