@@ -97,13 +97,10 @@ def _merge(prefix: str, schema: DictConfig, content: dict) -> DictConfig:
         if key not in known:
             place = f"{prefix[:-1]} '{content['name']}'" if content.get("name") else prefix[:-1] or "the top level"
             raise Mistake(f"{prefix}{key} is unknown{nearest(str(key), known)}: {place} has {', '.join(known)}")
-    merged = schema
-    for key, value in content.items():
-        try:
-            merged = OmegaConf.merge(merged, {key: value})  # type: ignore[assignment]
-        except OmegaConfBaseException as error:
-            raise Mistake(sentence(error, f"{prefix}{error.full_key or key}")) from None
-    return merged
+    try:
+        return OmegaConf.merge(schema, content)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise Mistake(sentence(error, f"{prefix}{error.full_key or 'fields'}")) from None
 
 
 def _choice(key: str, value: str, allowed: Sequence[str]) -> None:
@@ -131,7 +128,14 @@ def _check_trainer(config: Config) -> None:
         trainer.tokens = None
     else:
         trainer.tokens = parse_count("trainer.tokens", trainer.tokens)
-    for key, low in (("batch_size", 1), ("accumulate", 1), ("threads", 1), ("eval_tokens", 1), ("log_every", 1)):
+    for key, low in (
+        ("batch_size", 1),
+        ("accumulate", 1),
+        ("threads", 1),
+        ("eval_tokens", 1),
+        ("log_every", 1),
+        ("processes", 1),
+    ):
         _at_least(f"trainer.{key}", getattr(trainer, key), low)
     for key in ("clip", "eval_every", "checkpoint_every", "sample_length"):
         _at_least(f"trainer.{key}", getattr(trainer, key), 0)
@@ -146,6 +150,10 @@ def _check_trainer(config: Config) -> None:
         raise Mistake(f"trainer.device={trainer.device} is unknown: choose auto, cpu, cuda or cuda:N")
     if trainer.strategy is not None:
         _choice("trainer.strategy", trainer.strategy, ("ddp",))
+    elif trainer.processes is not None:
+        raise Mistake(
+            f"trainer.processes={trainer.processes} does nothing on one device: add trainer=ddp or leave it out"
+        )
 
 
 def _check_optimizer(config: Config) -> None:

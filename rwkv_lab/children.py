@@ -5,49 +5,94 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
-
-from rwkv_lab.runs.provenance import usable_cores
+from typing import IO
 
 _PR_SET_PDEATHSIG = 1
+_LOOK_SECONDS = 0.5
 
 
-def _end_with_parent() -> None:
-    """Asks the kernel for SIGTERM when the parent dies, so that a hard-killed sweep leaves no job behind (Linux)."""
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended."""
+
+    code: int  # exit code, negative for the signal that ended it
+    stopped: bool  # because its parent was told to stop
+    last_words: str  # its last line on standard error
+
+    @property
+    def reason(self) -> str:
+        """One sentence on a child that failed without saying why in its run directory."""
+        if self.code < 0:
+            name = signal.Signals(-self.code).name
+            return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+        return self.last_words.removeprefix("error: ") or f"exit code {self.code}"
+
+
+def end_with_parent() -> None:
+    """Asks the kernel for SIGTERM when the parent dies, so that nothing goes on behind a hard-killed one (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def run_child(command: Sequence[str], jobs_at_once: int, quiet: bool) -> int:
-    """Runs ``command`` and returns its exit code, negative for the signal that ended it.
+def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool, tied: bool) -> Ended:
+    """Runs ``command`` with ``extra`` environment variables and waits for it.
 
-    The child shares the machine with ``jobs_at_once - 1`` others, so it gets that share of the cores. Ctrl-C
-    reaches the child from the terminal; SIGTERM is passed on; either way the child may finish saving. A quiet child
-    shows errors only.
+    The child is a process group of its own: Ctrl-C in the terminal and SIGTERM reach it through here, once each, as
+    SIGTERM, and it may finish saving. ``quiet`` drops its standard output. A ``tied`` caller that loses its own
+    parent stops the child too.
     """
-    environment = dict(os.environ)
-    if jobs_at_once > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, usable_cores() // jobs_at_once))
     stopped = False
+    parent = os.getppid()
     child = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL if quiet else None,
+        stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
-        env=environment,
-        preexec_fn=_end_with_parent,
+        env={**os.environ, **extra},
+        process_group=0,
+        preexec_fn=end_with_parent,
     )
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def stop(number: int = 0, frame: FrameType | None = None) -> None:
         nonlocal stopped
         stopped = True
-        if number == signal.SIGTERM:
-            child.terminate()
+        child.terminate()
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
+    before = {number: signal.signal(number, stop) for number in numbers}
+    words: deque[str] = deque(maxlen=1)
+    assert child.stderr is not None
+    reader = threading.Thread(target=_pass_on, args=(child.stderr, words), daemon=True)
+    reader.start()
     try:
-        code = child.wait()
+        while (code := _code(child)) is None:
+            if tied and os.getppid() != parent and not stopped:
+                stop()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 130 if stopped else code
+    # A process the child left behind may keep its standard error open.
+    reader.join(timeout=1)
+    return Ended(code, stopped, words[0] if words else "")
+
+
+def _code(child: subprocess.Popen) -> int | None:
+    try:
+        return child.wait(timeout=_LOOK_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _pass_on(stream: IO[bytes], words: deque[str]) -> None:
+    for raw in stream:
+        line = raw.decode(errors="replace")
+        sys.stderr.write(line)
+        sys.stderr.flush()
+        if line.strip():
+            words.append(line.strip())

@@ -11,14 +11,16 @@ from omegaconf.errors import OmegaConfBaseException
 from rwkv_lab.config import register
 from rwkv_lab.errors import nearest
 from rwkv_lab.paths import REPOSITORY, RUNS
+from rwkv_lab.slots import visible_gpus
 from rwkv_lab.wording import one_line, sentence
 
 
 def prepare() -> None:
-    """Registers schemas and the resolvers ``repository``, ``runs`` and ``pick``; safe to call again."""
+    """Registers schemas and the resolvers ``repository``, ``runs``, ``gpus`` and ``pick``; safe to call again."""
     register()
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
     OmegaConf.register_new_resolver("runs", lambda: str(RUNS), replace=True)
+    OmegaConf.register_new_resolver("gpus", lambda: max(1, len(visible_gpus())), replace=True)
     # ${pick:${model.name},{mha_pro:4e-4},6e-4}: a value by another key's, so that a study can state a recipe per model.
     OmegaConf.register_new_resolver("pick", lambda key, table, other: table.get(key, other), replace=True)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rwkv_lab import checks, report
+from rwkv_lab import checks, report, torchrun
 from rwkv_lab.config import Config
 from rwkv_lab.console import say, warn
 from rwkv_lab.errors import Mistake
@@ -35,19 +35,26 @@ class Outcome:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        from rwkv_lab import sweep
+        from rwkv_lab import sweep_job
 
         hydra_config: Any = HydraConfig.get()
         # Unresolved: an override may take its value from another key.
         overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         if hydra_config.mode == RunMode.MULTIRUN:
-            return sweep.run_in_child(composed, hydra_config)
+            return sweep_job.run(composed, hydra_config)
         try:
             self.exit_code, loss = run_here(composed, overrides)
         except Mistake as mistake:
             # Hydra would announce an exception with lines of its own.
             self.mistake, loss = mistake, float("inf")
         return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from rwkv_lab.compose import prepare
+
+        # A launcher's worker process gets this object pickled and has registered nothing yet.
+        prepare()
+        self.__dict__.update(state)
 
 
 def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
@@ -58,12 +65,10 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
     if config.dry_run:
         report.dry_run(config, path)
         return COMPLETE, float("inf")
-    from rwkv_lab.training.distributed import launched_ranks
-
-    if config.trainer.strategy or launched_ranks() > 1:
+    if config.trainer.strategy or torchrun.ranks() > 1:
         from rwkv_lab.training import parallel
 
-        return parallel.run(config, path, overrides, config_text(config))
+        return parallel.run(config, path, lambda held, world: _with(held, config, overrides, world))
     held = claim(path, config.rerun)
     try:
         return _with(held, config, overrides)
@@ -71,7 +76,7 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
         held.release()
 
 
-def _with(held: Claim, config: Config, overrides: list[str]) -> tuple[int, float]:
+def _with(held: Claim, config: Config, overrides: list[str], world: Any = None) -> tuple[int, float]:
     if held.state == "complete":
         report.complete(held.path, held.manifest, again=True)
         if held.manifest.get("code") != provenance.code_fingerprint():
@@ -82,7 +87,7 @@ def _with(held: Claim, config: Config, overrides: list[str]) -> tuple[int, float
         return FAILED, float("inf")
     from rwkv_lab.training.distributed import World
 
-    return train(held, config, overrides, config_text(config), World())
+    return train(held, config, overrides, config_text(config), world or World())
 
 
 def train(held: Claim, config: Config, overrides: list[str], text: str, world: Any) -> tuple[int, float]:
@@ -121,8 +126,11 @@ def train(held: Claim, config: Config, overrides: list[str], text: str, world: A
 
 
 def _fail(held: Claim, reason: str) -> None:
-    """Records the failure of a run that has begun; where even that cannot be written it stays interrupted."""
-    if "status" not in held.manifest:
+    """Records the failure of a run that has begun; where even that cannot be written it stays interrupted.
+
+    Of several processes on one run, the one that holds the lock does.
+    """
+    if held.lock is None or "status" not in held.manifest:
         return
     try:
         held.record(status="failed", reason=reason, ended=provenance.now())

@@ -1,0 +1,51 @@
+"""What each of Hydra's launchers means for the jobs it starts: how many at once, with how many threads, seen or not."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rwkv_lab.errors import Mistake
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a launcher runs the jobs of a sweep."""
+
+    threads: int | None  # torch threads of a job, so that jobs side by side share the cores; None: all of them
+    batch: int | None  # jobs handed over together; None: all
+    visible: bool = False  # a job may use the terminal, being alone on it
+    tied: bool = False  # workers must end with the process that started them
+    shares_gpus: bool = False  # jobs side by side on one machine choose a GPU each
+    detached: bool = False  # jobs go on when the terminal is gone
+
+
+def manner(launcher: Mapping[str, Any], cores: int) -> Manner:
+    """The manner of the launcher configured by ``launcher`` on a machine of ``cores`` cores."""
+    kind = str(launcher["_target_"]).rpartition(".")[2]
+    cpus = launcher.get("cpus_per_task")
+    if kind == "JoblibLauncher":
+        wanted = launcher.get("n_jobs") or 1
+        at_once = max(1, cores + 1 + wanted) if wanted < 0 else wanted
+        return Manner(max(1, cores // at_once), None, tied=True, shares_gpus=True)
+    if kind == "LocalLauncher":
+        # The local executor starts everything it is given at once.
+        return Manner(cpus or 1, max(1, cores // (cpus or 1)), detached=True)
+    if kind == "SlurmLauncher":
+        return Manner(cpus, None, detached=True)
+    if kind.startswith("Ray"):
+        remote = (launcher.get("ray") or {}).get("remote") or {}
+        return Manner(max(1, int(remote.get("num_cpus") or 1)), None)
+    return Manner(None, 1, visible=True)
+
+
+def require_installed(launcher: Mapping[str, Any], choice: str) -> None:
+    """A Mistake where the launcher's package is missing."""
+    package = ".".join(str(launcher["_target_"]).split(".")[:2])
+    try:
+        found = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        extra = "ray" if "ray" in choice else "sweep"
+        raise Mistake(f"hydra/launcher={choice} needs a package that is missing: pip install -e '.[{extra}]'")

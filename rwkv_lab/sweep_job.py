@@ -1,0 +1,96 @@
+"""One job of a sweep, in whatever process a launcher chose: a fresh process of its own, and what came of it."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from rwkv_lab import launchers, slots, sweep
+from rwkv_lab.children import Ended, run_child
+from rwkv_lab.config import Config
+from rwkv_lab.console import say
+from rwkv_lab.launchers import Manner
+from rwkv_lab.paths import REPOSITORY, RUNS
+from rwkv_lab.runs import FORMAT, Run, is_run, provenance
+from rwkv_lab.runs.claim import claim
+
+LOSS_OF_A_FAILED_JOB = float("inf")
+LOSS_OF_A_BUSY_JOB = float("nan")
+STOPPED_CODES = (130, -signal.SIGINT, -signal.SIGTERM)
+
+
+def run(composed: DictConfig, hydra_config: DictConfig) -> float:
+    """The job's final val_loss, infinity where it failed or was stopped, NaN where another process has the run.
+
+    Raises KeyboardInterrupt where the sweep itself was told to stop.
+    """
+    config, path = sweep.checked(composed)
+    if is_run(path) and not config.rerun:
+        known = Run(path)
+        if known.status == "complete":
+            return known.manifest["result"]["val_loss"]
+        if known.status == "running":
+            say(f"{path.name} is running in another process")
+            return LOSS_OF_A_BUSY_JOB
+    overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    manner = launchers.manner(hydra_config.launcher, provenance.usable_cores())
+    shared = manner.shares_gpus and config.trainer.device in ("auto", "cuda") and not config.trainer.strategy
+    if manner.visible:
+        say(f"\n{path.name}  ({' '.join(overrides)})")
+    with slots.gpu(slots.visible_gpus() if shared else (), RUNS / ".gpus") as gpu:
+        chosen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
+        ended = run_child(
+            command(config, overrides), chosen | threads(config, manner), quiet=not manner.visible, tied=manner.tied
+        )
+    if ended.stopped and not manner.detached:
+        raise KeyboardInterrupt
+    return outcome(path, config, overrides, ended)
+
+
+def command(config: Config, overrides: Sequence[str]) -> list[str]:
+    """The command of one job: ``run.py <its overrides>``, behind torchrun where the job uses several processes."""
+    script = [str(REPOSITORY / "run.py"), *overrides, "hydra.mode=RUN"]
+    if not config.trainer.strategy:
+        return [sys.executable, *script]
+    processes = str(config.trainer.processes or "auto")
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, *script]
+
+
+def threads(config: Config, manner: Manner) -> dict[str, str]:
+    """The environment that gives a job, all its processes together, its share of the cores."""
+    if manner.threads is None:
+        return {}
+    processes = (config.trainer.processes or 1) if config.trainer.strategy else 1
+    return {"OMP_NUM_THREADS": str(max(1, manner.threads // processes))}
+
+
+def outcome(path: Path, config: Config, overrides: Sequence[str], ended: Ended) -> float:
+    """The final val_loss of a job whose process has ended; what that could not record itself is recorded here."""
+    if ended.code == 0 and is_run(path) and Run(path).status == "complete":
+        return Run(path).manifest["result"]["val_loss"]
+    if is_run(path) and Run(path).status == "running":
+        return LOSS_OF_A_BUSY_JOB
+    if ended.code not in STOPPED_CODES:
+        record_failure(path, config, overrides, ended.reason)
+    return LOSS_OF_A_FAILED_JOB
+
+
+def record_failure(path: Path, config: Config, overrides: Sequence[str], reason: str) -> None:
+    """Marks a run whose process died without marking it; one that was never begun gets a manifest that says so."""
+    held = claim(path, rerun=False)
+    try:
+        if held.state == "fresh":
+            held.record(
+                id=path.name.rsplit("-", 1)[-1],
+                name=path.name,
+                study=config.study,
+                overrides=list(overrides),
+                started=provenance.now(),
+            )
+        if held.state == "fresh" or (held.state == "resume" and held.manifest.get("status") == "running"):
+            held.record(format=FORMAT, status="failed", reason=reason, ended=provenance.now())
+    finally:
+        held.release()

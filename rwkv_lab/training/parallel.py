@@ -1,0 +1,65 @@
+"""A run by the processes torchrun started: rank 0 takes the run directory and decides, all train, all leave."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rwkv_lab.children import end_with_parent
+from rwkv_lab.config import Config
+from rwkv_lab.errors import Mistake
+from rwkv_lab.runs.claim import Claim, claim
+from rwkv_lab.training import distributed
+from rwkv_lab.training.distributed import World
+
+ENDED_TOGETHER = (0, 130)
+
+
+def run(config: Config, path: Path, work: Callable[[Claim, World], tuple[int, float]]) -> tuple[int, float]:
+    """Does ``work`` on every rank with the claim of the run directory ``path``; its (exit code, final val_loss)."""
+    end_with_parent()
+    world = distributed.join(config.trainer)
+    held = _claim_together(path, config.rerun, world)
+    try:
+        with _one_voice(world):
+            code, loss = work(held, world)
+        if code in ENDED_TOGETHER or held.state == "busy":
+            distributed.leave()
+        # Otherwise this rank may be the only one that failed: torchrun stops the others, which wait for it in vain.
+        return code, loss
+    finally:
+        held.release()
+
+
+def _claim_together(path: Path, rerun: bool, world: World) -> Claim:
+    """Rank 0's claim, which holds the lock, and what it found on every other rank."""
+    held, mistake = None, None
+    if world.writes:
+        try:
+            held = claim(path, rerun)
+        except Mistake as error:
+            mistake = str(error)
+    found = world.broadcast((held.state, held.manifest) if held else mistake)
+    if isinstance(found, str):
+        raise Mistake(found)
+    state, manifest = found
+    if held is None:
+        held = Claim(path, state, manifest)
+    before = manifest.get("world_size")
+    if state == "resume" and before not in (None, world.size):
+        held.release()
+        raise Mistake(
+            f"the run was started by {before} processes and would go on with {world.size}, which changes its rounding: "
+            f"use --nproc-per-node {before}, or start afresh with rerun=true"
+        )
+    return held
+
+
+@contextlib.contextmanager
+def _one_voice(world: World) -> Iterator[None]:
+    """Only the rank that writes speaks on standard output."""
+    if world.writes:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
