@@ -207,9 +207,10 @@ LANES_INLINE void backward_tile(BlockGrad<M>& g, BlockSums<M>& s, Loaded<M>& til
         F ga = g.sums[j].a * lift, gb = g.sums[j].b * lift, gw = F{}, gu = F{};
         for (int t = steps - 1; t >= 0; --t) {
             const F e = tile.k[t][j], now = ch.bonus[j] * e;
-            const auto step = tile_backward(ga, gb, as[t], bs[t], ch.decay[j], e, now, tile.v[t][j], ys[t], scaled[t]);
+            gw += ga * as[t] + gb * bs[t];
+            const auto step = tile_backward(ga, gb, ch.decay[j], e, now, tile.v[t][j], ys[t], scaled[t]);
             tile.k[t][j] = step.k, tile.v[t][j] = step.v;
-            gu += step.bonus, gw += step.decay;
+            gu += step.bonus;
         }
         g.sums[j] = {ga, gb, -m};
         g.w[j] += gw * ch.decay[j], g.u[j] += gu;

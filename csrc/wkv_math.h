@@ -60,7 +60,7 @@ WKV_INLINE Sums<F> join(const Sums<F>& early, F span, const Sums<F>& late) {
 
 template <class F>
 struct StepGrad {
-    F k, v, bonus, decay;  // contributions to gk, gv, gu and e^-w gw
+    F k, v, bonus, decay;  // contributions to gk, gv, gu and gw
 };
 
 // Gradients of one step, given the sums before it and the gradient `g` of the sums after it, which becomes that before it.
@@ -99,11 +99,12 @@ WKV_INLINE void tile_retreat(F& ga, F& gb, F decay, F scaled, F y) {
     gb = decay * gb - scaled * y;
 }
 
+// As tile_retreat, and the contributions of the step; that to gw is left to the caller: decay (ga a + gb b), ga and gb as given.
 template <class F>
-WKV_INLINE StepGrad<F> tile_backward(F& ga, F& gb, F a, F b, F decay, F e, F now, F v, F y, F scaled) {
+WKV_INLINE StepGrad<F> tile_backward(F& ga, F& gb, F decay, F e, F now, F v, F y, F scaled) {
     const F direct = now * scaled;
     const F bonus = direct * (v - y);
-    const StepGrad<F> step = {bonus + e * (ga * v + gb), direct + e * ga, bonus, ga * a + gb * b};
+    const StepGrad<F> step = {bonus + e * (ga * v + gb), direct + e * ga, bonus, F{}};
     tile_retreat(ga, gb, decay, scaled, y);
     return step;
 }

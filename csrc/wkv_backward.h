@@ -1,0 +1,156 @@
+// The backward kernel: walks the tiles from the last to the first, each from the sums that the forward kernel saved before it.
+#pragma once
+
+#include "wkv_kernels.h"
+
+namespace wkv::gpu {
+
+// Gradients of a sub-chunk step by step, given that of the sums after it; calls emit(t, gradients) and returns the gradient of
+// the sums before it. The sums before a step are walked to afresh, so that nothing needs an array.
+template <class Number, class Emit>
+WKV_DEVICE Sums<float> walk_back(Sums<float> g, const Sums<float>& before, const Inputs<Number>& in, const Number* gy,
+                                 int64_t offset, int steps, float w, float u, Emit emit) {
+#pragma unroll 1
+    for (int t = steps - 1; t >= 0; --t) {
+        const int64_t here = offset + static_cast<int64_t>(t) * in.C;
+        const Sums<float> s = walk(before, in.k + offset, in.v + offset, in.C, t, w, in.k_max);
+        const float k = key(in.k + here, in.k_max);
+        emit(t, exact_backward<Scalar>(g, s, w, u, k, widen(in.v[here]), widen(gy[here]), in.log_eps));
+    }
+    return g;
+}
+
+// checkpoints as from the forward kernel; gy, gk, gv [B,T,C]; gstate [B,3,C] or null; gw, gu [B,C]; gstate_in [B,3,C].
+template <class Number, int W>
+WKV_GLOBAL(THREADS, 2)
+backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, const float* gstate, float* gw, float* gu,
+                Number* gk, Number* gv, float* gstate_in) {
+    using At = Place<W>;
+    WKV_SHARED Board summaries, gradients;
+    WKV_SHARED Board carry[2];
+    const At at(in.C);
+    const float w = at.inside ? in.w[at.c] : 0.0f, u = at.inside ? in.u[at.c] : 0.0f;
+    const float decay = Scalar::exp(w), bonus = Scalar::exp(u), span = STEPS * w, size = u > 0.0f ? u : -u;
+    const int64_t C = in.C, sequence = static_cast<int64_t>(at.n) * in.T * C + at.c;
+    const int rows = (in.T + CHECKPOINT - 1) / CHECKPOINT + 1;
+    const float* saved = checkpoints + static_cast<int64_t>(at.n) * rows * 3 * C + at.c;
+    const auto recall = [&](int row) -> Sums<float> {
+        if (!at.inside) return {0.0f, 0.0f, NO_HISTORY};
+        const float* from = saved + row * 3 * C;
+        return {from[0], from[C], from[2 * C]};
+    };
+
+    Number k_next[STEPS] = {}, v_next[STEPS] = {}, gy_next[STEPS] = {};
+    const int last_tile = (in.T - 1) / At::TILE * At::TILE;
+    int start = last_tile + at.sub * STEPS, steps = at.steps(in.T, start);
+    fetch(k_next, in.k + sequence + start * C, in.C, steps);
+    fetch(v_next, in.v + sequence + start * C, in.C, steps);
+    fetch(gy_next, gy + sequence + start * C, in.C, steps);
+    Sums<float> before = recall(last_tile / CHECKPOINT);  // the sums before the tile
+    if (at.sub == 0) {
+        Sums<float> g = {0.0f, 0.0f, NO_HISTORY};
+        const float* from = gstate + static_cast<int64_t>(at.n) * 3 * C + at.c;
+        if (gstate && at.inside) g = {from[0], from[C], -recall(rows - 1).p};
+        carry[0].put(At::at(0), g.a, g.b, g.p);
+    }
+    float gw_sum = 0.0f, gu_sum = 0.0f;
+    Sums<float> g;
+    for (int tile = last_tile, side = 0; tile >= 0; tile -= At::TILE, side ^= 1) {
+        start = tile + at.sub * STEPS;
+        steps = at.steps(in.T, start);
+        const int64_t offset = sequence + start * C;
+        Chunk chunk;
+        float scaled[STEPS];
+        summarise(chunk, k_next, v_next, w, decay, in.k_max);
+        unsigned cut = 0;  // bit t: the key of step t was cut off
+#pragma unroll
+        for (int t = 0; t < STEPS; ++t) {
+            scaled[t] = widen(gy_next[t]);
+            cut |= widen(k_next[t]) > in.k_max ? 1u << t : 0u;
+        }
+        if (tile > 0) {
+            const int64_t ahead = offset - At::TILE * C;
+            const int whole = at.inside ? STEPS : 0;
+            fetch(k_next, in.k + ahead, in.C, whole);
+            fetch(v_next, in.v + ahead, in.C, whole);
+            fetch(gy_next, gy + ahead, in.C, whole);
+        }
+        if (steps < STEPS || !(chunk.highest - chunk.lowest <= GUARD))
+            chunk.sums = walk(Sums<float>{0.0f, 0.0f, NO_HISTORY}, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
+        summaries.put(threadIdx.x, chunk.sums.a, chunk.sums.b, chunk.sums.p);
+        __syncthreads();
+
+        const Sums<float> s = combine<W>(before.a, before.b, before.p + at.sub * span, summaries, at.sub, at.sub, -1, span);
+        if (tile > 0) before = recall((tile - At::TILE) / CHECKPOINT);
+        const float m = larger(larger(s.p, chunk.highest), in.log_eps);
+        const bool exact = steps < STEPS || !(m - chunk.lowest + size <= GUARD);
+        float y[STEPS];
+        float a_slope = 0.0f, b_slope = 0.0f;  // d/dw of the sums, through the decay within the sub-chunk
+        if (exact) {
+            const Sums<float> none = {0.0f, 0.0f, NO_HISTORY};
+            g = walk_back(none, s, in, gy, offset, steps, w, u, [](int, const StepGrad<float>&) {});
+        } else {
+            const float into = Scalar::exp(s.p - m), scale = Scalar::exp(chunk.highest - m);
+            const float eps = Scalar::exp(in.log_eps - m);
+            float a = s.a * into, b = s.b * into;
+#pragma unroll
+            for (int t = 0; t < STEPS; ++t) {
+                chunk.e[t] *= scale;
+                const float e = chunk.e[t], v = chunk.v[t], now = bonus * e;
+                const float inverse = Scalar::reciprocal(tile_denominator(b, now, eps));
+                y[t] = (a + now * v) * inverse;
+                scaled[t] *= inverse;
+                gw_sum += scaled[t] * (a_slope - y[t] * b_slope);
+                a_slope = decay * (a_slope + a), b_slope = decay * (b_slope + b);
+                tile_advance(a, b, decay, e, v);
+            }
+            g = {0.0f, 0.0f, -m};
+#pragma unroll
+            for (int t = STEPS - 1; t >= 0; --t) tile_retreat(g.a, g.b, decay, scaled[t], y[t]);
+        }
+        gradients.put(threadIdx.x, g.a, g.b, g.p);
+        __syncthreads();
+
+        const int c = At::at(0), end = in.T < tile + At::TILE ? in.T : tile + At::TILE;
+        const int left = end - start - steps > 0 ? end - start - steps : 0;
+        g = combine<W>(carry[side].a[c], carry[side].b[c], carry[side].scale[c] + left * w, gradients, at.sub,
+                       At::SUBCHUNKS - 1 - at.sub, 1, span);
+        if (exact) {
+            g = walk_back(g, s, in, gy, offset, steps, w, u, [&](int t, const StepGrad<float>& step) {
+                gw_sum += step.decay, gu_sum += step.bonus;
+                narrow(gk[offset + t * C], cut >> t & 1u ? 0.0f : step.k);
+                narrow(gv[offset + t * C], step.v);
+            });
+        } else {
+            const float lift = Scalar::exp(g.p + m);  // at most e^GUARD, as on the CPU
+            float ga = g.a * lift, gb = g.b * lift;
+            gw_sum += ga * a_slope + gb * b_slope;
+#pragma unroll
+            for (int t = STEPS - 1; t >= 0; --t) {
+                const StepGrad<float> step =
+                    tile_backward(ga, gb, decay, chunk.e[t], bonus * chunk.e[t], chunk.v[t], y[t], scaled[t]);
+                gu_sum += step.bonus;
+                narrow(gk[offset + t * C], cut >> t & 1u ? 0.0f : step.k);
+                narrow(gv[offset + t * C], step.v);
+            }
+            g = {ga, gb, -m};
+        }
+        if (at.sub == 0) carry[side ^ 1].put(c, g.a, g.b, g.p);
+    }
+    if (at.sub == 0 && at.inside) {
+        const float lift = Scalar::exp(g.p + before.p), ga = g.a * lift, gb = g.b * lift;
+        float* to = gstate_in + static_cast<int64_t>(at.n) * 3 * C + at.c;
+        to[0] = ga, to[C] = gb, to[2 * C] = ga * before.a + gb * before.b;
+    }
+    __syncthreads();
+    summaries.put(threadIdx.x, gw_sum, gu_sum, 0.0f);
+    __syncthreads();
+    if (at.sub == 0 && at.inside) {
+        for (int sub = 1; sub < At::SUBCHUNKS; ++sub)
+            gw_sum += summaries.a[At::at(sub)], gu_sum += summaries.b[At::at(sub)];
+        gw[static_cast<int64_t>(at.n) * C + at.c] = gw_sum;
+        gu[static_cast<int64_t>(at.n) * C + at.c] = gu_sum;
+    }
+}
+
+}  // namespace wkv::gpu

@@ -1,0 +1,194 @@
+// What the CUDA kernels of the WKV scan share. Every byte is read once, no atomics, the same result on every run.
+//
+// A block owns W channels of one sequence and walks time in tiles. Its threads lie over the channels and over sub-chunks of
+// STEPS consecutive steps, which each thread holds in registers while the next tile is already on its way. A thread sums up
+// its sub-chunk, the summaries meet in shared memory, and every thread combines those before it (after it, for gradients)
+// with what the block carries from tile to tile. A narrow W spreads few channels over more blocks and more of time over a
+// block.
+//
+// Within a sub-chunk all weights share one scale m. A sub-chunk whose keys spread beyond GUARD, or that the end of the sequence cuts
+// short, is walked step by step instead, each step with its own scale, reading its inputs again.
+#pragma once
+
+#include <cstdint>
+
+#include "wkv_math.h"
+
+#ifdef __CUDACC__
+#define WKV_DEVICE __device__ __forceinline__
+#define WKV_GLOBAL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define WKV_SHARED __shared__
+#endif
+
+namespace wkv::gpu {
+
+constexpr int STEPS = 8;
+constexpr int THREADS = 256;
+constexpr int CHECKPOINT = 64;  // steps between two saved states
+
+struct bf16 {
+    uint16_t bits;
+};
+
+struct fp16 {
+    uint16_t bits;
+};
+
+struct Scalar {
+    using F = float;
+    static WKV_INLINE float exp(float x) {
+#ifdef __CUDA_ARCH__
+        float y;
+        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+        return y;
+#else
+        return __builtin_expf(x);
+#endif
+    }
+    static WKV_INLINE float reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+        float y;
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+        return y;
+#else
+        return 1.0f / x;
+#endif
+    }
+};
+
+WKV_INLINE float widen(float x) { return x; }
+WKV_INLINE void narrow(float& to, float x) { to = x; }
+
+#ifdef __CUDA_ARCH__
+WKV_INLINE float widen(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+WKV_INLINE float widen(fp16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+}
+WKV_INLINE void narrow(bf16& to, float x) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
+WKV_INLINE void narrow(fp16& to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
+#else
+WKV_INLINE float widen(bf16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float y;
+    __builtin_memcpy(&y, &bits, sizeof(y));
+    return y;
+}
+WKV_INLINE void narrow(bf16& to, float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof(bits));
+    to.bits = x == x ? static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : uint16_t{0x7fc0};
+}
+#endif
+
+// k, v, gy and their kind [B,T,C]; w, u [C]; -infinity and infinity for no den_eps and no k_max.
+template <class Number>
+struct Inputs {
+    int T, C;
+    const float *w, *u;
+    const Number *k, *v;
+    float log_eps, k_max;
+};
+
+// One thread's place: its channel, and its sub-chunk of the tile.
+template <int W>
+struct Place {
+    static constexpr int SUBCHUNKS = THREADS / W;
+    static constexpr int TILE = SUBCHUNKS * STEPS;
+    int n, c, sub;  // sequence, channel, sub-chunk
+    bool inside;    // the channel exists
+
+    WKV_DEVICE Place(int C) {
+        const int groups = (C + W - 1) / W;
+        n = blockIdx.x / groups;
+        c = blockIdx.x % groups * W + threadIdx.x % W;
+        sub = threadIdx.x / W;
+        inside = c < C;
+    }
+    WKV_DEVICE static int at(int sub) { return sub * W + threadIdx.x % W; }
+    // steps of the sub-chunk that begins at `start`
+    WKV_DEVICE int steps(int T, int start) const {
+        const int left = T - start;
+        return !inside || left <= 0 ? 0 : left < STEPS ? left : STEPS;
+    }
+};
+
+// Three numbers per thread, where threads read those of others.
+struct Board {
+    float a[THREADS], b[THREADS], scale[THREADS];
+
+    WKV_DEVICE void put(int at, float x, float y, float z) { a[at] = x, b[at] = y, scale[at] = z; }
+};
+
+// The weighted sum of `own`, `gap` steps away, and of the entries from `first` on in steps of `direction`, the nearest last,
+// each whole sub-chunk of log-decay `span` farther than the next.
+template <int W>
+WKV_DEVICE Sums<float> combine(float a, float b, float scale, const Board& board, int sub, int count, int direction,
+                               float span) {
+    float highest = scale;
+#pragma unroll 2
+    for (int i = 0; i < count; ++i)
+        highest = larger(highest, board.scale[Place<W>::at(sub + direction * (i + 1))] + i * span);
+    const float own = Scalar::exp(scale - highest);
+    Sums<float> sum = {a * own, b * own, highest};
+#pragma unroll 2
+    for (int i = 0; i < count; ++i) {
+        const int at = Place<W>::at(sub + direction * (i + 1));
+        const float weight = Scalar::exp(board.scale[at] + i * span - highest);
+        sum.a += board.a[at] * weight;
+        sum.b += board.b[at] * weight;
+    }
+    return sum;
+}
+
+template <class Number>
+WKV_DEVICE void fetch(Number (&to)[STEPS], const Number* from, int C, int steps) {
+#pragma unroll
+    for (int t = 0; t < STEPS; ++t)
+        if (t < steps) to[t] = from[static_cast<int64_t>(t) * C];
+}
+
+// A sub-chunk in registers: e = e^{k-m} in the scale of its largest key, and the sums over it alone.
+struct Chunk {
+    float e[STEPS], v[STEPS];
+    float highest, lowest;
+    Sums<float> sums;
+};
+
+template <class Number>
+WKV_DEVICE float key(const Number* k, float k_max) {
+    const float x = widen(*k);
+    return x > k_max ? k_max : x;
+}
+
+template <class Number>
+WKV_DEVICE void summarise(Chunk& chunk, const Number (&k)[STEPS], const Number (&v)[STEPS], float w, float decay, float k_max) {
+    float p = NO_HISTORY;
+    chunk.highest = chunk.lowest = key(&k[0], k_max);
+#pragma unroll
+    for (int t = 0; t < STEPS; ++t) {
+        chunk.e[t] = key(&k[t], k_max);
+        chunk.v[t] = widen(v[t]);
+        chunk.highest = larger(chunk.highest, chunk.e[t]);
+        chunk.lowest = chunk.e[t] < chunk.lowest ? chunk.e[t] : chunk.lowest;
+        p = larger(p + w, chunk.e[t]);
+    }
+    float a = 0.0f, b = 0.0f;
+#pragma unroll
+    for (int t = 0; t < STEPS; ++t) {
+        chunk.e[t] = Scalar::exp(chunk.e[t] - chunk.highest);
+        tile_advance(a, b, decay, chunk.e[t], chunk.v[t]);
+    }
+    const float out = Scalar::exp(chunk.highest - p);
+    chunk.sums = {a * out, b * out, p};
+}
+
+template <class Number>
+WKV_DEVICE Sums<float> walk(Sums<float> s, const Number* k, const Number* v, int C, int steps, float w, float k_max) {
+#pragma unroll 1
+    for (int t = 0; t < steps; ++t, k += C, v += C) s = exact_advance<Scalar>(s, w, key(k, k_max), widen(*v));
+    return s;
+}
+
+}  // namespace wkv::gpu
