@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rwkv_lab.errors import Mistake
 
@@ -29,7 +30,7 @@ def read_proposal(path: str | Path) -> Proposal:
         raise Mistake(f"schedule.fit={path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise Mistake(f"schedule.fit={path} is not JSON: give the fit.json of 'python -m analysis fit'") from None
-    proposal = content.get("proposal") if isinstance(content, dict) else None
+    proposal: Any = content.get("proposal") if isinstance(content, dict) else None
     try:
         low, high = map(float, proposal["interval"])
         read = Proposal(

@@ -14,6 +14,7 @@ from rwkv_lab.console import say, warn
 from rwkv_lab.data import Corpus
 from rwkv_lab.errors import Mistake
 from rwkv_lab.models.config import ModelConfig
+from rwkv_lab.models.lm import LM
 from rwkv_lab.paths import write_atomic
 from rwkv_lab.runs import provenance
 from rwkv_lab.runs.claim import Claim
@@ -24,7 +25,7 @@ from rwkv_lab.training.metrics import MetricsLog
 from rwkv_lab.training.trainer import Listeners, Row, Training, total_steps, train
 
 
-def build_model(config: Config, vocab_size: int, backend: str, initialise: bool = True) -> torch.nn.Module:
+def build_model(config: Config, vocab_size: int, backend: str, initialise: bool = True) -> LM:
     """The configured model, initialised from ``config.seed``; without ``init_from`` where a checkpoint follows."""
     model_config: ModelConfig = config.model
     fields = {field.name: getattr(model_config, field.name) for field in dataclasses.fields(model_config)}

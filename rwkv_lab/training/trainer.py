@@ -12,6 +12,7 @@ from torch import nn
 from rwkv_lab.config import Config
 from rwkv_lab.data import Corpus, sampling
 from rwkv_lab.evaluate import Evaluation, evaluate_fixed
+from rwkv_lab.models.lm import LM
 from rwkv_lab.training import checkpoint, distributed, optim
 from rwkv_lab.training.checkpoint import Progress
 from rwkv_lab.training.device import Resolved
@@ -41,7 +42,7 @@ class Training:
     config: Config
     resolved: Resolved
     corpus: Corpus
-    model: nn.Module
+    model: LM
     optimizer: torch.optim.Optimizer
     lr: Callable[[int], float]  # the rate of update i
     total: int  # updates
