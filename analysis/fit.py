@@ -6,7 +6,7 @@
     >>> prediction = result.predict("linear", steps=2000, lr_init=1e-3, lr_final=0.0)
     >>> prediction.final_loss, prediction.interval(0.9)
 
-The default, ``auto``, is a mixture: three laws on three windows, averaged. It predicts schedules it has not
+The default, ``auto``, is a mixture: four laws on three windows, averaged. It predicts schedules it has not
 seen better than any law alone over the families tried (docs/laws.md).
 """
 
@@ -30,7 +30,7 @@ from rwkv_lab.errors import Mistake
 from rwkv_lab.training import schedules
 
 FORMAT = 1
-MIXTURE = ("vplus_own_time", "functional", "annealing")
+MIXTURE = ("vplus_own_time", "functional", "annealing", "multi_power")
 MIXTURE_FRACTIONS = (0.05, 0.1, 0.2)  # first steps of its windows, as fractions of the shortest run
 RIVALS = ("vplus", "annealing", "multi_power")  # whose spread widens the intervals of a law fitted alone
 DRAWN = 400  # points of a run kept in fit.json for the figures
@@ -255,8 +255,7 @@ def as_rates(eta: Any, steps: int | None, parameters: dict[str, Any]) -> np.ndar
         except (TypeError, ValueError) as error:
             raise Mistake(f"schedule {eta}: {error}") from error
     rates = np.asarray(eta, dtype=float)
-    if rates.ndim != 1 or len(rates) == 0 or not np.isfinite(rates).all() or (rates < 0).any() or not (rates >
-    0).any():
+    if rates.ndim != 1 or len(rates) == 0 or not np.isfinite(rates).all() or (rates < 0).any() or not (rates > 0).any():
         raise Mistake("eta: must be one finite rate an update, none below 0 and one above it")
     return rates
 

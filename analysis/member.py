@@ -13,7 +13,7 @@ from analysis.variational_fit import fit_variational
 from analysis.varpro import Data, fit_law, predict
 from rwkv_lab.errors import Mistake
 
-POINTS = 150  # points a run is binned to for the laws other than the variational one
+POINTS = 100  # points a run is binned to for the laws other than the variational one
 STATES = 1500  # states at which a law summed over blocks is evaluated for a whole curve; linear in between
 
 

@@ -17,11 +17,12 @@ from analysis.member import Member
 from rwkv_lab.errors import Mistake, nearest
 
 KINDS = ("free", *shapes.KINDS)
-KNOTS = 24  # of a free schedule: rates between them are interpolated on a log scale
+KNOTS = 16  # of a free schedule: rates between them are interpolated on a log scale
 STEEPEST = 3.0  # largest fall of the rate's logarithm between two knots
 COARSE = 2000  # updates the search works with: of a longer schedule every so many are taken as one
 LAG = 0.1  # most of an exponential's memory that one such update may take up
 SOFT = 3e-4  # nats: below this differences between laws' regrets are averaged rather than maximised
+STARTS = np.array([[0.0, 0.1, 0.25], [0.25, 0.4, 0.6]])  # first looks of a shape's numbers, combined
 NOT_OPTIMISED = ("annealing",)  # their own optima are bang-bang
 
 
@@ -94,9 +95,7 @@ def coarser(member: Member, factor: float) -> Member:
     if member.law == "multi_power":
         nonlinear["C"] *= factor ** nonlinear["g"]
     first = 0 if member.law == "variational" else member.first
-    return replace(
-        member, linear=linear, nonlinear=nonlinear, reference=member.reference * factor, first=first
-    )
+    return replace(member, linear=linear, nonlinear=nonlinear, reference=member.reference * factor, first=first)
 
 
 def goal_of(fit: Fit, steps: int, warmup: int, eta_max: float) -> Goal:
@@ -132,30 +131,23 @@ def search_shape(goal: Goal, kind: str) -> tuple[float, float, float]:
         chosen = shapes.from_numbers(kind, np.clip(numbers, 0, 1), goal.eta_max)
         return shapes.build(kind, goal.steps, goal.warmup, *chosen)
 
-    starts = [[0.0, 0.1, 0.25][:count], [0.3, 0.3, 0.5][:count]]
-    found = [
-        minimize(
-            lambda x: goal.mean(rates(x)) + float(np.sum((x - np.clip(x, 0, 1)) ** 2)),
-            start,
-            method="Nelder-Mead",
-            options={"xatol": 1e-3, "fatol": 1e-7, "maxfev": 120, "initial_simplex": _simplex(start)},
-        )
-        for start in starts
-    ]
-    numbers = np.clip(min(found, key=lambda one: one.fun).x, 0, 1)
-    peak, end, fraction = shapes.from_numbers(kind, numbers, goal.eta_max)
-    return peak, end, fraction
+    grid = np.stack(np.meshgrid(*[STARTS[:, i] for i in range(count)], indexing="ij"), axis=-1).reshape(-1, count)
+    start = min(grid, key=lambda x: goal.mean(rates(x)))
+    found = minimize(
+        lambda x: goal.mean(rates(x)) + float(np.sum((x - np.clip(x, 0, 1)) ** 2)),
+        start,
+        method="Nelder-Mead",
+        options={"xatol": 1e-3, "fatol": 1e-7, "maxfev": 90, "initial_simplex": _simplex(start)},
+    )
+    return shapes.from_numbers(kind, np.clip(found.x, 0, 1), goal.eta_max)
 
 
-def _simplex(start: list[float]) -> np.ndarray:
+def _simplex(start: np.ndarray) -> np.ndarray:
     """Corners well inside the unit cube, so that the first moves are not all clipped."""
-    points = np.tile(start, (len(start) + 1, 1)).astype(float)
-    for i in range(len(start)):
-        points[i + 1, i] += 0.25
-    return points
+    return np.vstack([start, start + 0.2 * np.eye(len(start))])
 
 
-def refine(goal: Goal, objective: Callable[[np.ndarray], float], start: np.ndarray, rounds: int = 60) -> np.ndarray:
+def refine(goal: Goal, objective: Callable[[np.ndarray], float], start: np.ndarray, rounds: int = 40) -> np.ndarray:
     """Rates moved freely, knot by knot and never rising after warm-up, from ``start`` to a lower ``objective``."""
     from scipy.optimize import minimize
 

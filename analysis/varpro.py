@@ -16,6 +16,7 @@ from analysis.path import Path
 
 HUBER = 1.345  # of the residuals' robust standard deviation: 95 % efficient on normal noise
 OUTLIER = 4.0  # the same where only gross outliers are to be held back
+FIRST_LOOK = 10  # evaluations spent on every start before the best one is followed
 INDEPENDENT = 40  # residuals of a law are correlated along a run: a run counts as about this many independent ones
 
 
@@ -126,7 +127,7 @@ def fit_law(
     problem = Problem(law, data, parameters, prior)
     bounds = np.array([[p.coordinate(p.low) for p in parameters], [p.coordinate(p.high) for p in parameters]])
 
-    def search(z: np.ndarray):
+    def search(z: np.ndarray, evaluations: int = 60):
         return least_squares(
             problem.residual,
             np.clip(z, bounds[0] + 1e-9, bounds[1] - 1e-9),
@@ -135,7 +136,7 @@ def fit_law(
             ftol=tolerance,
             gtol=1e-15,
             x_scale=[p.spread for p in parameters],
-            max_nfev=60,
+            max_nfev=evaluations,
         )
 
     usual = np.array([p.coordinate(p.usual) for p in parameters])
@@ -148,7 +149,9 @@ def fit_law(
     if start is not None:
         starts = [np.array([p.coordinate(start[p.name]) for p in parameters])]
     problem.noise = min(float(np.sqrt(np.mean(problem.solve(z)[1] ** 2))) for z in starts)
-    z = min((search(z) for z in starts), key=lambda found: found.cost).x
+    looks = [search(z, FIRST_LOOK) for z in starts] if len(starts) > 1 else [search(starts[0])]
+    z = min(looks, key=lambda found: found.cost).x
+    z = search(z).x if len(looks) > 1 else z
     for _ in range(rounds):
         residual = problem.solve(z)[1]
         problem.huber = huber_weights(residual)
