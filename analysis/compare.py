@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         PAGE: render(comparison, command, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
         "compare.md": report.markdown(comparison, command),
         "groups.csv": report.groups_csv(comparison),
+        "pairs.csv": report.pairs_csv(comparison),
         "runs.csv": report.runs_csv(comparison),
     }
     report.print_terminal(comparison)

@@ -1,7 +1,8 @@
 """The page's interactive charts, made with Bokeh.
 
-Renderers carry tags ``[kind, group index]`` and every curve has its coordinates once for each axis (``x_tokens``,
-``x_seconds``, ``x_flops``), so that the page's script can hide a group and change the axis without any data of its own.
+The page's script hides groups and changes the axis without any data of its own: the renderers of curves carry tags
+``[kind, group index]`` and their coordinates once for each axis (``x_tokens``, ``x_seconds``, ``x_flops``); the sources
+of the final values have a column ``group`` and one ``alpha``.
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,10 @@ import numpy as np
 from analysis.comparison.collect import Record
 from analysis.comparison.curves import AXES, axis_values, band, binned
 from analysis.comparison.figures import PANELS, loss_limits, unit_of
-from analysis.comparison.style import Style, style
+from analysis.comparison.style import style
 from analysis.comparison.summary import Block, Row
 
-LARGEST = 10_000  # points of all runs' curves of one kind together: what keeps a page of 100 runs below 3 MB
+LARGEST = 6_000  # points of all runs' curves of one kind together: what keeps a page of 100 runs below 3 MB
 MARKS = 7
 NOISY = 80  # points of a training loss: each the mean of enough rows to see past their noise
 
@@ -76,9 +77,9 @@ def mean_lines(
 
 
 def _some(columns: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-    """A few points of a mean curve, staggered by group, that carry its marker."""
+    """A few points of a curve, staggered by group, that carry its marker."""
     every = max(1, len(next(iter(columns.values()))) // MARKS)
-    return {name: values[index % every :: every] for name, values in columns.items() if name[:2] in ("x_", "m_")}
+    return {name: values[index % every :: every] for name, values in columns.items() if name[:3] not in ("lo_", "hi_")}
 
 
 def _blank(label: str, x_label: str, x_end: float, y: tuple[float, float], block: int) -> Any:
@@ -116,51 +117,60 @@ def polish(fig: Any) -> Any:
     return fig
 
 
-def _hover(renderers: list[Any], quantity: str) -> Any:
+def _hovers(lines: list[tuple[str, Any]], quantity: str) -> list[Any]:
+    """A tool for the means of several seeds, which tells their spread, and one for single runs."""
     from bokeh.models import HoverTool
 
-    tips = [
-        ("group", "$name"),
-        ("at", "@x_tokens{0.[000]}"),
-        (quantity, "@m_tokens{0.0000}"),
-        ("± 1 s.d.", "@lo_tokens{0.0000} to @hi_tokens{0.0000}"),
+    start = [("group", "$name"), ("at", "@x_tokens{0.[000]}")]
+    tips = {
+        "mean": [(quantity, "@m_tokens{0.0000}"), ("± 1 s.d.", "@lo_tokens{0.0000} to @hi_tokens{0.0000}")],
+        "runs": [(quantity, "@y{0.[00000]}")],
+    }
+    return [
+        HoverTool(renderers=[line for kind, line in lines if kind == wanted], tooltips=start + rest, visible=False)
+        for wanted, rest in tips.items()
     ]
-    return HoverTool(renderers=renderers, tooltips=tips, mode="mouse")
 
 
-def tagged(renderer: Any, kind: str, index: int) -> Any:
-    """``renderer`` marked with what it draws and for which group."""
-    renderer.tags = [kind, index]
-    return renderer
+def add(fig: Any, kind: str, index: int, glyph: Any, source: Any) -> Any:
+    """Draws ``glyph`` of ``source``, tagged with what it is and for which group; the renderer.
+
+    Unlike the figure's own methods it makes no further glyphs for selections, which would double the page.
+    """
+    return fig.add_glyph(source, glyph, tags=[kind, index])
 
 
-def _draw(fig: Any, row: Row, index: int, column: str, points: int, divisors: dict[str, float]) -> Any | None:
-    """Draws a group into ``fig``: each run, the band, the mean, the markers; the mean's renderer."""
-    from bokeh.models import ColumnDataSource
+def _draw(
+    fig: Any, row: Row, index: int, column: str, points: int, divisors: dict[str, float]
+) -> tuple[str, Any] | None:
+    """Draws a group into ``fig``: each run, the band, the main line, its markers; kind and renderer of that line."""
+    from bokeh.models import ColumnDataSource, Line, Scatter, VArea
 
-    look: Style = style(index)
-    colour, dash = look.colour, look.bokeh_dash
-    if len(row.group.counted) > 1:
-        source = ColumnDataSource(run_lines(row.group.counted, column, points, divisors))
-        thin = {"line_width": 0.8, "line_alpha": 0.35, "line_color": colour, "line_dash": dash}
-        tagged(fig.line("x_tokens", "y", source=source, **thin), "runs", index)
+    look = style(index)
+    colours: dict[str, Any] = {"line_color": look.colour}
+    dashed = colours | {"line_dash": look.bokeh_dash}
+    # All seeds of a group have one learning rate.
+    counted = row.group.counted[:1] if column == "lr" else row.group.counted
+    several = len(counted) > 1
     if row.group.unfinished:
         source = ColumnDataSource(run_lines(row.group.unfinished, column, points, divisors))
-        dotted = {"line_width": 1.3, "line_color": colour, "line_dash": "dotted"}
-        tagged(fig.line("x_tokens", "y", source=source, **dotted), "runs", index)
-    columns = mean_lines(row.group.counted, column, points, divisors)
-    if not len(columns["m_tokens"]):
+        add(fig, "runs", index, Line(x="x_tokens", y="y", line_width=1.3, line_dash="dotted", **colours), source)
+    kind, y = ("mean", "m_tokens") if several else ("runs", "y")
+    columns = (mean_lines if several else run_lines)(counted, column, points, divisors)
+    if not len(columns[y]):
         return None
-    source = ColumnDataSource(columns)
-    if len(row.group.counted) > 1:
-        shade = {"fill_color": colour, "fill_alpha": 0.18}
-        tagged(fig.varea("x_tokens", "lo_tokens", "hi_tokens", source=source, **shade), "band", index)
-    thick = {"line_width": 2, "line_color": colour, "line_dash": dash, "name": row.label}
-    mean = tagged(fig.line("x_tokens", "m_tokens", source=source, **thick), "mean", index)
-    marks = ColumnDataSource(_some(columns, index))
-    dots = fig.scatter("x_tokens", "m_tokens", source=marks, marker=look.bokeh_marker, size=8, color=colour)
-    tagged(dots, "mean", index)
-    return mean
+    main = ColumnDataSource(columns)
+    if several:
+        source = ColumnDataSource(run_lines(counted, column, points, divisors))
+        add(fig, "runs", index, Line(x="x_tokens", y="y", line_width=0.8, line_alpha=0.35, **dashed), source)
+        shade = VArea(x="x_tokens", y1="lo_tokens", y2="hi_tokens", fill_color=look.colour, fill_alpha=0.18)
+        add(fig, "band", index, shade, main)
+    line = add(fig, kind, index, Line(x="x_tokens", y=y, line_width=2, **dashed), main)
+    line.name = row.label
+    if column != "lr":
+        dots = Scatter(x="x_tokens", y=y, marker=look.bokeh_marker, size=8, fill_color=look.colour, **colours)
+        add(fig, kind, index, dots, ColumnDataSource(_some(columns, index)))
+    return kind, line
 
 
 def _limits(block: Block, column: str) -> tuple[float, float]:
@@ -177,14 +187,14 @@ def curve_chart(block: Block, number: int, column: str, label: str, points: int)
     units = scales(block)
     divisors = {axis: divisor for axis, (divisor, _, _) in units.items()}
     fig = _blank(label, units["tokens"][2], units["tokens"][1], _limits(block, column), number)
-    means = [_draw(fig, row, index, column, points, divisors) for index, row in enumerate(block.rows)]
-    fig.add_tools(_hover([mean for mean in means if mean], label))
+    lines = [_draw(fig, row, index, column, points, divisors) for index, row in enumerate(block.rows)]
+    fig.add_tools(*_hovers([line for line in lines if line], label))
     return fig
 
 
 def final_chart(block: Block, number: int) -> Any:
     """Final bits per byte: every seed, the mean and one standard deviation, the best on top."""
-    from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
+    from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, Scatter, Segment
     from bokeh.plotting import figure
 
     rows = [(index, row) for index, row in enumerate(block.rows) if row.values["final"]]
@@ -198,19 +208,35 @@ def final_chart(block: Block, number: int) -> Any:
         x_axis_label="final held-out loss (bits per byte)",
         tags=["final", number],
     )
-    dots: list[Any] = []
-    for place, (index, row) in enumerate(rows):
-        look, values, mean = style(index), row.values["final"], row.mean("final")
-        std = row.std("final") if len(values) > 1 else 0.0
-        reach = fig.segment([mean - std], [place], [mean + std], [place], line_color=look.colour, line_width=2)
-        seeds = fig.scatter(values, [place + 0.3] * len(values), size=4, line_color=look.colour, fill_color="white")
-        spread = f"{std:.4f}" if len(values) > 1 else "one seed"
-        source = ColumnDataSource({"x": [mean], "y": [place], "sd": [spread]})
-        dot = fig.scatter("x", "y", source=source, marker=look.bokeh_marker, size=10, color=look.colour, name=row.label)
-        dots.append(dot)
-        for renderer in (reach, seeds, dot):
-            tagged(renderer, "final", index)
-    fig.add_tools(HoverTool(renderers=dots, tooltips=[("group", "$name"), ("mean", "@x{0.0000}"), ("s.d.", "@sd")]))
+    means, stds = [row.mean("final") for _, row in rows], [row.std("final") for _, row in rows]
+    shared: dict[str, Any] = {
+        "group": [index for index, _ in rows],
+        "colour": [style(index).colour for index, _ in rows],
+    }
+    shared |= {"y": list(range(len(rows))), "alpha": [1.0] * len(rows)}
+    reach = np.nan_to_num(np.array(stds))
+    groups = ColumnDataSource(
+        shared
+        | {
+            "x": means,
+            "low": np.array(means) - reach,
+            "high": np.array(means) + reach,
+            "name": [row.label for _, row in rows],
+            "sd": [f"{std:.4f}" if np.isfinite(std) else "one seed" for std in stds],
+            "marker": [style(index).bokeh_marker for index, _ in rows],
+        }
+    )
+    each = [(place, value) for place, (_, row) in enumerate(rows) for value in row.values["final"]]
+    seeds = ColumnDataSource(
+        {name: [values[place] for place, _ in each] for name, values in shared.items()}
+        | {"x": [value for _, value in each], "y": [place + 0.3 for place, _ in each]}
+    )
+    looks: dict[str, Any] = {"line_color": "colour", "line_alpha": "alpha"}
+    fig.add_glyph(groups, Segment(x0="low", x1="high", y0="y", y1="y", line_width=2, **looks))
+    fig.add_glyph(seeds, Scatter(x="x", y="y", size=4, fill_alpha=0, **looks))
+    dot = Scatter(x="x", y="y", marker="marker", size=10, fill_color="colour", fill_alpha="alpha", **looks)
+    tips = [("group", "@name"), ("mean", "@x{0.0000}"), ("s.d.", "@sd")]
+    fig.add_tools(HoverTool(renderers=[fig.add_glyph(groups, dot)], tooltips=tips, visible=False))
     fig.yaxis.ticker = FixedTicker(ticks=list(range(len(rows))))
     fig.yaxis.major_label_overrides = {
         place: f"{style(index).glyph} {shortened(row.label)}" for place, (index, row) in enumerate(rows)
@@ -230,7 +256,7 @@ def charts(block: Block, number: int, runs: int) -> dict[str, Any]:
 
     points = points_for(runs)
     (quality, quality_label), (training, training_label) = PANELS
-    rates = curve_chart(block, number, "lr", "learning rate", min(points, 150))
+    rates = curve_chart(block, number, "lr", "learning rate", points)
     rates.yaxis.formatter = PrintfTickFormatter(format="%.3g")
     return {
         f"final{number}": final_chart(block, number),

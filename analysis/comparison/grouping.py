@@ -101,14 +101,16 @@ def _part(key: str, value: Any, keys: Sequence[str]) -> str:
 
 
 def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A short and unique name for each of ``configs``, which are all different."""
+    """A short and unique name for each of ``configs``, which are all different.
+
+    Where one of them would have none, being the plain model beside those with a trick, each starts with its model.
+    """
     keys = telling_keys(configs)
+    if not all(any(key in config for key in keys) for config in configs):
+        keys = ["model.name", *(key for key in keys if key != "model.name")]
     names: list[str] = []
     for config in configs:
-        parts = [_part(key, config[key], keys) for key in keys if key in config]
-        if "model.name" not in keys and (not parts or "=" in parts[0]):
-            parts.insert(0, str(config.get("model.name", "run")))
-        name = " ".join(parts)
+        name = " ".join(_part(key, config[key], keys) for key in keys if key in config) or "run"
         taken = sum(other == name or other.startswith(f"{name} #") for other in names)
         names.append(f"{name} #{taken + 1}" if taken else name)
     return names

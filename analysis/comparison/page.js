@@ -4,15 +4,19 @@ const axes = JSON.parse(document.getElementById("axes").textContent);
 
 function figures(kind, block) {
   const roots = Bokeh.documents.flatMap((doc) => doc.roots());
-  return roots.filter((figure) => (!kind || figure.tags[0] === kind) && figure.tags[1] === block);
+  return roots.filter((figure) => figure.tags[0] === kind && figure.tags[1] === block);
 }
 
-function show(controls, groups, visible) {
-  for (const button of groups) button.setAttribute("aria-pressed", String(visible));
-  const indices = new Set(groups.map((button) => Number(button.dataset.group)));
-  for (const figure of figures(null, Number(controls.dataset.block)))
-    for (const renderer of figure.renderers)
-      if (indices.has(renderer.tags[1])) renderer.visible = visible;
+function show(controls, changed, visible) {
+  for (const button of changed) button.setAttribute("aria-pressed", String(visible));
+  const off = [...controls.querySelectorAll(".group[aria-pressed=false]")];
+  const hidden = new Set(off.map((button) => Number(button.dataset.group)));
+  const block = Number(controls.dataset.block);
+  for (const figure of figures("curves", block))
+    for (const renderer of figure.renderers) renderer.visible = !hidden.has(renderer.tags[1]);
+  for (const figure of figures("final", block))
+    for (const { data_source: source } of figure.renderers)
+      source.data = { ...source.data, alpha: Array.from(source.data.group, (group) => (hidden.has(group) ? 0 : 1)) };
 }
 
 function against(block, axis) {

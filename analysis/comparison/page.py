@@ -19,14 +19,20 @@ from analysis.comparison.notes import BUDGETS, METHOD, census, count, notes
 from analysis.comparison.style import style
 from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, speed, spent
 
-SAMPLES = 300_000  # characters of all samples together
+SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
+MOST_PAIRS = 300  # rows of the table of pairs; more are in pairs.csv
 
 
 def visible(text: str) -> str:
     """``text`` with control characters, but for line ends and tabs, replaced by U+FFFD: a page must not hold them."""
     kept = ("\n", "\t")
     return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in kept else c for c in text)
+
+
+def _shown(value: Any) -> Any:
+    """What the template prints of ``value``: text without control characters, our own markup as it is."""
+    return visible(value) if type(value) is str else value
 
 
 def sample(record: Record, longest: int) -> str:
@@ -67,7 +73,8 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
         "head": report.headings(block, comparison) + report.COST_HEADINGS[1:],
         "results": [_result(row, block, index) for index, row in enumerate(block.rows)],
         "legend": [{"label": row.label, "look": style(index)} for index, row in enumerate(block.rows)],
-        "pairs": report.pair_rows(block),
+        "pairs": report.pair_rows(block) if len(block.verdicts) <= MOST_PAIRS else [],
+        "verdicts": len(block.verdicts),
         "keys": keys,
         "differences": [[row.label, *(str(row.group.own.get(key, report.NONE)) for key in keys)] for row in block.rows],
         "configs": [(row.label, yaml(row.group.records[0].config)) for row in block.rows],
@@ -156,7 +163,9 @@ def render(comparison: Comparison, command: str, made: str) -> str:
         for block in comparison.blocks
     ]
     here = files("analysis.comparison")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     return environment.from_string(here.joinpath("page.html").read_text()).render(
         title=comparison.title,
         census=f"{count(len(comparison.records), 'run')}: {census(comparison.records)}",

@@ -175,6 +175,16 @@ def groups_csv(comparison: Comparison) -> str:
     return _csv(rows)
 
 
+def pairs_csv(comparison: Comparison) -> str:
+    """One row a pair of groups that was judged."""
+    rows: list[list[object]] = [["corpus", "group", "against", "difference", "low", "high", "p_holm", "verdict"]]
+    for block in comparison.blocks:
+        for v in block.verdicts:
+            numbers = map(_plain, (v.difference, v.low, v.high, v.p))
+            rows.append([block.corpus, v.a, v.b, *numbers, v.verdict])
+    return _csv(rows)
+
+
 def runs_csv(comparison: Comparison) -> str:
     """One row a run, in whatever state it is."""
     place = {
