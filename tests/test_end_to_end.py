@@ -60,7 +60,6 @@ def test_the_same_command_again_trains_nothing(lab, smoke):
 
 
 def test_other_code_gives_the_result_with_one_warning(lab, smoke):
-    path, _ = smoke
     source = lab.root / "rwkv_lab" / "usage.py"
     text = source.read_text()
     try:
