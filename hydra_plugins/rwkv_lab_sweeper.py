@@ -38,8 +38,6 @@ class StudySweeper(BasicSweeper):
     def setup(self, *, config: DictConfig, **others: Any) -> None:
         if ranks():
             raise Mistake("a sweep is not started under torchrun: it starts torchrun itself for jobs with trainer=ddp")
-        choice = str(config.hydra.runtime.choices.get("hydra/launcher"))
-        launchers.require_installed(config.hydra.launcher, choice)
         super().setup(config=config, **others)
 
     def sweep(self, arguments: list[str]) -> Any:

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rwkv_lab.config import register
 from rwkv_lab.errors import nearest
+from rwkv_lab.launchers import EXTRAS
 from rwkv_lab.paths import REPOSITORY, RUNS
 from rwkv_lab.slots import visible_gpus
 from rwkv_lab.wording import one_line, sentence
@@ -41,6 +42,7 @@ def explain(error: Exception) -> str | None:
     text = " ".join(str(link) for link in chain)
     return (
         _unreadable(chain)
+        or _missing_plugin(text)
         or _unknown_option(text)
         or _several_values(text)
         or _unknown_key(text, chain)
@@ -55,6 +57,13 @@ def _unreadable(chain: Sequence[BaseException]) -> str | None:
             return (
                 f"{link.override} cannot be read as key=value: a value with commas, spaces, braces or quotes is quoted"
             )
+    return None
+
+
+def _missing_plugin(text: str) -> str | None:
+    found = re.search(r"In '(hydra/\w+)/(\w+)': Could not load 'hydra/\w+/(\w+)'", text)
+    if found and found[3] in EXTRAS:
+        return f"{found[1]}={found[2]} needs a package that is missing: pip install -e '.[{EXTRAS[found[3]]}]'"
     return None
 
 

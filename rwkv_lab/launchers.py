@@ -1,11 +1,11 @@
 """What each of Hydra's launchers means for the jobs it starts: how many at once, with how many threads, seen or not."""
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rwkv_lab.errors import Mistake
+# What to install for the options of conf/hydra, by the plugin each extends.
+EXTRAS = {"joblib": "sweep", "submitit_local": "sweep", "submitit_slurm": "sweep", "ray": "ray", "optuna": "search"}
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,3 @@ def manner(launcher: Mapping[str, Any], cores: int) -> Manner:
         remote = (launcher.get("ray") or {}).get("remote") or {}
         return Manner(max(1, int(remote.get("num_cpus") or 1)), None)
     return Manner(None, 1, visible=True)
-
-
-def require_installed(launcher: Mapping[str, Any], choice: str) -> None:
-    """A Mistake where the launcher's package is missing."""
-    package = ".".join(str(launcher["_target_"]).split(".")[:2])
-    try:
-        found = importlib.util.find_spec(package)
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
-        extra = "ray" if "ray" in choice else "sweep"
-        raise Mistake(f"hydra/launcher={choice} needs a package that is missing: pip install -e '.[{extra}]'")
