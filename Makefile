@@ -40,6 +40,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m venv --clear "$(VENV)" || \
 		{ echo "$(PYTHON) cannot make a virtual environment: install its venv package (Debian: python3-venv)" >&2; exit 2; }
 	@echo "installing into $(VENV) ..."
-	@$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" --index-url "$(TORCH_INDEX)")
+	@test -z "$(TORCH_INDEX)" || \
+		$(BIN)/python -m pip install --quiet "torch>=2.11,<2.14" --index-url "$(TORCH_INDEX)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
