@@ -13,13 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN_OR_CSV",
-        help="run directories, folders of them, CSV or JSONL files with step, lr and loss, .wandb files, wandb:ENTITY/PROJECT/ID",
+        help="run directories or folders of them, CSV or JSONL files with step, lr and loss, .wandb files, "
+        "wandb:ENTITY/PROJECT/ID",
     )
     parser.add_argument("--law", default="auto", help=f"{', '.join(LAWS)} (default auto, a mixture)")
-    parser.add_argument("--window", default="auto", help="first step that counts (default auto: chosen by
-    prediction)") parser.add_argument("--column", help="the loss to fit (default: loss, else val_loss where
-    dense, else train_loss)") parser.add_argument("--out", type=Path, default=Path("fit"), help="folder for the
-    results (default fit)")
+    parser.add_argument("--window", default="auto", help="first step that counts (default auto: chosen by prediction)")
+    parser.add_argument("--column", help="the loss to fit (default: loss, else val_loss where dense, else train_loss)")
+    parser.add_argument("--out", type=Path, default=Path("fit"), help="folder for the results (default fit)")
 
 
 def expand(path: str) -> list[str]:
@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if optimum:
         console.print(
-            f"train the proposal: python run.py schedule=fitted schedule.fit={args.out}/fit.json trainer.steps={len(rates)}",
+            "train the proposal: python run.py schedule=fitted "
+            f"schedule.fit={args.out}/fit.json trainer.steps={optimum.steps}",
             soft_wrap=True,
             highlight=False,
         )

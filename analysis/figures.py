@@ -43,7 +43,7 @@ def fit_figure(fit: Fit) -> Figure:
 
 
 def window_figure(fit: Fit) -> Figure:
-    """What the choice of the window does to the prediction for the longest run, and to its score where one was taken."""
+    """What the window does to the prediction for the longest run, and to its score where one was taken."""
     figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
     if not fit.table:
         axes = figure.subplots()

@@ -153,8 +153,8 @@ class Fit:
             said += uncertainty.remarks(self.correlations)
         if len(self.runs) == 1:
             said.append(
-                "one run only: it hides what another schedule would do, and intervals are wide; add a run with a plateau "
-                "and a decay"
+                "one run only: it hides what another schedule would do, and intervals are wide; add a run with a "
+                "plateau and a decay"
             )
         return said
 

@@ -54,6 +54,11 @@ class Optimum:
     lead: np.ndarray
     method: str
 
+    @property
+    def steps(self) -> int:
+        """Updates of the whole run, ``lead`` included."""
+        return len(self.lead) + len(self.eta)
+
     def interval(self, level: float = 0.9) -> tuple[float, float]:
         return self.prediction.interval(level)
 

@@ -132,14 +132,14 @@ def ranking(axes: Axes, rows: Sequence[tuple[str, float, tuple[float, float], st
     axes.set_axisbelow(True)
 
 
-def window_sensitivity(axes: Axes, points: Sequence[tuple[int, str, float]], chosen: Sequence[int], label: str)
--> None:
+def window_sensitivity(axes: Axes, points: Sequence[tuple[int, str, float]], chosen: Sequence[int], label: str) -> None:
     """What each window says, as points (first step, law, value) joined by law; the chosen windows marked."""
     names = list(dict.fromkeys(name for _, name, _ in points))
     for i, name in enumerate(names):
         own = [(first, value) for first, other, value in points if other == name]
-        axes.plot(*zip(*own, strict=True), MARKERS[i % 6] + "-", ms=4, color=COLOURS[i % 6],
-        label=name.replace("_", " "))
+        axes.plot(
+            *zip(*own, strict=True), MARKERS[i % 6] + "-", ms=4, color=COLOURS[i % 6], label=name.replace("_", " ")
+        )
     for first in chosen:
         axes.axvline(first, color="0.6", ls=":", lw=0.8)
     axes.set_xlabel("first step of the window")
@@ -149,8 +149,12 @@ def window_sensitivity(axes: Axes, points: Sequence[tuple[int, str, float]], cho
 
 
 def note_panel(
-    loss_axes: Axes, rate_axes: Axes, run: RunSummary, start: int, fitted: np.ndarray, new: tuple[str,
-    np.ndarray, np.ndarray]
+    loss_axes: Axes,
+    rate_axes: Axes,
+    run: RunSummary,
+    start: int,
+    fitted: np.ndarray,
+    new: tuple[str, np.ndarray, np.ndarray],
 ) -> None:
     """One plot of the original note: the run in blue, the prediction in black, the new rates in orange."""
     name, eta, loss = new

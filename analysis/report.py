@@ -55,8 +55,8 @@ def print_fit(console: Console, fit: Fit) -> None:
         console.print(table, "")
     if fit.evidence.left_out:
         table = _table("Each run predicted from the others", ("run", "predicted", "measured", "error"))
-        for run in fit.evidence.left_out:
-            table.add_row(run.name, f"{run.predicted:.4f}", f"{run.measured:.4f}", f"{run.error:+.4f}")
+        for one in fit.evidence.left_out:
+            table.add_row(one.name, f"{one.predicted:.4f}", f"{one.measured:.4f}", f"{one.error:+.4f}")
         console.print(table, "")
     print_remarks(console, fit.remarks)
 
