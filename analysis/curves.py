@@ -136,40 +136,47 @@ def load_table(path: str | Path, column: str | None = None) -> LossCurve:
     )
 
 
-def load_run(path: str | Path, column: str | None = None) -> LossCurve:
-    """A run directory of this laboratory: metrics.csv, with the rates its config gives.
+def from_lab(
+    columns: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    steps: int | None,
+    *,
+    where: str,
+    name: str,
+    column: str | None,
+) -> LossCurve:
+    """A curve of a run of this laboratory: rates by its ``config``, columns as in metrics.csv.
 
     metrics.csv counts completed updates: its train_loss was measured before update ``step - 1``, its val_loss after it.
+    ``steps``: updates of the whole run, where known.
     """
-    from omegaconf import OmegaConf
-
-    path = Path(path)
-    config: dict[str, Any] = {}
-    if (path / "config.yaml").is_file():
-        config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))  # type: ignore[assignment]
-    manifest = json.loads((path / "run.json").read_text(encoding="utf-8")) if (path / "run.json").is_file() else {}
     trainer = config.get("trainer") or {}
-    total = manifest.get("steps") or trainer.get("steps")
+    total = steps or trainer.get("steps")
     eta = rates.of_config(config.get("schedule") or {}, int(total)) if total else None
-    columns = tables.read_csv(path / "metrics.csv")
-    where = str(path / "metrics.csv")
     notes = []
     if eta is not None and {"step", "lr"} <= columns.keys():
         (step, logged), _ = tables.clean(columns["step"], columns["lr"])
         if not rates.agrees(eta, np.maximum(step - 1, 0), logged):
             notes.append("the logged rates are not those of the config: logged rates used")
             eta = None
-    curve = from_columns(
-        columns,
-        where=where,
-        name=path.name,
-        column=column,
-        eta=eta,
-        completed=True,
-        meta={"path": str(path), "batch_size": trainer.get("batch_size"), "study": config.get("study")},
-    )
+    meta = {"path": where, "batch_size": trainer.get("batch_size"), "study": config.get("study")}
+    curve = from_columns(columns, where=where, name=name, column=column, eta=eta, completed=True, meta=meta)
     curve.meta["notes"] += notes
     return curve
+
+
+def load_run(path: str | Path, column: str | None = None) -> LossCurve:
+    """A run directory of this laboratory: metrics.csv, config.yaml and run.json."""
+    from omegaconf import OmegaConf
+
+    path = Path(path)
+    config: Any = {}
+    if (path / "config.yaml").is_file():
+        config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    manifest = json.loads((path / "run.json").read_text(encoding="utf-8")) if (path / "run.json").is_file() else {}
+    columns = tables.read_csv(path / "metrics.csv")
+    where = str(path / "metrics.csv")
+    return from_lab(columns, config, manifest.get("steps"), where=where, name=path.name, column=column)
 
 
 def load(path: str | Path, column: str | None = None) -> LossCurve:
@@ -178,9 +185,9 @@ def load(path: str | Path, column: str | None = None) -> LossCurve:
     text = str(path)
     path = Path(path)
     if text.startswith("wandb:"):
-        from analysis import wandb_runs
+        from analysis.wandb_runs import load_online
 
-        return wandb_runs.load_online(text.removeprefix("wandb:"), column)
+        return load_online(text.removeprefix("wandb:"), column)
     if path.is_dir():
         if (path / "metrics.csv").is_file():
             return load_run(path, column)
@@ -191,9 +198,9 @@ def load(path: str | Path, column: str | None = None) -> LossCurve:
     if not path.is_file():
         raise Mistake(f"{path}: no such file or run directory")
     if path.suffix == ".wandb":
-        from analysis import wandb_runs
+        from analysis.wandb_runs import load_offline
 
-        return wandb_runs.load_offline(path, column)
+        return load_offline(path, column)
     if path.name == "metrics.csv":
         return load_run(path.parent, column)
     return load_table(path, column)

@@ -68,9 +68,7 @@ def profile(
     return np.interp(np.interp(remaining, left, u), u, rates)
 
 
-def best_profile(
-    member: Member, steps: int, eta_max: float, warmup: int, final: Callable[[np.ndarray], float]
-) -> np.ndarray | None:
+def best_profile(member: Member, steps: int, eta_max: float, warmup: int) -> np.ndarray | None:
     """Rates ``[steps]`` of the kernel law's best schedule, by a search over how far it gets; None without a kernel."""
     from scipy.optimize import minimize_scalar
 
@@ -80,6 +78,9 @@ def best_profile(
     kernel, p = found
     reference = member.reference
     furthest = (steps - warmup) * reference * (eta_max / reference) ** p
+
+    def final(eta: np.ndarray) -> float:
+        return float(member.loss(eta, np.array([steps]))[0])
 
     def schedule(share: float) -> np.ndarray:
         after = profile(kernel, p, share * furthest, steps - warmup, eta_max, reference)

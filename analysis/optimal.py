@@ -182,10 +182,8 @@ def refine(goal: Goal, objective: Callable[[np.ndarray], float], start: np.ndarr
 def search_free(goal: Goal, usual: list[np.ndarray]) -> tuple[np.ndarray, str]:
     """The best schedule of any shape that does not rise after warm-up, and how it was found."""
     closed = []
-    for i, member in enumerate(goal.members):
-        own = kernels.best_profile(
-            member, goal.steps, goal.eta_max, goal.warmup, lambda eta, i=i: float(goal.finals(eta)[i])
-        )
+    for member in goal.members:
+        own = kernels.best_profile(member, goal.steps, goal.eta_max, goal.warmup)
         if own is not None:
             closed.append(own)
     candidates = closed + usual
