@@ -9,6 +9,8 @@ of first use.
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import shlex
@@ -27,7 +29,10 @@ from rwkv_lab.errors import Mistake, main_guard
 Kind = Literal["cpu", "cuda"]
 
 CSRC = Path(__file__).parents[2] / "csrc"
-HEADERS = ("checks.h", "lanes.h", "wkv_cpu.h", "wkv_cuda.h", "wkv_kernels.h", "wkv_math.h")
+HEADERS = {
+    "cpu": ("checks.h", "lanes.h", "wkv_cpu.h", "wkv_math.h"),
+    "cuda": ("checks.h", "wkv_backward.h", "wkv_cuda.h", "wkv_forward.h", "wkv_kernels.h", "wkv_math.h"),
+}
 # no -ffast-math: it would switch denormal numbers off in the whole process
 CXX_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden", "-Wno-psabi")
 # the oldest torch whose stable interface is used
@@ -53,9 +58,10 @@ class Recipe:
 
 def recipe(kind: Kind, arch: str = "sm_90") -> Recipe:
     """The recipe of the CPU library for this machine's processor, or of the CUDA library for `arch`."""
-    import torch
-
-    root = Path(torch.__file__).parent
+    package = importlib.util.find_spec("torch")
+    if package is None or package.origin is None:
+        raise BuildFailed("torch is not installed")
+    root = Path(package.origin).parent
     bind = (*CXX_FLAGS, *BIND_FLAGS, "-isystem", str(root / "include"))
     link = ("-shared", f"-L{root / 'lib'}", "-ltorch_cpu")
     if kind == "cpu":
@@ -75,13 +81,9 @@ def processor() -> str:
 
 def key(made: Recipe) -> str:
     """Names a library by all that shapes it: sources, flags, torch version, processor."""
-    import torch
-
-    digest = hashlib.sha256(f"{torch.__version__}\n{processor()}\n{made}\n".encode())
-    for name in (*HEADERS, *made.cxx, *made.nvcc):
-        path = CSRC / name
-        if path.exists():
-            digest.update(name.encode() + path.read_bytes())
+    digest = hashlib.sha256(f"{importlib.metadata.version('torch')}\n{processor()}\n{made}\n".encode())
+    for name in (*HEADERS[made.kind], *made.cxx, *made.nvcc):
+        digest.update(name.encode() + (CSRC / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -113,23 +115,16 @@ def escape(text: str) -> str:
 
 def ninja_file(made: Recipe, cxx: str, nvcc: str) -> str:
     """The build in ninja's words; the library is called out.so."""
-    link = list(made.link)
-    if made.nvcc:
-        link += [f"-L{Path(nvcc).resolve().parents[1] / 'lib64'}", "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
-    rules = [
-        "rule compile",
-        "  command = $tool $flags -c $in -o $out",
-        "rule link",
-        f"  command = {cxx} $in $flags -o $out",
-    ]
+    linker = nvcc if made.nvcc else cxx
+    rules = ["rule compile", "  command = $tool $flags -c $in -o $out"]
+    rules += ["rule link", f"  command = {linker} $in {escape(shlex.join(made.link))} -o $out"]
     objects = []
     for tool, sources in ((cxx, made.cxx), (nvcc, made.nvcc)):
         for name, flags in sources.items():
             objects.append(f"{name}.o")
             path = escape(str(CSRC / name)).replace(" ", "$ ").replace(":", "$:")
             rules += [f"build {name}.o: compile {path}", f"  tool = {tool}", f"  flags = {escape(shlex.join(flags))}"]
-    rules += [f"build out.so: link {' '.join(objects)}", f"  flags = {escape(shlex.join(link))}", ""]
-    return "\n".join(rules)
+    return "\n".join([*rules, f"build out.so: link {' '.join(objects)}", ""])
 
 
 def sweep(cache: Path) -> None:

@@ -61,6 +61,6 @@ def wkv(
     if v.dtype != k.dtype:
         common = torch.promote_types(k.dtype, v.dtype)
         k, v = k.to(common), v.to(common)
-    if uses_kernel(backend, k.device.type) and k.dtype in native.DTYPES[k.device.type]:
+    if uses_kernel(backend, k.device.type) and k.dtype in native.DTYPES[k.device.type] and k.numel() > 0:
         return native.wkv_native(w, u, k, v, state, den_eps, k_max)
     return wkv_reference(w, u, k, v, state, den_eps, k_max)

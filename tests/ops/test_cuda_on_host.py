@@ -1,4 +1,4 @@
-"""The CUDA kernels run on the CPU, thread by thread, against the float64 reference: arithmetic, indices and barriers."""
+"""The CUDA kernels run on the CPU, thread by thread, against the float64 reference: numbers, indices, barriers."""
 
 import ctypes
 import math
