@@ -69,12 +69,21 @@ def evaluate_fixed(
 
 
 def evaluate_full(
-    model: LM, split: Split, ctx_len: int, batch_size: int, device: torch.device | str | None = None
+    model: LM,
+    split: Split,
+    ctx_len: int,
+    batch_size: int,
+    device: torch.device | str | None = None,
+    n_tokens: int | None = None,
 ) -> Evaluation:
     """Loss over every token of ``split`` but the first: with carried state where the model has a recurrent form, by
-    sliding windows where it has none. At most ``batch_size`` rows are read at once."""
+    sliding windows where it has none. At most ``batch_size`` rows are read at once; with ``n_tokens`` only that many
+    tokens from the beginning are predicted, and the method says so."""
     how = evaluate_carried if model.recurrent else evaluate_sliding
-    return how(model, split, ctx_len, batch_size, device)
+    if n_tokens is None or n_tokens >= _predicted(split):
+        return how(model, split, ctx_len, batch_size, device)
+    found = how(model, split.first(n_tokens + 1), ctx_len, batch_size, device)
+    return found._replace(method=f"first {n_tokens} tokens, {found.method}")
 
 
 def evaluate_sliding(

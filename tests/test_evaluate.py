@@ -142,6 +142,15 @@ def test_streams_differ_from_one_pass_only_by_what_precedes_their_beginning():
     assert found.loss == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.parametrize("name", ["rwkv_v4", "mha_rotary"])
+def test_full_evaluation_of_a_beginning_is_that_of_a_shorter_text(name):
+    model, split = small(name), split_of(150)
+    beginning = Split(split.tokens[:71], split.lengths[:71])
+    found, expected = evaluate_full(model, split, 8, 4, n_tokens=70), evaluate_full(model, beginning, 8, 4)
+    assert found[:4] == expected[:4] and found.method == f"first 70 tokens, {expected.method}"
+    assert evaluate_full(model, split, 8, 4, n_tokens=149) == evaluate_full(model, split, 8, 4)
+
+
 def test_head_qk_sees_no_more_than_the_last_ctx_len_tokens():
     model, split = small("rwkv_v4", head_qk_dim=4), split_of(200)
     assert math.isfinite(evaluate_full(model, split, 8, 4).loss)

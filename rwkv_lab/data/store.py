@@ -41,6 +41,12 @@ class Split:
             return self.lengths * (stop - start)
         return int(self.lengths[start:stop].sum(dtype=np.int64))
 
+    def first(self, count: int) -> "Split":
+        """The first ``count`` tokens, as a view; ``unknown`` stays that of the whole."""
+        return Split(
+            self.tokens[:count], self.lengths if isinstance(self.lengths, int) else self.lengths[:count], self.unknown
+        )
+
 
 class Part:
     """Writes one split into the folder of an entry, block by block."""
