@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from rwkv_lab.errors import Mistake, main_guard, nearest
 from rwkv_lab.paths import REPOSITORY
+from rwkv_lab.training.interrupt import like_ctrl_c
 
 FLAGS_FIRST = ("-m", "--multirun")
 OTHER_RANK_SECONDS = 5.0
@@ -16,20 +17,33 @@ def main(argv: list[str]) -> int:
     """Runs ``argv`` (``run.py`` and its arguments); the exit code: 0, 1 failed or busy, 2 mistake, 130 stopped."""
     arguments = argv[1:]
     if "--help" in arguments or "-h" in arguments:
-        from rwkv_lab.usage import usage
-
-        print(usage(REPOSITORY))
-        return 0
+        return main_guard(_help)
     # Hydra takes flags before overrides only.
     flags = [argument for argument in arguments if argument in FLAGS_FIRST]
     sys.argv = [argv[0], *flags, *(argument for argument in arguments if argument not in FLAGS_FIRST)]
-    return main_guard(_one_voice)
+    with like_ctrl_c():
+        return main_guard(_guarded)
 
 
-def _one_voice() -> int:
-    """``_compose_and_run``; where torchrun started several processes that see the same mistake, one of them says it."""
+def _help() -> None:
+    from rwkv_lab.usage import usage
+
+    print(usage(REPOSITORY))
+
+
+def _guarded() -> int:
+    """``_compose_and_run``; what stops it before or after training is said here, a mistake of all ranks by one."""
     try:
         return _compose_and_run()
+    except KeyboardInterrupt:
+        print("stopped: the same command again goes on from what is saved", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        print(f"failed: {error.strerror or error}{place}", file=sys.stderr)
+        return 1
     except Mistake:
         if int(os.environ.get("RANK", 0)) > 0:
             # torchrun stops this process as soon as the first one has ended.
@@ -41,6 +55,8 @@ def _check_syntax(arguments: list[str]) -> None:
     """A Mistake for what Hydra answers with a page: unknown flags, words that are no override."""
     from hydra._internal.utils import get_args_parser
 
+    from rwkv_lab.compose import check_studies
+
     parser = get_args_parser()
     flags = [name for action in parser._actions for name in action.option_strings]
 
@@ -50,7 +66,9 @@ def _check_syntax(arguments: list[str]) -> None:
 
     parser.error = refuse  # type: ignore[method-assign]
     for override in parser.parse_args(arguments).overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
+        if key.strip("+") == "experiments" and value not in ("", "null"):
+            check_studies()
         if not key.strip("+~ ") or not (equals or override.startswith("~")):
             raise Mistake(f"{override} is no override: write key=value or group=option")
 

@@ -4,12 +4,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rwkv_lab.config import register
-from rwkv_lab.errors import nearest
+from rwkv_lab.errors import Mistake, nearest
 from rwkv_lab.launchers import EXTRAS
 from rwkv_lab.paths import REPOSITORY, RUNS
 from rwkv_lab.slots import visible_gpus
@@ -36,6 +37,9 @@ def explain(error: Exception) -> str | None:
     """One sentence for a mistake Hydra or OmegaConf found, or None where the error is no user's mistake."""
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return f"a group takes the name of one of its options: the groups are {', '.join(groups())}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name} is no readable YAML: {error.problem}, line {mark.line + 1}"
     chain = [link for link in _chain(error) if isinstance(link, (HydraException, OmegaConfBaseException))]
     if not chain:
         return None
@@ -105,6 +109,20 @@ def groups() -> list[str]:
 def studies() -> list[str]:
     """The studies a user can choose from."""
     return sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.yaml"))
+
+
+def check_studies() -> None:
+    """A Mistake for a study that sets more of Hydra than its sweep: some of those settings name code to run."""
+    for path in sorted((REPOSITORY / "experiments").glob("*.yaml")):
+        try:
+            settings = (yaml.safe_load(path.read_bytes()) or {}).get("hydra") or {}
+        except (yaml.YAMLError, AttributeError):
+            # Composing it says where it is broken.
+            continue
+        set_here = {"hydra." + key for key in settings if key != "sweeper"}
+        set_here |= {"hydra.sweeper." + key for key in settings.get("sweeper") or {}}
+        for key in sorted(set_here - {"hydra.mode", "hydra.sweeper.params"}):
+            raise Mistake(f"{path} sets {key}: a study sets hydra.mode and hydra.sweeper.params only")
 
 
 def _unknown_key(text: str, chain: Sequence[BaseException]) -> str | None:

@@ -7,17 +7,26 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from rwkv_lab.errors import mute
+
 
 def say(text: str) -> None:
     """One line on standard output, clear of a live progress line."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    _write(text, sys.stdout)
 
 
 def warn(text: str) -> None:
     """One line on standard error, clear of a live progress line."""
-    tqdm.write(f"warning: {text}", file=sys.stderr)
-    sys.stderr.flush()
+    _write(f"warning: {text}", sys.stderr)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    try:
+        tqdm.write(text, file=stream)
+        stream.flush()
+    except OSError:
+        # A run outlives the terminal or the pipe that watched it.
+        mute(stream)
 
 
 def count(number: float) -> str:
@@ -70,7 +79,7 @@ class Progress:
             self._bar.set_description_str(text)
         elif now - self._printed >= 10 or step == self.total:
             self._printed = now
-            print(text, file=self.out, flush=True)
+            _write(text, self.out)
 
     def close(self) -> None:
         if self._bar is not None:

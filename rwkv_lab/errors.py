@@ -1,8 +1,10 @@
 """What a user did wrong, said in one plain sentence."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import TextIO
 
 
 class Mistake(Exception):
@@ -16,11 +18,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def main_guard(main: Callable[[], int | None]) -> int:
-    """Runs a command line: its exit code, 2 after a ``Mistake`` (one line on standard error), 130 after Ctrl-C."""
+    """Runs a command line: its exit code, 2 after a ``Mistake`` (one line on standard error), 130 after Ctrl-C.
+
+    A reader that has seen enough, as in ``... | head``, ends it quietly with 1.
+    """
     try:
-        return main() or 0
+        code = main() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        mute(sys.stdout)
+        return 1
     except Mistake as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def mute(stream: TextIO) -> None:
+    """Sends what is still written to ``stream`` nowhere, so that a closed pipe or terminal raises no further errors."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

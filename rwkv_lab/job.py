@@ -17,6 +17,7 @@ from rwkv_lab.runs.claim import Claim, claim
 from rwkv_lab.runs.identity import run_name
 
 COMPLETE, FAILED, STOPPED = 0, 1, 130
+OUT_OF_MEMORY = "out of memory: lower trainer.batch_size, or raise trainer.accumulate"
 SETTINGS_OF_THE_CALL = ("rerun", "dry_run")
 
 
@@ -91,7 +92,10 @@ def _with(held: Claim, config: Config, overrides: list[str], world: Any = None) 
 
 
 def train(held: Claim, config: Config, overrides: list[str], text: str, world: Any) -> tuple[int, float]:
-    """Trains a claimed run; faults are recorded in its manifest and end in one sentence."""
+    """Trains a claimed run; faults are recorded in its manifest and end in one sentence.
+
+    A Mistake found before training leaves the status of an earlier session as it is.
+    """
     # torch is imported here, so that everything before it answers at once.
     from rwkv_lab.training import session
     from rwkv_lab.training.interrupt import Stopped
@@ -104,9 +108,6 @@ def train(held: Claim, config: Config, overrides: list[str], text: str, world: A
         step = training.progress.step
         say(f"stopped at step {step}; the checkpoint is saved: the same command again goes on from there")
         return STOPPED, float("inf")
-    except Mistake as mistake:
-        _fail(held, str(mistake))
-        raise
     except NotFinite as fault:
         _fail(held, str(fault))
         print(f"failed: {fault}", file=sys.stderr)
@@ -117,12 +118,23 @@ def train(held: Claim, config: Config, overrides: list[str], text: str, world: A
         print(f"failed: {sentence}; what was saved before stays, the same command again goes on", file=sys.stderr)
         return FAILED, float("inf")
     except Exception as error:
+        if _is_out_of_memory(error):
+            _fail(held, OUT_OF_MEMORY)
+            print(f"failed: {OUT_OF_MEMORY}", file=sys.stderr)
+            return FAILED, float("inf")
         _fail(held, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         traceback.print_exc()
         return FAILED, float("inf")
     if world.writes:
         report.complete(held.path, held.manifest, again=False)
     return COMPLETE, result.get("val_loss", float("inf"))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of Python, of a GPU, or of torch's CPU allocator, which raises a plain RuntimeError."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _fail(held: Claim, reason: str) -> None:

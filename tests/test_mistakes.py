@@ -97,7 +97,7 @@ TYPED = [
     ("data=enwik9", "data=enwik9 does not exist", "did you mean 'enwik8'?"),
     ("experiments=nothing", "experiments=nothing does not exist", "choose one of"),
     ("debug=smok", "debug=smok does not exist", "did you mean 'smoke'?"),
-    ("hydra/launcher=slurmm", "hydra/launcher=slurmm does not exist", "did you mean 'submitit_slurm'?"),
+    ("hydra/launcher=slurmm", "hydra/launcher=slurmm does not exist", "basic"),
     ("seed=x", "seed=x is not a whole number"),
     ("seed=1,2", "seed=1,2 is several values", "-m"),
     ("~foo", "foo cannot be taken out"),

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rwkv_lab.errors import Mistake
 from rwkv_lab.models.lm import LM
+from rwkv_lab.tensorfile import write_tensors
 
 METADATA_KEY = "rwkv_lab.model"
 START_FIELDS = ("init_from", "time_vectors_from")  # how a model began, needless once it has weights
@@ -37,7 +38,7 @@ def save(model: LM, path: str | Path) -> None:
     fields = {key: value for key, value in dataclasses.asdict(model.config).items() if key not in START_FIELDS}
     description = json.dumps({"vocab_size": model.vocab_size, **fields})
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={METADATA_KEY: description})
+    write_tensors(tensors, path, metadata={METADATA_KEY: description})
 
 
 def load(path: str | Path, backend: str = "auto") -> LM:

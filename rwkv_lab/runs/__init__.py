@@ -37,7 +37,9 @@ class Run:
         try:
             manifest = json.loads(file.read_text())
         except (OSError, ValueError) as error:
-            raise Mistake(f"{file} cannot be read as a run's manifest: {error}") from None
+            raise Mistake(f"{file} is no readable manifest ({error}): start the run afresh with rerun=true") from None
+        if not isinstance(manifest, dict):
+            raise Mistake(f"{file} is no readable manifest: start the run afresh with rerun=true")
         if manifest.get("format", 0) > FORMAT:
             raise Mistake(f"{file} was written by a newer version of rwkv_lab (format {manifest['format']})")
         return manifest

@@ -54,10 +54,14 @@ def claim(path: Path, rerun: bool) -> Claim:
     if run is None or rerun:
         _empty(path)
         return Claim(path, "fresh", {"format": FORMAT}, held)
+    for leftover in (*path.glob("*.partial"), *path.glob(".tmp*")):
+        leftover.unlink(missing_ok=True)
     return Claim(path, "resume", dict(run.manifest), held)
 
 
 def _empty(path: Path) -> None:
+    # The manifest goes first: a kill in between must not leave a run that calls itself complete.
+    (path / "run.json").unlink(missing_ok=True)
     for item in path.iterdir():
         if item.name == lock.LOCK_NAME:
             continue

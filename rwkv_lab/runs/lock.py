@@ -30,7 +30,8 @@ def is_held(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
+        # Held, or a file system without such locks, where the file itself is the lock.
         return True
     finally:
         os.close(descriptor)

@@ -1,8 +1,8 @@
 """Checkpoints: model, optimiser, progress and random states in two files, each written atomically.
 
 ``step-N.safetensors`` holds tensors only, so reading one executes nothing; ``step-N.json`` is written after it and
-carries the progress and the sha256 of the tensors. A checkpoint without its JSON, or whose hash differs, does not
-count.
+carries the progress, the sha256 of the tensors and one of its own. A checkpoint without its JSON, or where a hash
+differs, does not count.
 """
 
 import hashlib
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from rwkv_lab.errors import Mistake
 from rwkv_lab.paths import write_json
+from rwkv_lab.tensorfile import write_tensors
 
 FORMAT = 1
 KEPT = 2
@@ -64,26 +66,35 @@ def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> 
     file = folder / f"step-{progress.step:09d}.safetensors"
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        save_file(tensors, partial)
+        write_tensors(tensors, partial)
         with open(partial, "rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
             os.fsync(written.fileno())
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
-    write_json(file.with_suffix(".json"), {"format": FORMAT, "sha256": digest, **asdict(progress)})
+    record = {"format": FORMAT, "sha256": digest, **asdict(progress)}
+    write_json(file.with_suffix(".json"), record | {"record_sha256": _record_hash(record)})
     for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     kept = {path.stem for path in folder.glob("step-*.json")}
-    for leftover in (*folder.glob("*.partial"), *(f for f in folder.glob("*.safetensors") if f.stem not in kept)):
+    unfinished = (path for path in folder.glob("*.safetensors") if path.stem not in kept)
+    # safetensors itself writes to .tmp* first.
+    for leftover in (*folder.glob("*.partial"), *folder.glob(".tmp*"), *unfinished):
         leftover.unlink(missing_ok=True)
+
+
+def _record_hash(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _read(record: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
     content: dict[str, Any] = json.loads(record.read_text())
     if content.get("format", 0) > FORMAT:
         raise Mistake(f"{record} was written by a newer version of rwkv_lab: use that version, or rerun=true")
+    if content.pop("record_sha256") != _record_hash(content):
+        raise ValueError("its progress does not match its checksum")
     file = record.with_suffix(".safetensors")
     with open(file, "rb") as written:
         if hashlib.file_digest(written, "sha256").hexdigest() != content["sha256"]:
@@ -94,11 +105,14 @@ def _read(record: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
 
 def newest(folder: Path, say: Callable[[str], None]) -> tuple[Progress, dict[str, torch.Tensor]] | None:
     """The newest checkpoint that is whole, or None; what is damaged is said and passed over."""
-    for record in sorted(folder.glob("step-*.json"), reverse=True):
+    records = sorted(folder.glob("step-*.json"), reverse=True)
+    for record in records:
         try:
             return _read(record)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             say(f"checkpoint {record.stem} is damaged ({_reason(error)}); looking for the one before")
+    if records:
+        say("no checkpoint is whole: the run begins again at step 0")
     return None
 
 

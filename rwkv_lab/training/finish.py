@@ -1,5 +1,6 @@
 """What a finished run leaves: the full held-out evaluation and a sample of text."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from rwkv_lab import inference
 from rwkv_lab.evaluate import evaluate_full
 from rwkv_lab.paths import write_atomic
-from rwkv_lab.training.trainer import Row, Training
+from rwkv_lab.training.trainer import NotFinite, Row, Training
 
 SAMPLE_TEMPERATURE = 0.8
 
@@ -22,6 +23,8 @@ def measure(training: Training, row: Row) -> dict[str, Any]:
             max(training.config.trainer.batch_size, 16),
             training.resolved.device,
         )
+    if not math.isfinite(full.loss):
+        raise NotFinite(f"the held-out loss became {full.loss} with the last update; try a lower schedule.lr_init")
     return {
         "train_loss": row["train_loss"],
         "val_loss": full.loss,

@@ -1,7 +1,9 @@
-"""Stopping on request: the first Ctrl-C or SIGTERM sets a flag, the second acts at once."""
+"""Stopping on request: the first Ctrl-C, SIGTERM or hang-up of the terminal sets a flag, the second acts at once."""
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
@@ -11,10 +13,28 @@ class Stopped(Exception):
 
 # One request reaches a process of a sweep or of torchrun by several ways: the terminal, its parent, its parent's death.
 SAME_REQUEST_SECONDS = 2.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _hung_up_ignored(number: int) -> bool:
+    """Whether the process was started by nohup, which wants SIGHUP ignored."""
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
+@contextmanager
+def like_ctrl_c() -> Iterator[None]:
+    """A context in which SIGTERM, as clusters send it, and SIGHUP raise KeyboardInterrupt as Ctrl-C does."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if not _hung_up_ignored(number)]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM only sets ``requested``."""
+    """A context in which the first of ``SIGNALS`` only sets ``requested``."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -33,8 +53,9 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._on_signal)
+        for number in SIGNALS:
+            if not _hung_up_ignored(number):
+                self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:

@@ -31,6 +31,7 @@ class MetricsLog:
     def __init__(self, path: Path, completed_steps: int):
         """Opens ``path`` for appending, keeping its whole rows up to ``completed_steps`` only."""
         kept = [line for line in _whole_lines(path)[1:] if _step_of(line) <= completed_steps]
+        self.kept = len(kept)  # rows of earlier sessions
         write_atomic(path, "".join(line + "\n" for line in (",".join(COLUMNS), *kept)).encode())
         self._file: TextIO = open(path, "a")  # noqa: SIM115 (closed by close)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,12 @@ def prepare(config: Config, claim: Claim, overrides: list[str], resolved_yaml: s
 
 def _corpus(config: Config, folder: Path, resuming: bool) -> Corpus:
     stored = folder / "tokenizer.json"
-    tokenizer = data.from_json(stored.read_text(encoding="utf-8")) if resuming and stored.exists() else None
+    tokenizer = None
+    if resuming and stored.exists():
+        try:
+            tokenizer = data.from_json(stored.read_text(encoding="utf-8", errors="replace"))
+        except Mistake:
+            warn(f"{stored} is damaged; the tokenizer is made from the data again")
     return data.load(config.data, config.tokenizer, tokenizer)
 
 
@@ -170,6 +176,8 @@ def run(training: Training, claim: Claim) -> dict[str, Any]:
         return {}
     announce(training, resuming)
     metrics = MetricsLog(claim.path / "metrics.csv", training.progress.step)
+    if training.progress.step >= config.trainer.log_every and metrics.kept == 0:
+        warn(f"metrics.csv has no rows up to step {training.progress.step}: they are lost, the weights are not")
     tracker = tracking.start(config, claim.path, claim.manifest["id"], checks.plain(config))
     live = console.Progress(training.total, training.progress.step)
     exit_code, result = 1, {}
@@ -211,4 +219,4 @@ def _last_row(claim: Claim) -> Row:
     from rwkv_lab.runs import read_metrics
 
     columns = read_metrics(claim.path / "metrics.csv")
-    return {name: float(values[-1]) for name, values in columns.items()}
+    return {name: float(values[-1]) if len(values) else math.nan for name, values in columns.items()}

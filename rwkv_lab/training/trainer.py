@@ -136,7 +136,7 @@ def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) 
             if saves or stopping or (done == training.total):
                 save(training, metrics)
                 started = time.monotonic() - progress.seconds
-            if stopping and done < training.total:
+            if stopping:
                 raise Stopped
     return row
 
