@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, the folder of a study, or runs/ itself")
     parser.add_argument("--out", metavar="DIR", help="where the files go (default: compare/ in the study's folder)")
+    parser.add_argument(
+        "--metric",
+        choices=("final", "tokens", "seconds", "flops"),
+        default="final",
+        help="rank and judge by the final value, or by that at equal tokens, seconds or FLOPs",
+    )
     parser.add_argument("--baseline", metavar="GROUP", help="judge every group against this one, not every pair")
     parser.add_argument(
         "--level", type=probability, default=LEVEL, help="adjusted p below which a difference exceeds the noise"
@@ -74,6 +80,7 @@ def output_folder(paths: list[str], out: str | None) -> Path:
 def command_of(args: argparse.Namespace) -> str:
     """The command line that makes the same comparison again."""
     options = {"--baseline": args.baseline, "--at-tokens": args.at_tokens, "--at-seconds": args.at_seconds}
+    options |= {"--metric": args.metric if args.metric != "final" else None}
     options |= {"--at-flops": args.at_flops, "--level": args.level if args.level != LEVEL else None}
     words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     return "python -m analysis " + shlex.join(["compare", *args.paths, *words])
@@ -98,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     records = collect(args.paths, code_fingerprint())
     wanted = {"tokens": args.at_tokens, "seconds": args.at_seconds, "flops": args.at_flops}
     budgets = {axis: value for axis, value in wanted.items() if value is not None}
-    comparison = compare(title_of(args.paths), records, budgets, args.baseline, args.level)
+    comparison = compare(title_of(args.paths), records, budgets, args.metric, args.baseline, args.level)
     folder = output_folder(args.paths, args.out)
     command = command_of(args)
     texts = {

@@ -9,7 +9,7 @@ from typing import Any
 from analysis.comparison.collect import Record
 from rwkv_lab.config import GROUPS, Config, schema_of
 
-FILE_KEYS = {"data.path", "data.train_path", "data.val_path"}
+FILE_KEYS = {"data.path", "data.train_path", "data.val_path", "data.test_path"}
 BARE = ("model.name", "data.name", "tokenizer.name", "optimizer.name", "schedule.name")
 FIRST = ("model.name", "data.name", "tokenizer.name", "model", "schedule", "optimizer", "trainer")
 
@@ -97,7 +97,8 @@ def _part(key: str, value: Any, keys: Sequence[str]) -> str:
         return str(value)
     leaf = key.rsplit(".", 1)[-1]
     short = leaf if sum(other.rsplit(".", 1)[-1] == leaf for other in keys) == 1 else key
-    return short if value is True else f"{short}={value}"
+    shown = f"{value:.4g}" if isinstance(value, float) else value
+    return short if value is True else f"{short}={shown}"
 
 
 def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:

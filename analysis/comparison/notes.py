@@ -8,9 +8,12 @@ from analysis.comparison.collect import STATUSES, Record
 from analysis.comparison.summary import Block, Comparison
 
 METHOD = (
-    "Welch's t-test between the groups' final bits per byte, one value a seed, p-values adjusted by Holm's method over "
-    "every pair compared; beyond noise where the adjusted p is below {level:g}. A group of one seed is not judged."
+    "Final bits per byte are those of the whole held-out text after training; all other values are those of the fixed "
+    "part of it that is measured during training. Verdicts: Welch's t-test between the groups' {metric} values, one a "
+    "seed, p-values adjusted by Holm's method over every pair compared; beyond noise where the adjusted p is below "
+    "{level:g}. A group of one seed is not judged."
 )
+METRIC_NAMES = {"final": "final", "tokens": "equal-tokens", "seconds": "equal-time", "flops": "equal-compute"}
 BUDGETS = (
     "Values at equal tokens, seconds and FLOPs are read off each run's own curve, between its evaluations linearly. "
     "Where that is before the run's end, its learning rate has not come down yet: a run planned for that budget would "
@@ -26,6 +29,18 @@ def census(records: Sequence[Record]) -> str:
     """``18 complete, 2 failed, 1 running``."""
     counted = Counter(record.status for record in records)
     return ", ".join(f"{counted[status]} {status}" for status in STATUSES if counted[status])
+
+
+def method(comparison: Comparison) -> str:
+    """How values were measured and judged."""
+    metric = comparison.blocks[0].metric if comparison.blocks else "final"
+    return METHOD.format(metric=METRIC_NAMES[metric], level=comparison.level)
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """``a, b, c`` or, where there are many, the first and how many more."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def _distinct(records: Sequence[Record], *keys: str) -> list[Any]:
@@ -65,7 +80,10 @@ def _about_measures(records: Sequence[Record]) -> Iterator[str]:
         yield f"Seconds and tokens per second do not compare: the runs differ in {'; '.join(differing)}."
     evaluations = _distinct(finished, "result", "eval")
     if len(evaluations) > 1:
-        yield f"Final values come from different evaluations ({', '.join(map(str, evaluations))})."
+        yield (
+            f"Final values come from different evaluations ({'; '.join(map(str, evaluations))}), which may give one "
+            "model more context than another; --metric tokens judges by one that is the same for all."
+        )
     said = {str(note) for record in records for note in record.fact("data", "notes") or []}
     yield from sorted(f"Data: {note}" for note in said)
 
@@ -74,18 +92,18 @@ def _about_block(block: Block) -> Iterator[str]:
     where = f"On {block.corpus}"
     repeated = [row.label for row in block.rows if sum(r.finished for r in row.group.records) > len(row.group.counted)]
     if repeated:
-        yield f"{where}, a seed was trained more than once and counts once: {', '.join(repeated)}."
-    single = [row.label for row in block.rows if len(row.values["final"]) == 1]
+        yield f"{where}, a seed was trained more than once and counts once: {listed(repeated)}."
+    single = [row.label for row in block.rows if len(row.values[block.metric]) == 1]
     if single and len(block.rows) > 1:
-        yield f"{where}, one seed tells nothing of the noise, so these are not judged: {', '.join(single)}."
+        yield f"{where}, one seed tells nothing of the noise, so these are not judged: {listed(single)}."
     if block.seed_freedom:
         yield (
             f"{where}, the standard deviation between seeds is {block.seed_std:.4f} bits per byte, pooled over the "
-            f"groups ({block.seed_freedom} degrees of freedom)."
+            f"groups ({count(block.seed_freedom, 'degree')} of freedom)."
         )
-    empty = [row.label for row in block.rows if row.group.counted and not row.values["final"]]
+    empty = [row.label for row in block.rows if row.group.counted and not row.values[block.metric]]
     if empty:
-        yield f"{where}, these have no held-out measurement: {', '.join(empty)}."
+        yield f"{where}, these have no {METRIC_NAMES[block.metric]} value: {listed(empty)}."
 
 
 def notes(comparison: Comparison) -> list[str]:

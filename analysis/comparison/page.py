@@ -15,7 +15,7 @@ from analysis.comparison import report
 from analysis.comparison.charts import charts, scales
 from analysis.comparison.collect import Record
 from analysis.comparison.grouping import common
-from analysis.comparison.notes import BUDGETS, METHOD, census, count, notes
+from analysis.comparison.notes import BUDGETS, census, count, method, notes
 from analysis.comparison.style import style
 from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, speed, spent
 
@@ -172,7 +172,7 @@ def render(comparison: Comparison, command: str, made: str) -> str:
         command=command,
         made=made,
         notes=notes(comparison),
-        method=[METHOD.format(level=comparison.level), BUDGETS],
+        method=[method(comparison), BUDGETS],
         blocks=[_block(block, number, comparison) for number, block in enumerate(comparison.blocks)],
         runs=_runs(comparison),
         environments=environments(comparison.records),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from analysis.comparison.collect import Record
 from analysis.comparison.judge import UNJUDGED
-from analysis.comparison.notes import BUDGETS, METHOD, census, count, notes
+from analysis.comparison.notes import BUDGETS, METRIC_NAMES, census, count, method, notes
 from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, speed, spent
 
 NONE = "–"
@@ -61,7 +61,9 @@ def headings(block: Block, comparison: Comparison) -> list[str]:
         f"at {duration(block.budgets['seconds'])}",
         f"at {scaled(block.budgets['flops'], 'FLOP')}",
     ]
-    return ["group", "seeds", "final bpb", f"vs {'baseline' if comparison.baseline else 'best'}", *budgets]
+    reference = "baseline" if comparison.baseline else "best"
+    judged = "" if block.metric == "final" else f", {METRIC_NAMES[block.metric]}"
+    return ["group", "seeds", "final bpb", f"vs {reference}{judged}", *budgets]
 
 
 def quality(row: Row, block: Block) -> list[str]:
@@ -109,9 +111,9 @@ def print_terminal(comparison: Comparison) -> None:
         title = f"{block.corpus}: held-out bits per byte, mean ± standard deviation over seeds"
         show(title, headings(block, comparison), [quality(row, block) for row in block.rows])
         show(f"{block.corpus}: cost", COST_HEADINGS, [cost(row) for row in block.rows])
-    others = [record for record in comparison.records if record.status != "complete"]
+    others = [record for record in comparison.records if not record.finished]
     if others:
-        show("Runs not simply complete", ["run", "status"], [[f"{r.study}/{r.name}", outcome(r)] for r in others])
+        show("Runs that did not finish", ["run", "status"], [[f"{r.study}/{r.name}", outcome(r)] for r in others])
     for note in notes(comparison):
         console.print(Text(f"* {note}"))
 
@@ -133,11 +135,11 @@ def markdown(comparison: Comparison, command: str) -> str:
             _markdown_table(headings(block, comparison), [quality(row, block) for row in block.rows]),
             _markdown_table(COST_HEADINGS, [cost(row) for row in block.rows]),
         ]
-    others = [record for record in comparison.records if record.status != "complete"]
+    others = [record for record in comparison.records if not record.finished]
     if others:
-        parts.append("## Runs not simply complete")
+        parts.append("## Runs that did not finish")
         parts.append(_markdown_table(["run", "status"], [[f"{r.study}/{r.name}", outcome(r)] for r in others]))
-    cautions = [METHOD.format(level=comparison.level), BUDGETS, *notes(comparison)]
+    cautions = [method(comparison), BUDGETS, *notes(comparison)]
     parts += ["## Notes", "\n".join(f"- {note}" for note in cautions)]
     return "\n\n".join(parts) + "\n"
 
@@ -160,7 +162,7 @@ def groups_csv(comparison: Comparison) -> str:
         head += [f"val_bpb_{where}", f"val_bpb_{where}_std"]
     head += [f"budget_{axis}" for axis in METRICS[1:]]
     head += ["parameters", "flops_per_token", "tokens_per_second", "peak_memory_bytes"]
-    head += ["reference", "difference", "low", "high", "p_holm", "verdict"]
+    head += ["judged_by", "reference", "difference", "low", "high", "p_holm", "verdict"]
     rows: list[list[object]] = [list(head)]
     for block in comparison.blocks:
         for row in block.rows:
@@ -171,7 +173,7 @@ def groups_csv(comparison: Comparison) -> str:
             cells += map(_plain, (row.parameters, row.flops_per_token, row.tokens_per_second, row.peak_memory_bytes))
             v = row.verdict
             judged = [_plain(v.difference), _plain(v.low), _plain(v.high), _plain(v.p), v.verdict] if v else [""] * 5
-            rows.append([*cells, block.reference or "", *judged])
+            rows.append([*cells, block.metric, block.reference or "", *judged])
     return _csv(rows)
 
 

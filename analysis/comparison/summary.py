@@ -48,6 +48,7 @@ class Block:
     corpus: str
     rows: tuple[Row, ...]
     budgets: dict[str, float]  # tokens, seconds, FLOPs at which the groups are compared
+    metric: str  # one of METRICS: what is ranked and judged
     reference: str | None  # label of the baseline, else of the best group
     verdicts: tuple[Verdict, ...]
     seed_std: float  # pooled over the groups with two seeds or more
@@ -115,34 +116,42 @@ def make_row(group: Group, budgets: Mapping[str, float]) -> Row:
 
 
 def make_block(
-    corpus: str, records: Sequence[Record], budgets: Mapping[str, float], baseline: str | None, level: float
+    corpus: str,
+    records: Sequence[Record],
+    budgets: Mapping[str, float],
+    metric: str,
+    baseline: str | None,
+    level: float,
 ) -> Block:
     """The groups of one corpus, judged. A budget not given is the largest that every finished run has spent."""
     groups = group(records)
     counted = [record for member in groups for record in member.counted]
     known = {axis: budgets.get(axis, common_budget(counted, axis, QUALITY)) for axis in AXES}
     rows = sorted(
-        (make_row(member, known) for member in groups), key=lambda row: (np.isnan(row.mean("final")), row.mean("final"))
+        (make_row(member, known) for member in groups), key=lambda row: (np.isnan(row.mean(metric)), row.mean(metric))
     )
-    samples = {row.label: row.values["final"] for row in rows}
+    samples = {row.label: row.values[metric] for row in rows}
     chosen = baseline if baseline in samples else None
     verdicts = judge(samples, chosen, level)
-    reference = chosen or next((row.label for row in rows if row.values["final"]), None)
+    reference = chosen or next((row.label for row in rows if row.values[metric]), None)
     turned = against(verdicts, reference) if reference else {}
     judged = tuple(Row(**{**row.__dict__, "verdict": turned.get(row.label)}) for row in rows)
-    return Block(corpus, judged, known, reference, tuple(verdicts), *pooled_std(samples))
+    return Block(corpus, judged, known, metric, reference, tuple(verdicts), *pooled_std(samples))
 
 
 def compare(
     title: str,
     records: Sequence[Record],
     budgets: Mapping[str, float] | None = None,
+    metric: str = "final",
     baseline: str | None = None,
     level: float = 0.05,
 ) -> Comparison:
-    """Groups, measures and judges ``records``; a Mistake where ``baseline`` names no group."""
+    """Groups, measures, ranks and judges ``records`` by ``metric``; a Mistake where ``baseline`` names no group."""
     corpora = by_corpus(records)
-    blocks = tuple(make_block(name, members, budgets or {}, baseline, level) for name, members in corpora.items())
+    blocks = tuple(
+        make_block(name, members, budgets or {}, metric, baseline, level) for name, members in corpora.items()
+    )
     names = [row.label for block in blocks for row in block.rows]
     if baseline is not None and baseline not in names:
         raise Mistake(

@@ -135,3 +135,19 @@ def test_scaled(value, text):
 @pytest.mark.parametrize(("value", "text"), [(8.12, "8.12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_duration(value, text):
     assert report.duration(value) == text
+
+
+def test_another_metric_ranks_and_judges(study, comparison):
+    found = comparison(metric="seconds")
+    (block,) = found.blocks
+    fast, *_, slow = block.rows
+    assert (fast.label, slow.label) == ("rwkv_v4", "mha_pro")
+    assert slow.verdict.difference == pytest.approx(slow.mean("seconds") - fast.mean("seconds")) != pytest.approx(0.1)
+    assert "vs best, equal-time" in report.headings(block, found)
+    assert "equal-time values" in report.markdown(found, "x")
+
+
+def test_different_evaluations_are_named(make_run, comparison):
+    make_run("rwkv_v4", 1, facts={"result": {"val_bpb": 1.8, "eval": "carried state"}})
+    make_run("mha_pro", 1, facts={"result": {"val_bpb": 1.9, "eval": "sliding windows"}})
+    assert any("carried state; sliding windows" in note for note in notes(comparison()))
