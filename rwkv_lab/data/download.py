@@ -103,7 +103,6 @@ def _retrieve(url: str, sha256: str | None, target: Path) -> str | None:
     try:
         shutil.rmtree(work, ignore_errors=True)
         Path(manager.fetch(target.name, downloader=give_up_early)).rename(target)
-        work.rmdir()
     except _Refused as refused:
         return str(refused)
     except requests.HTTPError as error:
@@ -116,4 +115,6 @@ def _retrieve(url: str, sha256: str | None, target: Path) -> str | None:
         return "no connection"
     except ValueError:
         return "what came has another sha256 than it should"
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return None
