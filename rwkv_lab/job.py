@@ -108,6 +108,8 @@ def train(held: Claim, config: Config, overrides: list[str], text: str, world: A
         step = training.progress.step
         say(f"stopped at step {step}; the checkpoint is saved: the same command again goes on from there")
         return STOPPED, float("inf")
+    except Mistake:
+        raise
     except NotFinite as fault:
         _fail(held, str(fault))
         print(f"failed: {fault}", file=sys.stderr)
