@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     from rwkv_lab import models
-    from rwkv_lab.data.tokenizers import from_json
+    from rwkv_lab.data.tokenizers import from_json, unknown_in
     from rwkv_lab.inference import generate
 
     model = models.load(options.run)
@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
         key: getattr(options, key) for key in ("temperature", "top_k", "top_p", "top_p_x", "top_a", "top_a_power")
     }
     model = model.to(options.device)
+    if note := unknown_in(tokenizer, options.prompt):
+        print(f"note: {note}", file=sys.stderr)
     ids = generate(model, tokenizer.encode(options.prompt).tolist(), options.length, generator, **filters)
     print(options.prompt + tokenizer.decode(ids))
 

@@ -125,6 +125,17 @@ def char_vocabulary(segments: Sequence[Segment]) -> CharTokenizer:
     return CharTokenizer("".join(map(chr, np.flatnonzero(seen))))
 
 
+def unknown_in(tokenizer: Tokenizer, text: str) -> str | None:
+    """One sentence on what of a prompt the tokenizer does not know; None when it knows all."""
+    if tokenizer.unknown_id is None:
+        return None
+    count = int((tokenizer.encode(text) == tokenizer.unknown_id).sum())
+    if not count:
+        return None
+    strange = "".join(sorted(c for c in set(text) if tokenizer.unknown_id in tokenizer.encode(c)))
+    return f"the prompt has characters unknown to the tokenizer, {strange!r} ({count} in all), read as one and the same"
+
+
 def from_json(text: str) -> Tokenizer:
     """The tokenizer that ``to_json`` stored with a run. Raises ``Mistake`` when the text is none."""
     try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rwkv_lab.data import bpe, from_json, hashing, reading
 from rwkv_lab.data.bpe import BpeTokenizer, read_bpe
 from rwkv_lab.data.reading import Segment
-from rwkv_lab.data.tokenizers import ByteTokenizer, CharTokenizer, IdsTokenizer, char_vocabulary
+from rwkv_lab.data.tokenizers import ByteTokenizer, CharTokenizer, IdsTokenizer, char_vocabulary, unknown_in
 from rwkv_lab.errors import Mistake
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)
@@ -59,6 +59,12 @@ def test_unknown_characters_have_an_id_of_their_own():
     tokenizer = CharTokenizer("abc")
     assert tokenizer.encode("aéc𝄞").tolist() == [0, 3, 2, 3]
     assert tokenizer.decode([0, 3, 2]) == "a\N{REPLACEMENT CHARACTER}c"
+
+
+def test_unknown_characters_of_a_prompt_are_reported():
+    said = unknown_in(CharTokenizer("abc"), "aéc𝄞é")
+    assert said is not None and "'é𝄞' (3 in all)" in said
+    assert unknown_in(CharTokenizer("abc"), "abba") is None and unknown_in(ByteTokenizer(), "é") is None
 
 
 @pytest.mark.parametrize("make", [ByteTokenizer, lambda: CharTokenizer('a"\n é𝄞'), lambda: IdsTokenizer(7)])
