@@ -59,16 +59,23 @@ def load(path: str | Path, backend: str = "auto") -> LM:
     fields: dict[str, Any] = json.loads(description)
     vocab_size = fields.pop("vocab_size")
     model = skeleton(configure(**fields), vocab_size, backend).to_empty(device="cpu")
-    tensors = load_file(file)
+    tensors = _read(file)
     require_match(model, tensors, str(file))
     model.load_state_dict(tensors, assign=True)
     return model
 
 
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise Mistake(f"{file}: not a readable .safetensors file ({error})") from error
+
+
 def require_match(model: LM, tensors: dict[str, Tensor], source: str) -> None:
     """Raises Mistake unless `tensors` are the model's parameters in name and shape."""
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name in own.keys() | tensors.keys():
+    for name in sorted(own.keys() | tensors.keys()):
         there = tuple(tensors[name].shape) if name in tensors else None
         if own.get(name) != there:
             here = own.get(name)
@@ -94,10 +101,7 @@ def initialise_from(model: LM, path: str | Path) -> None:
     Mistake where a name or shape differs.
     """
     file = weights_file(path)
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        raise Mistake(f"{file}: not a readable .safetensors file ({error})") from error
+    tensors = _read(file)
     require_match(model, tensors, str(file))
     model.load_state_dict(tensors)
 
@@ -109,7 +113,7 @@ def stretch_time_vectors(model: LM, path: str | Path) -> None:
     where the file has no such vectors.
     """
     file = weights_file(path)
-    tensors = load_file(file)
+    tensors = _read(file)
     for vector in sorted({_vector(name) for name, _ in model.named_parameters() if _vector(name)}):
         sources = [tensors[name] for name in sorted(tensors, key=_layer) if _vector(name) == vector]
         if not sources:

@@ -78,3 +78,29 @@ def test_prompts_that_cannot_be_read(prompt):
     model = models.build("rwkv_v4", vocab_size=13, n_layer=1, n_embd=8, ctx_len=6)
     with pytest.raises(Mistake, match="the prompt"):
         generate(model, prompt, 3)
+
+
+def test_command_line(tmp_path, capsys):
+    from rwkv_lab import generate as command
+    from rwkv_lab.data.tokenizers import CharTokenizer
+
+    tokenizer = CharTokenizer("\nab")
+    models.save(models.build("rwkv_v4", vocab_size=4, n_layer=1, n_embd=8, ctx_len=6), tmp_path / "model.safetensors")
+    with pytest.raises(Mistake, match=r"tokenizer\.json: no such file"):
+        command.main([str(tmp_path), "ab"])
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    printed = []
+    for _ in range(2):
+        command.main([str(tmp_path), "ab", "--length", "20", "--top-p", "0.9"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert printed[0].startswith("ab")
+    assert len(printed[0]) == 2 + 20 + 1
+
+
+@pytest.mark.parametrize("content", [b"", b"junk that is no safetensors file"])
+def test_broken_weights(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    for read in (models.load, lambda path: models.build("rwkv_v4", vocab_size=3, init_from=str(path))):
+        with pytest.raises(Mistake, match=r"not a readable \.safetensors file"):
+            read(tmp_path)
