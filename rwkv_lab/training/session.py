@@ -192,12 +192,12 @@ def run(training: Training, claim: Claim) -> dict[str, Any]:
 
     live.start()
     try:
-        row = train(training, metrics, Listeners(logged, stepped))
+        train(training, metrics, Listeners(logged, stepped))
         live.close()
         partial = claim.path / "model.partial"
         models.save(training.model, partial)
         os.replace(partial, claim.path / "model.safetensors")
-        result = finish.measure(training, row or _last_row(claim))
+        result = finish.measure(training, _last_row(claim))
         finish.sample(training)
         exit_code = 0
     finally:
@@ -215,7 +215,7 @@ def run(training: Training, claim: Claim) -> dict[str, Any]:
 
 
 def _last_row(claim: Claim) -> Row:
-    """The last logged row, for a run that was stopped between its last update and its end."""
+    """The last row as it is on disk, so that a run stopped after its last update ends with the same digits."""
     from rwkv_lab.runs import read_metrics
 
     columns = read_metrics(claim.path / "metrics.csv")

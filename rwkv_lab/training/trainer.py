@@ -93,8 +93,8 @@ def update(training: Training, loss_module: nn.Module, step: int) -> tuple[torch
     return training.world.mean(total_loss), norm
 
 
-def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) -> Row:
-    """Trains from ``training.progress`` to the end and returns the last logged row.
+def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) -> None:
+    """Trains from ``training.progress`` to the end.
 
     Raises ``Stopped`` after a requested stop, with a checkpoint saved, and ``NotFinite``, with the weights as they were
     before the update that failed wherever that can be known without waiting for the device.
@@ -102,7 +102,6 @@ def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) 
     config, progress, trainer = training.config, training.progress, training.config.trainer
     loss_module = distributed.wrap(training.model, training.world)
     on_cpu = training.resolved.device == "cpu"
-    row: Row = {}
     training.model.train()
     started = time.monotonic() - progress.seconds
     last_log = (progress.seconds, progress.tokens)
@@ -138,7 +137,6 @@ def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) 
                 started = time.monotonic() - progress.seconds
             if stopping:
                 raise Stopped
-    return row
 
 
 def require_finite(step: int, loss: float, norm: float, lr: float) -> None:
