@@ -14,6 +14,8 @@ from analysis.varpro import Data, fit_law, predict
 from rwkv_lab.errors import Mistake
 
 POINTS = 100  # points a run is binned to for the laws other than the variational one
+EXACT = 3e-4  # relative residual below which the binning itself is the error and every point is fitted
+ALL = 4000  # points at most, then
 STATES = 1500  # states at which a law summed over blocks is evaluated for a whole curve; linear in between
 
 
@@ -97,4 +99,7 @@ def fit_member(
     else:
         data = [binned(curve, first, reference, points) for curve in curves]
         solution = fit_law(LAWS[law], data, start=start, rounds=2 if final else 1)
+        if final and solution.cost < EXACT**2:
+            data = [binned(curve, first, reference, ALL) for curve in curves]
+            solution = fit_law(LAWS[law], data, start=solution.nonlinear, rounds=0, prior=False, tolerance=1e-15)
     return Member(law, solution.linear, solution.nonlinear, first, reference, solution.cost)

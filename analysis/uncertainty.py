@@ -12,7 +12,7 @@ from analysis.curves import LossCurve
 from analysis.member import Member, binned
 
 STEP = 1e-4
-CLOSE = 0.95  # beyond this correlation two numbers are known only together
+CLOSE = 0.8  # beyond this correlation two numbers are known only together
 
 
 def covariance(member: Member, curves: Sequence[LossCurve]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
