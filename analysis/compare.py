@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--baseline", metavar="GROUP", help="judge every group against this one, not every pair")
     parser.add_argument(
+        "--noise",
+        choices=("own", "shared"),
+        default="own",
+        help="seed noise from each group's own seeds, or one for all groups: sees smaller differences, assumes more",
+    )
+    parser.add_argument(
         "--level", type=probability, default=LEVEL, help="adjusted p below which a difference exceeds the noise"
     )
     for axis, what in (("tokens", "training tokens"), ("seconds", "training seconds"), ("flops", "training FLOPs")):
@@ -79,10 +85,11 @@ def output_folder(paths: list[str], out: str | None) -> Path:
 
 def command_of(args: argparse.Namespace) -> str:
     """The command line that makes the same comparison again."""
-    options = {"--baseline": args.baseline, "--at-tokens": args.at_tokens, "--at-seconds": args.at_seconds}
-    options |= {"--metric": args.metric if args.metric != "final" else None}
-    options |= {"--at-flops": args.at_flops, "--level": args.level if args.level != LEVEL else None}
-    words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    defaults = argparse.ArgumentParser()
+    add_arguments(defaults)
+    chosen = {name: value for name, value in vars(args).items() if name not in ("paths", "out")}
+    options = {name: value for name, value in chosen.items() if value != defaults.get_default(name)}
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return "python -m analysis " + shlex.join(["compare", *args.paths, *words])
 
 
@@ -98,14 +105,15 @@ def run(args: argparse.Namespace) -> int:
     from analysis.comparison.collect import collect
     from analysis.comparison.figures import write_figures
     from analysis.comparison.page import render
-    from analysis.comparison.summary import compare
+    from analysis.comparison.summary import Judging, compare
     from rwkv_lab.paths import write_atomic
     from rwkv_lab.runs.provenance import code_fingerprint
 
     records = collect(args.paths, code_fingerprint())
     wanted = {"tokens": args.at_tokens, "seconds": args.at_seconds, "flops": args.at_flops}
     budgets = {axis: value for axis, value in wanted.items() if value is not None}
-    comparison = compare(title_of(args.paths), records, budgets, args.metric, args.baseline, args.level)
+    judging = Judging(args.metric, args.baseline, args.level, args.noise == "shared")
+    comparison = compare(title_of(args.paths), records, budgets, judging)
     folder = output_folder(args.paths, args.out)
     command = command_of(args)
     texts = {

@@ -205,7 +205,7 @@ def final_chart(block: Block, number: int) -> Any:
         active_drag=None,
         toolbar_location="above",
         y_range=Range1d(start=len(rows) - 0.4, end=-0.6),
-        x_axis_label="final held-out loss (bits per byte)",
+        x_axis_label="final bits per byte",
         tags=["final", number],
     )
     means, stds = [row.mean("final") for _, row in rows], [row.std("final") for _, row in rows]

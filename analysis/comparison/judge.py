@@ -6,6 +6,9 @@ as a seed shared by two architectures draws different weights and makes their re
 holds whichever pair one looks at afterwards, the best against the second best included. A group of one seed has no
 spread of its own and is not judged: its noise is unknown, not zero.
 
+On demand all groups are taken to share one noise, estimated from all of them together: three seeds a group then tell
+differences less than half as large, and a single seed is judged too, as far as that assumption holds.
+
 Sources: Welch 1947 (Biometrika 34, 28-35); Satterthwaite 1946; Holm 1979 (Scand. J. Statist. 6, 65-70).
 """
 
@@ -32,19 +35,33 @@ class Verdict:
     verdict: str
 
 
-def welch(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+Test = tuple[float, float, float]
+UNKNOWN: Test = (float("nan"), float("nan"), float("nan"))
+
+
+def welch(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> Test:
     """``(p, low, high)``: two-sided p of equal means and the ``level`` interval of mean(x) - mean(y).
 
     NaN where either has fewer than two values or neither has any spread.
     """
     nx, ny = len(x), len(y)
     if nx < 2 or ny < 2:
-        return float("nan"), float("nan"), float("nan")
+        return UNKNOWN
     vx, vy = np.var(x, ddof=1) / nx, np.var(y, ddof=1) / ny
     if np.sqrt(vx + vy) <= 1e-12 * max(abs(np.mean(x)), abs(np.mean(y))):
-        return float("nan"), float("nan"), float("nan")
+        return UNKNOWN
     freedom = (vx + vy) ** 2 / (vx**2 / (nx - 1) + vy**2 / (ny - 1))
     error, difference = np.sqrt(vx + vy), float(np.mean(x) - np.mean(y))
+    reach = float(stdtrit(freedom, 0.5 + level / 2) * error)
+    return float(2 * stdtr(freedom, -abs(difference) / error)), difference - reach, difference + reach
+
+
+def pooled_test(x: Sequence[float], y: Sequence[float], noise: tuple[float, int], level: float = 0.95) -> Test:
+    """As ``welch``, with the standard deviation and the degrees of freedom of ``noise`` for both groups."""
+    std, freedom = noise
+    if not freedom or std <= 1e-12 * max(abs(np.mean(x)), abs(np.mean(y))):
+        return UNKNOWN
+    error, difference = std * np.sqrt(1 / len(x) + 1 / len(y)), float(np.mean(x) - np.mean(y))
     reach = float(stdtrit(freedom, 0.5 + level / 2) * error)
     return float(2 * stdtr(freedom, -abs(difference) / error)), difference - reach, difference + reach
 
@@ -60,17 +77,24 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def judge(samples: Mapping[str, Sequence[float]], baseline: str | None = None, level: float = 0.05) -> list[Verdict]:
+def judge(
+    samples: Mapping[str, Sequence[float]], baseline: str | None = None, level: float = 0.05, shared: bool = False
+) -> list[Verdict]:
     """The verdict on every pair of groups with a value, or on every group against ``baseline`` alone.
 
-    ``samples`` maps a group to its values, one a seed. Beyond noise: an adjusted p below ``level``.
+    ``samples`` maps a group to its values, one a seed. Beyond noise: an adjusted p below ``level``. With ``shared`` all
+    groups are taken to have the same noise.
     """
+    noise = pooled_std(samples)
     known = {name: values for name, values in samples.items() if len(values)}
     if baseline is None:
         pairs = list(combinations(known, 2))
     else:
         pairs = [(name, baseline) for name in known if name != baseline and baseline in known]
-    tests = [welch(known[a], known[b], 1 - level) for a, b in pairs]
+    tests = [
+        pooled_test(known[a], known[b], noise, 1 - level) if shared else welch(known[a], known[b], 1 - level)
+        for a, b in pairs
+    ]
     adjusted = holm([p for p, _, _ in tests])
     return [
         Verdict(

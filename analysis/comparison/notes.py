@@ -5,14 +5,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from analysis.comparison.collect import STATUSES, Record
-from analysis.comparison.summary import Block, Comparison
+from analysis.comparison.summary import Block, Comparison, Judging
 
 METHOD = (
     "Final bits per byte are those of the whole held-out text after training; all other values are those of the fixed "
-    "part of it that is measured during training. Verdicts: Welch's t-test between the groups' {metric} values, one a "
-    "seed, p-values adjusted by Holm's method over every pair compared; beyond noise where the adjusted p is below "
-    "{level:g}. A group of one seed is not judged."
+    "part of it that is measured during training. Verdicts: {test}, on the groups' {metric} values, one a seed; "
+    "p-values adjusted by Holm's method over every pair compared; beyond noise where the adjusted p is below {level:g}."
 )
+OWN_NOISE = "Welch's t-test, which takes each group's noise from its own seeds and cannot judge a group of one seed"
+SHARED_NOISE = "t-test with one noise for all groups, estimated from all of them together"
 METRIC_NAMES = {"final": "final", "tokens": "equal-tokens", "seconds": "equal-time", "flops": "equal-compute"}
 BUDGETS = (
     "Values at equal tokens, seconds and FLOPs are read off each run's own curve, between its evaluations linearly. "
@@ -33,8 +34,9 @@ def census(records: Sequence[Record]) -> str:
 
 def method(comparison: Comparison) -> str:
     """How values were measured and judged."""
-    metric = comparison.blocks[0].metric if comparison.blocks else "final"
-    return METHOD.format(metric=METRIC_NAMES[metric], level=comparison.level)
+    judging = comparison.judging
+    test = SHARED_NOISE if judging.shared_noise else OWN_NOISE
+    return METHOD.format(test=test, metric=METRIC_NAMES[judging.metric], level=judging.level)
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -88,22 +90,23 @@ def _about_measures(records: Sequence[Record]) -> Iterator[str]:
     yield from sorted(f"Data: {note}" for note in said)
 
 
-def _about_block(block: Block) -> Iterator[str]:
+def _about_block(block: Block, judging: Judging) -> Iterator[str]:
+    metric = judging.metric
     where = f"On {block.corpus}"
     repeated = [row.label for row in block.rows if sum(r.finished for r in row.group.records) > len(row.group.counted)]
     if repeated:
         yield f"{where}, a seed was trained more than once and counts once: {listed(repeated)}."
-    single = [row.label for row in block.rows if len(row.values[block.metric]) == 1]
-    if single and len(block.rows) > 1:
+    single = [row.label for row in block.rows if len(row.values[metric]) == 1]
+    if single and len(block.rows) > 1 and not judging.shared_noise:
         yield f"{where}, one seed tells nothing of the noise, so these are not judged: {listed(single)}."
     if block.seed_freedom:
         yield (
             f"{where}, the standard deviation between seeds is {block.seed_std:.4f} bits per byte, pooled over the "
             f"groups ({count(block.seed_freedom, 'degree')} of freedom)."
         )
-    empty = [row.label for row in block.rows if row.group.counted and not row.values[block.metric]]
+    empty = [row.label for row in block.rows if row.group.counted and not row.values[metric]]
     if empty:
-        yield f"{where}, these have no {METRIC_NAMES[block.metric]} value: {listed(empty)}."
+        yield f"{where}, these have no {METRIC_NAMES[metric]} value: {listed(empty)}."
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -111,4 +114,4 @@ def notes(comparison: Comparison) -> list[str]:
     found = [*_about_runs(comparison.records), *_about_measures(comparison.records)]
     if len(comparison.blocks) > 1:
         found.append("Bits per byte of different texts do not compare: each corpus has its own table.")
-    return found + [note for block in comparison.blocks for note in _about_block(block)]
+    return found + [note for block in comparison.blocks for note in _about_block(block, comparison.judging)]

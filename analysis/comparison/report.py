@@ -61,8 +61,8 @@ def headings(block: Block, comparison: Comparison) -> list[str]:
         f"at {duration(block.budgets['seconds'])}",
         f"at {scaled(block.budgets['flops'], 'FLOP')}",
     ]
-    reference = "baseline" if comparison.baseline else "best"
-    judged = "" if block.metric == "final" else f", {METRIC_NAMES[block.metric]}"
+    reference, metric = "baseline" if comparison.judging.baseline else "best", comparison.judging.metric
+    judged = "" if metric == "final" else f", {METRIC_NAMES[metric]}"
     return ["group", "seeds", "final bpb", f"vs {reference}{judged}", *budgets]
 
 
@@ -173,7 +173,7 @@ def groups_csv(comparison: Comparison) -> str:
             cells += map(_plain, (row.parameters, row.flops_per_token, row.tokens_per_second, row.peak_memory_bytes))
             v = row.verdict
             judged = [_plain(v.difference), _plain(v.low), _plain(v.high), _plain(v.p), v.verdict] if v else [""] * 5
-            rows.append([*cells, block.metric, block.reference or "", *judged])
+            rows.append([*cells, comparison.judging.metric, block.reference or "", *judged])
     return _csv(rows)
 
 

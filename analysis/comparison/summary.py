@@ -16,6 +16,16 @@ QUALITY = "val_bpb"
 
 
 @dataclass(frozen=True)
+class Judging:
+    """How groups are ranked and judged."""
+
+    metric: str = "final"  # one of METRICS
+    baseline: str | None = None  # label of the group all others are judged against; None judges every pair
+    level: float = 0.05  # adjusted p below which a difference is beyond noise
+    shared_noise: bool = False  # whether all groups are taken to have the same noise
+
+
+@dataclass(frozen=True)
 class Row:
     """A group and its numbers. ``values[metric]`` has one value of val_bpb a counted seed; NaN are left out."""
 
@@ -48,7 +58,6 @@ class Block:
     corpus: str
     rows: tuple[Row, ...]
     budgets: dict[str, float]  # tokens, seconds, FLOPs at which the groups are compared
-    metric: str  # one of METRICS: what is ranked and judged
     reference: str | None  # label of the baseline, else of the best group
     verdicts: tuple[Verdict, ...]
     seed_std: float  # pooled over the groups with two seeds or more
@@ -62,8 +71,7 @@ class Comparison:
     title: str
     blocks: tuple[Block, ...]
     records: tuple[Record, ...]
-    baseline: str | None
-    level: float
+    judging: Judging
 
 
 def final_value(record: Record) -> float:
@@ -119,42 +127,37 @@ def make_block(
     corpus: str,
     records: Sequence[Record],
     budgets: Mapping[str, float],
-    metric: str,
-    baseline: str | None,
-    level: float,
+    judging: Judging,
 ) -> Block:
     """The groups of one corpus, judged. A budget not given is the largest that every finished run has spent."""
-    groups = group(records)
+    groups, metric = group(records), judging.metric
     counted = [record for member in groups for record in member.counted]
     known = {axis: budgets.get(axis, common_budget(counted, axis, QUALITY)) for axis in AXES}
     rows = sorted(
         (make_row(member, known) for member in groups), key=lambda row: (np.isnan(row.mean(metric)), row.mean(metric))
     )
     samples = {row.label: row.values[metric] for row in rows}
-    chosen = baseline if baseline in samples else None
-    verdicts = judge(samples, chosen, level)
+    chosen = judging.baseline if judging.baseline in samples else None
+    verdicts = judge(samples, chosen, judging.level, judging.shared_noise)
     reference = chosen or next((row.label for row in rows if row.values[metric]), None)
     turned = against(verdicts, reference) if reference else {}
     judged = tuple(Row(**{**row.__dict__, "verdict": turned.get(row.label)}) for row in rows)
-    return Block(corpus, judged, known, metric, reference, tuple(verdicts), *pooled_std(samples))
+    return Block(corpus, judged, known, reference, tuple(verdicts), *pooled_std(samples))
 
 
 def compare(
     title: str,
     records: Sequence[Record],
     budgets: Mapping[str, float] | None = None,
-    metric: str = "final",
-    baseline: str | None = None,
-    level: float = 0.05,
+    judging: Judging = Judging(),
 ) -> Comparison:
-    """Groups, measures, ranks and judges ``records`` by ``metric``; a Mistake where ``baseline`` names no group."""
+    """Groups, measures, ranks and judges ``records``; a Mistake where the baseline names no group."""
     corpora = by_corpus(records)
-    blocks = tuple(
-        make_block(name, members, budgets or {}, metric, baseline, level) for name, members in corpora.items()
-    )
+    blocks = tuple(make_block(name, members, budgets or {}, judging) for name, members in corpora.items())
     names = [row.label for block in blocks for row in block.rows]
+    baseline = judging.baseline
     if baseline is not None and baseline not in names:
         raise Mistake(
             f"--baseline '{baseline}' names no group{nearest(baseline, names)}; the groups are: {', '.join(names)}"
         )
-    return Comparison(title, blocks, tuple(records), baseline, level)
+    return Comparison(title, blocks, tuple(records), judging)

@@ -63,6 +63,22 @@ def test_pure_noise_is_seldom_called_a_difference():
     assert false / 400 < 0.09
 
 
+def test_shared_noise_is_the_classical_test_for_two_groups():
+    x, y = [1.80, 1.82, 1.79], [1.84, 1.85, 1.86, 1.83]
+    (verdict,) = judge({"a": x, "b": y}, shared=True)
+    expected = stats.ttest_ind(x, y, equal_var=True)
+    interval = expected.confidence_interval(0.95)
+    assert (verdict.p, verdict.low, verdict.high) == pytest.approx((expected.pvalue, interval.low, interval.high))
+
+
+def test_shared_noise_sees_more_and_judges_one_seed():
+    groups = {"a": [1.80, 1.81, 1.79], "b": [1.84, 1.87, 1.85], "c": [1.90, 1.91, 1.89], "one": [2.0]}
+    own = [v.verdict for v in judge(groups)]
+    shared = judge(groups, shared=True)
+    assert own.count(BEYOND) < 6 == [v.verdict for v in shared].count(BEYOND)
+    assert judge({"a": [1.0], "b": [2.0]}, shared=True)[0].verdict == UNJUDGED
+
+
 def test_pooled_std():
     spread, freedom = pooled_std({"a": [1.0, 3.0], "b": [2.0, 2.0, 5.0], "one": [9.0]})
     assert freedom == 3 and spread == pytest.approx(np.sqrt((2.0 + 6.0) / 3))

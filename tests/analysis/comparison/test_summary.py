@@ -9,7 +9,7 @@ import pytest
 from analysis.comparison import report
 from analysis.comparison.collect import collect
 from analysis.comparison.notes import census, notes
-from analysis.comparison.summary import compare
+from analysis.comparison.summary import Judging, compare
 from rwkv_lab.errors import Mistake
 
 
@@ -65,13 +65,13 @@ def test_a_budget_can_be_chosen(study, comparison):
 
 
 def test_baseline(study, comparison):
-    found = comparison(baseline="mha_pro")
+    found = comparison(judging=Judging(baseline="mha_pro"))
     (block,) = found.blocks
     assert block.reference == "mha_pro" and len(block.verdicts) == 2
     assert block.rows[0].verdict.difference == pytest.approx(-0.1)
     assert "vs baseline" in report.headings(block, found)
     with pytest.raises(Mistake, match="did you mean 'mha_pro'"):
-        comparison(baseline="mha_pros")
+        comparison(judging=Judging(baseline="mha_pros"))
 
 
 def test_notes_name_what_stands_against_the_numbers(study, make_run, comparison):
@@ -138,7 +138,7 @@ def test_duration(value, text):
 
 
 def test_another_metric_ranks_and_judges(study, comparison):
-    found = comparison(metric="seconds")
+    found = comparison(judging=Judging(metric="seconds"))
     (block,) = found.blocks
     fast, *_, slow = block.rows
     assert (fast.label, slow.label) == ("rwkv_v4", "mha_pro")
