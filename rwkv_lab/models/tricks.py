@@ -68,7 +68,7 @@ class HeadQK(nn.Module):
         """Adds to logits [B,T,V] from x [B,T,C], tokens idx [B,T] and the history of what came before.
 
         history: keys [B,P,D] and tokens [B,P] of the last P positions, None at the start. Returns the logits and the
-        history after this chunk, cut to the window. May write into the given logits.
+        history after this chunk, cut to the window. Writes into the given logits.
         """
         B, T, _ = x.shape
         q, k = self.q(x), self.k(x)  # [B,T,D]
@@ -80,11 +80,11 @@ class HeadQK(nn.Module):
         tokens = idx.unsqueeze(1).expand(B, T, U)
         seen = causal_window(T, U, self.window, x.device)
         if self.form == "sum":
-            logits = logits.scatter_add(2, tokens, c.masked_fill(~seen, 0.0).to(logits.dtype))
+            logits = logits.scatter_add_(2, tokens, c.masked_fill(~seen, 0.0).to(logits.dtype))
         else:
             c = c.masked_fill(~seen, -torch.inf).to(logits.dtype)
             best = torch.full_like(logits, -torch.inf).scatter_reduce(2, tokens, c, "amax")
-            logits = logits + best.masked_fill(best == -torch.inf, 0.0)
+            logits = logits.add_(best.masked_fill(best == -torch.inf, 0.0))
         return logits, (k[:, -self.window :], idx[:, -self.window :])
 
 
