@@ -1,6 +1,6 @@
 """Held-out loss and bits per byte: quick and repeatable during training, complete at its end.
 
-python -m rwkv_lab.evaluate RUN [--split test|val] [--device cpu|cuda] [--json]
+python -m rwkv_lab.evaluate RUN [--split test|val] [--device auto|cpu|cuda] [--json]
 
 The functions put the model in evaluation mode for their time, draw nothing at random and leave precision to the
 caller's autocast. Loss is the mean cross-entropy in nats per token, without the penalty terms of training.
@@ -210,6 +210,10 @@ def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
         raise Mistake(f"data={config['data']['name']} of {run.name} has no {split_name} text: data.split gives it none")
     import torch
 
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise Mistake("--device cuda: torch sees no CUDA device; choose auto or cpu")
     resolved = run.manifest["resolved"]
     model = models.load(run.path, resolved["ops_backend"]).to(device)
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=resolved["precision"] == "bf16"):
@@ -222,7 +226,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m rwkv_lab.evaluate", description="Full held-out evaluation of a run.")
     parser.add_argument("run", help="directory of a complete run")
     parser.add_argument("--split", choices=("test", "val"), default="val", help="which text (default: val)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(argv)
 
@@ -232,9 +238,11 @@ def main(argv: list[str]) -> int:
     arguments = _arguments(argv)
     found = evaluate_run(arguments.run, arguments.split, arguments.device)
     if arguments.json:
-        print(json.dumps({"split": arguments.split, **found._asdict()}))
+        bpb = found.bpb if found.bytes else None
+        print(json.dumps({"split": arguments.split, **found._asdict(), "bpb": bpb}))
     else:
-        print(f"{arguments.split} loss {found.loss:.4f} nats per token, {found.bpb:.4f} bits per byte")
+        bits = f", {found.bpb:.4f} bits per byte" if found.bytes else ""
+        print(f"{arguments.split} loss {found.loss:.4f} nats per token{bits}")
         print(f"over {found.tokens:,} tokens, {found.bytes:,} bytes: {found.method}")
     return 0
 
