@@ -11,6 +11,7 @@ from rwkv_lab import checks
 from rwkv_lab.config import Config
 from rwkv_lab.errors import Mistake
 from rwkv_lab.paths import RUNS
+from rwkv_lab.runs import Run, is_run, lock
 from rwkv_lab.runs.identity import run_name
 
 NOT_SWEPT = ("experiments", "study", "rerun", "dry_run")
@@ -75,3 +76,11 @@ def checked(composed: DictConfig) -> tuple[Config, Path]:
     task = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     config = checks.check(task)
     return config, RUNS / config.study / run_name(config, checks.named_files(config))
+
+
+def status(path: Path) -> str:
+    """The status of the run in ``path``; ``left`` where it has not begun."""
+    if is_run(path):
+        return Run(path).status
+    # A process that has just taken the directory writes the manifest once it has loaded everything.
+    return "running" if lock.is_held(path) else "left"

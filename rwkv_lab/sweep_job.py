@@ -13,7 +13,7 @@ from rwkv_lab.config import Config
 from rwkv_lab.console import say
 from rwkv_lab.launchers import Manner
 from rwkv_lab.paths import REPOSITORY, RUNS
-from rwkv_lab.runs import FORMAT, Run, is_run, provenance
+from rwkv_lab.runs import FORMAT, Run, provenance
 from rwkv_lab.runs.claim import claim
 
 LOSS_OF_A_FAILED_JOB = float("inf")
@@ -27,13 +27,12 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     Raises KeyboardInterrupt where the sweep itself was told to stop.
     """
     config, path = sweep.checked(composed)
-    if is_run(path) and not config.rerun:
-        known = Run(path)
-        if known.status == "complete":
-            return known.manifest["result"]["val_loss"]
-        if known.status == "running":
-            say(f"{path.name} is running in another process")
-            return LOSS_OF_A_BUSY_JOB
+    status = sweep.status(path)
+    if status == "complete" and not config.rerun:
+        return Run(path).manifest["result"]["val_loss"]
+    if status == "running":
+        say(f"{path.name} is running in another process")
+        return LOSS_OF_A_BUSY_JOB
     overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
     assert isinstance(overrides, list)
     manner = launchers.manner(hydra_config.launcher, provenance.usable_cores())
@@ -69,9 +68,10 @@ def threads(config: Config, manner: Manner) -> dict[str, str]:
 
 def outcome(path: Path, config: Config, overrides: Sequence[str], ended: Ended) -> float:
     """The final val_loss of a job whose process has ended; what that could not record itself is recorded here."""
-    if ended.code == 0 and is_run(path) and Run(path).status == "complete":
+    status = sweep.status(path)
+    if ended.code == 0 and status == "complete":
         return Run(path).manifest["result"]["val_loss"]
-    if is_run(path) and Run(path).status == "running":
+    if status == "running":
         return LOSS_OF_A_BUSY_JOB
     if ended.code not in STOPPED_CODES:
         record_failure(path, config, overrides, ended.reason)

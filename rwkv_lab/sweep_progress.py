@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rwkv_lab import sweep
 from rwkv_lab.console import count, duration, say
 from rwkv_lab.errors import Mistake
 from rwkv_lab.runs import Run, is_run, read_metrics
@@ -35,9 +36,8 @@ def see(job: Job, earlier: str | None = None) -> Seen:
     if job.path is None:
         return Seen("mistake", 1.0, {}, job.mistake)
     try:
-        run = Run(job.path)
-        status = run.status if is_run(job.path) else "left"
-        manifest = run.manifest if status != "left" else {}
+        status = sweep.status(job.path)
+        manifest = Run(job.path).manifest if is_run(job.path) else {}
     except Mistake:
         # Read in the instant in which a rerun empties the directory.
         status, manifest = "left", {}

@@ -218,9 +218,9 @@ class TestSharing:
         assert sweep_job.threads(checked(*TINY), launchers.Manner(threads=None, batch=1)) == {}
 
     def test_each_job_takes_the_gpu_with_fewest_jobs(self, tmp_path):
-        with slots.gpu(["0", "1"], tmp_path) as first, slots.gpu(["0", "1"], tmp_path) as second:
-            with slots.gpu(["0", "1"], tmp_path) as third:
-                assert (first, second, third) == ("0", "1", "0")
+        two = ["0", "1"]
+        with slots.gpu(two, tmp_path) as first, slots.gpu(two, tmp_path) as second, slots.gpu(two, tmp_path) as third:
+            assert (first, second, third) == ("0", "1", "0")
         with slots.gpu(["0", "1"], tmp_path) as again, slots.gpu([], tmp_path) as none:
             assert (again, none) == ("0", None)
 
