@@ -43,4 +43,6 @@ def check_curves(curves: Sequence[LossCurve], law: str, first: int) -> None:
         if end > begin + noise:
             raise Mistake(f"{curve.name}: the loss rises from {begin:.4f} to {end:.4f}; no law here describes that")
     if not windows.varies(curves, first):
-        raise Mistake("the rate is constant after warm-up in every run, so its effect cannot be told: add a run that decays")
+        raise Mistake(
+            "the rate is constant after warm-up in every run, so its effect is unknown: add a run that decays"
+        )

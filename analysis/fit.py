@@ -34,6 +34,7 @@ MIXTURE = ("vplus_own_time", "functional", "annealing", "multi_power")
 MIXTURE_FRACTIONS = (0.05, 0.1, 0.2)  # first steps of its windows, as fractions of the shortest run
 RIVALS = ("vplus", "annealing", "multi_power")  # whose spread widens the intervals of a law fitted alone
 DRAWN = 400  # points of a run kept in fit.json for the figures
+MISFIT_BINS = 20  # parts of a run over which residuals are averaged before they count as misfit
 END = 0.02  # share of a run over which the loss at its end is averaged
 
 
@@ -85,8 +86,14 @@ class Prediction:
         """The interval at every state, two arrays ``[T+1]``."""
         if not 0 < level < 1:
             raise Mistake(f"level: must be between 0 and 1, not {level}")
-        half = quantile(level) * self.evidence.scale(self.spread)
+        half = quantile(level) * self.error
         return self.states - half, self.states + half
+
+    @property
+    def error(self) -> np.ndarray:
+        """``[T+1]`` how far the prediction may well be off, in nats; intervals are multiples of it."""
+        reached = np.concatenate([[0.0], np.cumsum(self.eta)])
+        return self.evidence.scale(self.spread, reached)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +183,10 @@ class Fit:
             return Evidence.from_dict(self.stored["evidence"])
         return gather_evidence(self)
 
+    def own_states(self, eta: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """``[n]`` the loss at the states ``at`` alone."""
+        return np.mean([member.loss(eta, at) for member in self.members], axis=0)
+
     def predict(
         self,
         eta: np.ndarray | Sequence[float] | str | Callable[..., float],
@@ -190,8 +201,7 @@ class Fit:
         rates = as_rates(eta, steps, parameters)
         at = np.arange(len(rates) + 1)
         own = np.stack([member.loss(rates, at) for member in self.members])
-        weights = np.array([member.weight for member in self.members])
-        states = weights @ own / weights.sum()
+        states = own.mean(axis=0)
         laws = [own, *(rival.loss(rates, at)[None] for rival in self.rivals)]
         return Prediction(rates, states, np.std(np.concatenate(laws), axis=0), self.evidence)
 
@@ -279,9 +289,17 @@ def end_loss(curve: LossCurve) -> float:
 
 
 def end_noise(curve: LossCurve) -> float:
-    """Standard deviation of the loss logged at a run's end, from differences of neighbours."""
-    tail = curve.loss[-max(len(curve.loss) // 5, 3) :]
-    return float(1.4826 * np.median(np.abs(np.diff(tail))) / np.sqrt(2)) if len(tail) > 2 else 0.0
+    """Standard deviation of the loss logged at a run's end, from second differences, which no trend moves."""
+    tail = curve.loss[-max(len(curve.loss) // 5, 5) :]
+    return float(1.4826 * np.median(np.abs(np.diff(tail, n=2))) / np.sqrt(6))
+
+
+def misfit(result: Fit, curve: LossCurve) -> float:
+    """Mean square of a run's residuals over its later half, averaged over twentieths of the run, in nats squared."""
+    kept = curve.step >= result.first
+    at, loss, _ = bin_means(curve.step[kept], curve.loss[kept], MISFIT_BINS)
+    later = at >= min(len(curve.eta) / 2, at[-1])
+    return float(np.mean((result.own_states(curve.eta, at)[later] - loss[later]) ** 2))
 
 
 def gather_evidence(result: Fit) -> Evidence:
@@ -295,7 +313,12 @@ def gather_evidence(result: Fit) -> Evidence:
         at = np.unique(curve.step[curve.step >= curve.step[-1] - END * len(curve.eta)])
         predicted = float(np.mean([member.loss(curve.eta, at).mean() for member in members]))
         left_out.append(LeftOut(curve.name, predicted, end_loss(curve)))
-    return Evidence(left_out, float(np.mean([end_noise(curve) for curve in result.curves])))
+    return Evidence(
+        left_out,
+        noise=float(np.mean([end_noise(curve) for curve in result.curves])),
+        misfit=float(np.sqrt(np.mean([misfit(result, curve) for curve in result.curves]))),
+        furthest=float(max(curve.eta.sum() for curve in result.curves)),
+    )
 
 
 def summarise(curve: LossCurve) -> RunSummary:

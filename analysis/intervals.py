@@ -1,9 +1,13 @@
-"""How far a predicted final loss may be off: the spread of the laws, the errors on runs left out, and a floor.
+"""How far a predicted final loss may be off.
 
-    scale^2 = FLOOR^2 + noise^2 + (SPREAD spread)^2 + (LEFT_OUT left_out)^2,   half-width = t(level) scale
+    scale^2 = FLOOR^2 + noise^2 + (MISFIT misfit)^2 + (SPREAD spread)^2 + (LEFT_OUT left_out)^2 + (BEYOND log S/S_fit)^2
+    half-width = t(level) scale
 
-The three factors were calibrated on schedules held out of real families; docs/laws.md has the coverage
-measured. Standard errors of the fit play no part: intervals made from them are several times too narrow.
+misfit: the fit's smooth residual over the later half of the runs. spread: standard deviation over laws and windows.
+left_out: error on each run predicted from the others, or ONE_RUN where there is one only. S/S_fit: how much further
+than the runs fitted the schedule goes, by the sum of its rates. The factors were calibrated on schedules held out of
+real families; docs/laws.md has the coverage measured. Standard errors of the fit play no part: intervals from them are
+several times too narrow.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -11,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-FLOOR = 0.003  # nats: two runs of one schedule differ by about 0.001, and no law here is better than 0.002
-SPREAD = 0.8
-LEFT_OUT = 0.35
-ONE_RUN = 0.01  # nats: in place of the error on runs left out where there is one run only
+FLOOR = 0.0035  # nats: two runs of one schedule differ by about 0.001, and no law here is better than 0.002
+MISFIT = 1.2
+SPREAD = 0.5
+LEFT_OUT = 0.15
+ONE_RUN = 0.012  # nats: in place of LEFT_OUT left_out
+BEYOND = 0.005  # nats
 FREEDOM = 4  # degrees of freedom of the t quantile
 
 
@@ -37,26 +43,28 @@ class Evidence:
 
     left_out: list[LeftOut] = field(default_factory=list)
     noise: float = 0.0  # nats: standard deviation of the loss logged at the runs' ends
+    misfit: float = 0.0  # nats: root mean square of the smoothed residuals over the later half of the runs
+    furthest: float = np.inf  # largest sum of rates of a run fitted
 
     @property
-    def left_out_error(self) -> float:
-        """Root mean square error on the runs left out; a fixed larger value where there are none."""
+    def left_out_share(self) -> float:
+        """What the runs left out contribute, in nats."""
         if not self.left_out:
-            return ONE_RUN / LEFT_OUT
-        return float(np.sqrt(np.mean([run.error**2 for run in self.left_out])))
+            return ONE_RUN
+        return LEFT_OUT * float(np.sqrt(np.mean([run.error**2 for run in self.left_out])))
 
-    def scale(self, spread: np.ndarray | float) -> np.ndarray | float:
-        """The half-width in units of the quantile, for a spread of the laws (standard deviation, nats)."""
-        return np.sqrt(
-            FLOOR**2 + self.noise**2 + (SPREAD * np.asarray(spread)) ** 2 + (LEFT_OUT * self.left_out_error) ** 2
-        )
+    def scale(self, spread: np.ndarray, reached: np.ndarray) -> np.ndarray:
+        """The half-width in units of the quantile: ``spread`` over the laws in nats, ``reached`` sum of the rates."""
+        beyond = np.log(np.maximum(reached / self.furthest, 1.0))
+        fixed = FLOOR**2 + self.noise**2 + (MISFIT * self.misfit) ** 2 + self.left_out_share**2
+        return np.sqrt(fixed + (SPREAD * spread) ** 2 + (BEYOND * beyond) ** 2)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_dict(stored: dict[str, Any]) -> "Evidence":
-        return Evidence([LeftOut(**run) for run in stored["left_out"]], stored["noise"])
+        return Evidence(**stored | {"left_out": [LeftOut(**run) for run in stored["left_out"]]})
 
 
 def quantile(level: float) -> float:

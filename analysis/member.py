@@ -24,7 +24,7 @@ class Member:
     """A law with its parameters.
 
     ``first`` is the window's first step, ``reference`` the highest rate of the runs fitted, ``cost`` the mean squared
-    relative residual, ``weight`` its share of a mixture.
+    relative residual.
     """
 
     law: str
@@ -33,7 +33,6 @@ class Member:
     first: int
     reference: float
     cost: float
-    weight: float = 1.0
 
     @property
     def parameters(self) -> dict[str, float]:

@@ -244,7 +244,7 @@ def best(fit: Fit, steps: int, eta_max: float | None = None, warmup: int = 0, ki
         eta = np.minimum(finer(found, goal, steps, warmup), eta_max)
     lead = np.array(fit.lead)
     prediction = fit.predict(np.concatenate([lead, eta]))
-    error = float(fit.evidence.scale(prediction.spread[-1]))
+    error = float(prediction.error[-1])
     rows = []
     for name, (rates, _) in fine.items():
         other = fit.predict(np.concatenate([lead, rates]))

@@ -58,7 +58,7 @@ def test_the_loss_is_chosen_by_what_is_dense_or_asked_for(tmp_path):
     assert load(path, "train_loss").meta["column"] == "train_loss"
     sparse = write_csv(tmp_path / "b.csv", "step,lr,train_loss,val_loss", rows[:60])
     assert load(sparse).meta["column"] == "train_loss"
-    with pytest.raises(Mistake, match="no column 'val_los' with numbers.*val_loss"):
+    with pytest.raises(Mistake, match=r"no column 'val_los' with numbers.*val_loss"):
         load(path, "val_los")
 
 

@@ -78,8 +78,10 @@ def test_intervals_nest_and_widen_with_doubt(run_of, mixture):
     alone = fit([run_of("vplus", "cosine", noise=0.003)])
     assert np.diff(alone.predict(eta).interval())[0] > 1.2 * widths[2]
     sure, unsure = Evidence([LeftOut("a", 2.0, 2.001)]), Evidence([LeftOut("a", 2.0, 2.05)])
-    assert unsure.scale(0.0) > sure.scale(0.0)
-    assert sure.scale(0.01) > sure.scale(0.0)
+    near = np.array([1.0])
+    assert unsure.scale(0 * near, near) > sure.scale(0 * near, near)
+    assert sure.scale(0.01 * near, near) > sure.scale(0 * near, near)
+    assert Evidence(furthest=1.0).scale(0 * near, 3 * near) > Evidence(furthest=1.0).scale(0 * near, near)
 
 
 @pytest.mark.parametrize("law", ["auto", "variational", "vplus", "multi_power"])

@@ -132,7 +132,7 @@ def test_functional_kernel_of_power_one():
 
 @pytest.mark.parametrize("name", LAWS)
 def test_where_blocks_are_cut_hardly_matters(name):
-    """A schedule long enough to be cut into blocks gives the columns of one cut elsewhere, within 2e-3 of their size."""
+    """A schedule cut into blocks gives the columns of one cut elsewhere, within 2e-3 of their size."""
     from rwkv_lab.training.schedules import rates
 
     law = LAWS[name]
