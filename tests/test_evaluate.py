@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from rwkv_lab import models
 from rwkv_lab.data.store import Split
 from rwkv_lab.errors import Mistake
-from rwkv_lab.evaluate import bits_per_byte, evaluate_fixed, evaluate_full, evaluate_sliding
+from rwkv_lab.evaluate import bits_per_byte, evaluate_fixed, evaluate_full, evaluate_sliding, main
 
 VOCAB = 20
 EXAMPLES = settings(max_examples=40, deadline=None)
@@ -95,7 +95,7 @@ def test_sliding_windows_count_every_token_once(n, ctx_len, batch_size):
     assert found.loss == pytest.approx(math.log(VOCAB), rel=1e-6)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(2, 30), st.integers(1, 9))
 def test_sliding_windows_give_each_token_the_context_they_promise(n, batch_size):
     model, split = small("mha_rotary"), split_of(n)
@@ -214,19 +214,21 @@ def command(*arguments):
     )
 
 
-def test_command_line_on_the_test_split(tmp_path):
+def test_command_line_on_the_test_split(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("some text for a test, " * 100)
     model, corpus = run_directory(tmp_path / "run", text, [0.8, 0.1, 0.1])
-    done = command(tmp_path / "run", "--split", "test", "--json")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    arguments = [str(tmp_path / "run"), "--split", "test", "--device", "cpu"]
+    assert main([*arguments, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
     expected = evaluate_full(model, corpus.test, 8, 16)
     assert said["split"] == "test" and said["tokens"] == 219
     assert said["bpb"] == pytest.approx(expected.bpb, rel=1e-5)
+    assert main(arguments) == 0
+    assert f"{expected.bpb:.4f} bits per byte\nover 219 tokens" in capsys.readouterr().out
     text.write_text("another text altogether " * 100)
-    done = command(tmp_path / "run")
-    assert done.returncode == 2 and "changed since it was trained" in done.stderr
+    with pytest.raises(Mistake, match="changed since it was trained"):
+        main(arguments)
 
 
 def test_command_line_without_a_test_split(tmp_path):

@@ -58,6 +58,8 @@ def check(data: DataConfig, tokenizer: TokenizerConfig) -> None:
         raise Mistake(
             f"data.path is missing: data={data.name} needs data.path=FILE, or data.train_path and data.val_path"
         )
+    if data.split is not None and data.name.startswith("simplebooks"):
+        raise Mistake(f"data.split has no use with data={data.name}: its parts are published")
     if data.split is not None:
         _check_split(list(data.split))
     elif data.name in ("builtin", "kjv", "enwik8", "text", "npy") and not own:

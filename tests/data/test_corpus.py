@@ -240,6 +240,7 @@ def test_more_bytes_asked_for_than_there_are(load_text):
         ({"name": "text", "path": "a", "val_path": "b"}, {}, r"data\.path and data\.val_path exclude each other"),
         ({"name": "text", "train_path": "a"}, {}, r"data\.val_path is missing"),
         ({"name": "text", "val_path": "a"}, {}, r"data\.train_path is missing"),
+        ({"name": "simplebooks_2"}, {}, "its parts are published"),
         ({"split": [0.9]}, {}, r"data\.split=\[0\.9\] has 1 parts"),
         ({"split": [0.9, 0.2]}, {}, "more than 1"),
         ({"split": [0.0, 0.5]}, {}, "the training part is more"),
