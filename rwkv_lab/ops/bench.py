@@ -134,8 +134,8 @@ def toeplitz_rows(turns: int, bandwidth: float) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown; beside each how many times as long as the first of its shape it takes, both ways
-    together.""" lines = [
+    """The rows in Markdown; beside each how many times as long as the first of its shape it takes, both ways."""
+    lines = [
         "| op | shape | type | way | forward ms | backward ms | of copy bandwidth | takes |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
