@@ -101,6 +101,7 @@ def test_mistakes(tmp_path, decays):
         main(["weights", str(tmp_path / "torn.safetensors")])
 
 
+@pytest.mark.slow
 def test_the_models_call_their_weights_of_time_by_these_names():
     """Built models: the names this command looks for are theirs."""
     pytest.importorskip("torch")

@@ -76,3 +76,12 @@ def test_importing_the_commands_imports_nothing_heavy():
     code = "import sys, analysis.compare, analysis.weights; print({'torch', 'matplotlib', 'bokeh'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_nothing_of_a_comparison_imports_torch():
+    modules = ("collect", "summary", "report", "figures", "charts", "page")
+    code = (
+        f"import sys\nfor name in {modules}: __import__('analysis.comparison.' + name)\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
