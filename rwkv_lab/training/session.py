@@ -178,14 +178,16 @@ def run(training: Training, claim: Claim) -> dict[str, Any]:
     metrics = MetricsLog(claim.path / "metrics.csv", training.progress.step)
     if training.progress.step >= config.trainer.log_every and metrics.kept == 0:
         warn(f"metrics.csv has no rows up to step {training.progress.step}: they are lost, the weights are not")
-    tracker = tracking.start(config, claim.path, claim.manifest["id"], checks.plain(config))
+    with tracking.following(config.tracker, claim.path, training.progress.step):
+        return _run(training, claim, metrics)
+
+
+def _run(training: Training, claim: Claim, metrics: MetricsLog) -> dict[str, Any]:
     live = console.Progress(training.total, training.progress.step)
-    exit_code, result = 1, {}
 
     def logged(row: Row) -> None:
         if row["val_bpb"] is not None:
             live.val_bpb = float(row["val_bpb"])
-        tracker.log(row)
 
     def stepped(progress: checkpoint.Progress, loss: float, lr: float) -> None:
         live.update(progress.step, progress.tokens, loss, lr)
@@ -199,11 +201,9 @@ def run(training: Training, claim: Claim) -> dict[str, Any]:
         os.replace(partial, claim.path / "model.safetensors")
         result = finish.measure(training, _last_row(claim))
         finish.sample(training)
-        exit_code = 0
     finally:
         live.close()
         metrics.close()
-        tracker.finish(result, exit_code)
     claim.record(
         status="complete",
         ended=provenance.now(),
