@@ -26,11 +26,12 @@ from filelock import FileLock, Timeout
 
 from rwkv_lab.errors import Mistake, main_guard
 
-Kind = Literal["cpu", "cuda"]
+Kind = Literal["cpu", "cuda", "bench"]
 
 CSRC = Path(__file__).parents[2] / "csrc"
 HEADERS = {
     "cpu": ("checks.h", "lanes.h", "wkv_cpu.h", "wkv_math.h"),
+    "bench": ("wkv_kernels.h", "wkv_math.h"),
     "cuda": ("checks.h", "wkv_backward.h", "wkv_cuda.h", "wkv_forward.h", "wkv_kernels.h", "wkv_math.h"),
 }
 # no -ffast-math: it would switch denormal numbers off in the whole process
@@ -57,7 +58,7 @@ class Recipe:
 
 
 def recipe(kind: Kind, arch: str = "sm_90") -> Recipe:
-    """The recipe of the CPU library for this machine's processor, or of the CUDA library for `arch`."""
+    """The recipe of the CPU library for this processor, or of the CUDA or the benchmark's library for `arch`."""
     package = importlib.util.find_spec("torch")
     if package is None or package.origin is None:
         raise BuildFailed("torch is not installed")

@@ -151,3 +151,10 @@ def test_cuda_library_builds_without_spills(tmp_path, arch):
     assert sum("forward_kernel" in name for name in entries) == sum("backward_kernel" in name for name in entries) == 7
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert memory == [("0", "0", "0")] * len(entries), report
+
+
+@pytest.mark.slow
+def test_cuda_baselines_build(tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    assert build.library("bench", "sm_80", cache=tmp_path).is_file()
