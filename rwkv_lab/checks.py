@@ -133,6 +133,7 @@ def _check_trainer(config: Config) -> None:
         ("accumulate", 1),
         ("threads", 1),
         ("eval_tokens", 1),
+        ("final_tokens", 1),
         ("log_every", 1),
         ("processes", 1),
     ):

@@ -22,13 +22,15 @@ def measure(training: Training, row: Row) -> dict[str, Any]:
             training.ctx_len,
             max(training.config.trainer.batch_size, 16),
             training.resolved.device,
+            training.config.trainer.final_tokens,
         )
     if not math.isfinite(full.loss):
         raise NotFinite(f"the held-out loss became {full.loss} with the last update; try a lower schedule.lr_init")
     return {
         "train_loss": row["train_loss"],
         "val_loss": full.loss,
-        "val_bpb": full.bpb,
+        # Token ids that came without text have no bytes to count; JSON has no NaN.
+        "val_bpb": full.bpb if math.isfinite(full.bpb) else None,
         "fixed_val_loss": row["val_loss"],
         "fixed_val_bpb": row["val_bpb"],
         "tokens_per_second": training.progress.tokens / max(training.progress.seconds, 1e-9),

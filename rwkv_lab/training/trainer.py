@@ -183,7 +183,7 @@ def _row(
         "lr": lr,
         "train_loss": loss,
         "val_loss": held_out.loss if held_out else None,
-        "val_bpb": held_out.bpb if held_out else None,
+        "val_bpb": held_out.bpb if held_out and math.isfinite(held_out.bpb) else None,
         "grad_norm": norm,
         "seconds": progress.seconds,
         "tokens_per_second": (progress.tokens - last[1]) / elapsed if elapsed > 0 else None,
