@@ -199,6 +199,8 @@ class Fit:
         ...)``, with its length ``steps`` and its ``parameters`` as in ``rwkv_lab.training.schedules``.
         """
         rates = as_rates(eta, steps, parameters)
+        if len(rates) <= self.first:
+            raise Mistake(f"the schedule ends after {len(rates)} updates, before the fit's first step {self.first}")
         at = np.arange(len(rates) + 1)
         own = np.stack([member.loss(rates, at) for member in self.members])
         states = own.mean(axis=0)

@@ -11,7 +11,6 @@ from analysis.laws.registry import LAWS
 from analysis.path import Path
 from analysis.variational_fit import fit_variational
 from analysis.varpro import Data, fit_law, predict
-from rwkv_lab.errors import Mistake
 
 POINTS = 100  # points a run is binned to for the laws other than the variational one
 EXACT = 3e-4  # relative residual below which the binning itself is the error and every point is fitted
@@ -50,8 +49,6 @@ class Member:
 
     def _from_window(self, eta: np.ndarray, at: np.ndarray) -> np.ndarray:
         """The variational law from its window's first step on; before it, its own recursion run backwards."""
-        if len(eta) < self.first:
-            raise Mistake(f"the schedule ends after {len(eta)} updates, before the fit's first step {self.first}")
         law = LAWS[self.law]
         inside = at >= self.first
         path = Path(eta[self.first :], at[inside] - self.first)

@@ -66,8 +66,8 @@ def test_a_prediction_counts_states_as_a_curve_does(run_of, mixture):
     assert np.isfinite(prediction.loss).all()
     by_name = mixture.predict("linear", len(eta), lr_init=eta.max(), lr_final=eta[-1], warmup_steps=50)
     assert by_name.final_loss == pytest.approx(prediction.final_loss, abs=1e-9)
-    by_function = mixture.predict(lambda step, total: 1e-3, 100)
-    np.testing.assert_array_equal(by_function.eta, np.full(100, 1e-3))
+    by_function = mixture.predict(lambda step, total: 1e-3, 300)
+    np.testing.assert_array_equal(by_function.eta, np.full(300, 1e-3))
 
 
 def test_intervals_nest_and_widen_with_doubt(run_of, mixture):
@@ -155,6 +155,7 @@ def test_what_cannot_be_fitted_is_refused(curves, law, window, message):
         ([], None, {}, "eta"),
         ([1e-3, -1e-3], None, {}, "eta"),
         ([math.nan], None, {}, "eta"),
+        ([1e-3, 1e-3], None, {}, "before the fit's first step"),
         ("cosine", None, {}, "length"),
         ("cosin", 10, {}, "unknown 'cosin'"),
         ("cosine", 10, {"lr_init": 1e-3}, "lr_final"),
