@@ -13,7 +13,6 @@ from types import FrameType
 from typing import IO
 
 _PR_SET_PDEATHSIG = 1
-_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,13 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool, tied: bool) -> Ended:
+def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool) -> Ended:
     """Runs ``command`` with ``extra`` environment variables and waits for it.
 
     The child is a process group of its own: Ctrl-C in the terminal and SIGTERM reach it through here, once each, as
-    SIGTERM, and it may finish saving. ``quiet`` drops its standard output. A ``tied`` caller that loses its own
-    parent stops the child too.
+    SIGTERM, and it may finish saving. ``quiet`` drops its standard output.
     """
     stopped = False
-    parent = os.getppid()
     child = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL if quiet else None,
@@ -58,7 +55,7 @@ def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool, tie
         preexec_fn=end_with_parent,
     )
 
-    def stop(number: int = 0, frame: FrameType | None = None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopped
         stopped = True
         child.terminate()
@@ -71,22 +68,13 @@ def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool, tie
     reader = threading.Thread(target=_pass_on, args=(child.stderr, words), daemon=True)
     reader.start()
     try:
-        while (code := _code(child)) is None:
-            if tied and os.getppid() != parent and not stopped:
-                stop()
+        code = child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     # A process the child left behind may keep its standard error open.
     reader.join(timeout=1)
     return Ended(code, stopped, words[0] if words else "")
-
-
-def _code(child: subprocess.Popen) -> int | None:
-    try:
-        return child.wait(timeout=_LOOK_SECONDS)
-    except subprocess.TimeoutExpired:
-        return None
 
 
 def _pass_on(stream: IO[bytes], words: deque[str]) -> None:

@@ -15,7 +15,7 @@ class Manner:
     threads: int | None  # torch threads of a job, so that jobs side by side share the cores; None: all of them
     batch: int | None  # jobs handed over together; None: all
     visible: bool = False  # a job may use the terminal, being alone on it
-    tied: bool = False  # workers must end with the process that started them
+    tied: bool = False  # the worker processes end with the one that started them
     shares_gpus: bool = False  # jobs side by side on one machine choose a GPU each
     detached: bool = False  # jobs go on when the terminal is gone
 

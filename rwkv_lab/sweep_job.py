@@ -1,5 +1,6 @@
 """One job of a sweep, in whatever process a launcher chose: a fresh process of its own, and what came of it."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from rwkv_lab import launchers, slots, sweep
-from rwkv_lab.children import Ended, run_child
+from rwkv_lab.children import Ended, end_with_parent, run_child
 from rwkv_lab.config import Config
 from rwkv_lab.console import say
 from rwkv_lab.launchers import Manner
@@ -18,7 +19,8 @@ from rwkv_lab.runs.claim import claim
 
 LOSS_OF_A_FAILED_JOB = float("inf")
 LOSS_OF_A_BUSY_JOB = float("nan")
-STOPPED_CODES = (130, -signal.SIGINT, -signal.SIGTERM)
+STOPPED = 130
+STOPPED_CODES = (STOPPED, -signal.SIGINT, -signal.SIGTERM)
 
 
 def run(composed: DictConfig, hydra_config: DictConfig) -> float:
@@ -39,11 +41,14 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     shared = manner.shares_gpus and config.trainer.device in ("auto", "cuda") and not config.trainer.strategy
     if manner.visible:
         say(f"\n{path.name}  ({' '.join(overrides)})")
+    if manner.tied:
+        end_with_parent()
     with slots.gpu(slots.visible_gpus() if shared else (), RUNS / ".gpus") as gpu:
         chosen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
-        ended = run_child(
-            command(config, overrides), chosen | threads(config, manner), quiet=not manner.visible, tied=manner.tied
-        )
+        ended = run_child(command(config, overrides), chosen | threads(config, manner), quiet=not manner.visible)
+    if ended.stopped and manner.tied:
+        # Raising would only bring the worker back to its pool, where it waits for jobs from a parent that may be dead.
+        os._exit(STOPPED)
     if ended.stopped and not manner.detached:
         raise KeyboardInterrupt
     return outcome(path, config, overrides, ended)

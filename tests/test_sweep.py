@@ -148,7 +148,7 @@ class TestJob:
 class TestChild:
     def test_exit_code_and_last_words(self, capfd):
         script = "import sys; print('error: it broke', file=sys.stderr); print('unseen'); sys.exit(3)"
-        ended = run_child([sys.executable, "-c", script], {}, quiet=True, tied=False)
+        ended = run_child([sys.executable, "-c", script], {}, quiet=True)
         assert (ended.code, ended.stopped, ended.reason) == (3, False, "it broke")
         out, err = capfd.readouterr()
         assert (out, err) == ("", "error: it broke\n")
@@ -167,14 +167,14 @@ class TestChild:
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=interrupt_when_ready).start()
-        ended = run_child([sys.executable, "-c", script], {}, quiet=False, tied=False)
+        ended = run_child([sys.executable, "-c", script], {}, quiet=False)
         assert (ended.code, ended.stopped) == (130, True)
 
     @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at the parent's death")
     def test_a_hard_killed_parent_leaves_no_child(self, tmp_path):
         note = f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
         child = f"import os, pathlib, time; {note}; time.sleep(60)"
-        call = f"run_child([sys.executable, '-c', {child!r}], {{}}, quiet=False, tied=False)"
+        call = f"run_child([sys.executable, '-c', {child!r}], {{}}, quiet=False)"
         script = f"import sys; from rwkv_lab.children import run_child; {call}"
         parent = subprocess.Popen([sys.executable, "-c", script])
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():

@@ -69,7 +69,7 @@ def test_ctrl_c_then_two_terminals_share_what_is_left(lab: Lab):
 def test_failing_jobs_are_reported_and_the_others_go_on(lab: Lab):
     rates = "schedule.lr_init=1e30,2e-3,1e-3"
     sweep = lab.start("run.py", *SWEEP, rates, "study=failing")
-    until(lambda: any(run.status == "running" for run in begun(lab, "failing")))
+    until(lambda: {"failed", "running"} <= {run.status for run in begun(lab, "failing")})
     (running,) = (run for run in begun(lab, "failing") if run.status == "running")
     os.kill(running.manifest["pid"], signal.SIGKILL)
     out, _ = sweep.communicate(timeout=PATIENCE_SECONDS)
@@ -83,9 +83,9 @@ def test_failing_jobs_are_reported_and_the_others_go_on(lab: Lab):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker through /proc")
 def test_a_killed_worker_is_replaced_and_a_killed_parent_leaves_nothing_behind(lab: Lab):
-    sweep = lab.start("run.py", *SWEEP, "seed=1", "study=killed", "hydra/launcher=cores", "hydra.launcher.n_jobs=2")
-    until(lambda: len(begun(lab, "killed")) == 1)
-    (run,) = begun(lab, "killed")
+    sweep = lab.start("run.py", *SWEEP, "seed=1,2", "study=killed", "hydra/launcher=cores", "hydra.launcher.n_jobs=2")
+    until(lambda: len(begun(lab, "killed")) == 2)
+    run = begun(lab, "killed")[0]
     first = run.manifest["pid"]
     os.kill(parent_of(first), signal.SIGKILL)
     until(lambda: is_run(run.path) and Run(run.path).manifest["pid"] != first)
