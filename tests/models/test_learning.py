@@ -7,17 +7,17 @@ import torch
 
 from rwkv_lab import models
 
-STEPS, B, T = 120, 16, 64
+STEPS, B, T = 100, 8, 64
 
-# measured: nats per character over the last 20 steps, to which 0.1 is allowed
+# measured: nats per character over the last 20 steps, to which 0.1 is allowed; character frequencies alone give 3.17
 MEASURED = {
-    "rwkv_v1": 1.87,
-    "rwkv_v2": 1.76,
-    "rwkv_v3": 1.81,
-    "rwkv_v4": 1.81,
-    "mha_rotary": 2.54,
-    "mha_shift": 2.26,
-    "mha_pro": 2.11,
+    "rwkv_v1": 2.07,
+    "rwkv_v2": 1.98,
+    "rwkv_v3": 2.03,
+    "rwkv_v4": 2.03,
+    "mha_rotary": 2.77,
+    "mha_shift": 2.59,
+    "mha_pro": 2.62,
 }
 
 
@@ -45,4 +45,4 @@ def test_learning(name):
         optimizer.step()
         losses.append(loss.item())
     reached = sum(losses[-20:]) / 20
-    assert reached < MEASURED[name] + 0.1
+    assert reached < MEASURED[name] + 0.1, reached

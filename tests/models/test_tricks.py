@@ -115,7 +115,7 @@ def test_tiny_attention_joins_the_time_mix():
 @pytest.mark.parametrize("small", [None, True, False])
 def test_every_trick_on_every_model(name, norm, small):
     """A finite loss, and a gradient for every parameter once the zero-initialised ones have moved."""
-    for shift, (dim, form) in itertools.product(("none", "half", "learned"), ((0, "sum"), (6, "sum"), (6, "max"))):
+    for shift, dim, form in (("none", 6, "max"), ("half", 0, "sum"), ("half", 6, "sum"), ("learned", 6, "max")):
         model = models.build(
             name,
             vocab_size=13,
