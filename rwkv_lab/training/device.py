@@ -72,8 +72,10 @@ def apply(resolved: Resolved) -> None:
     """Sets torch's threads and matmul precision for this process."""
     torch.set_num_threads(resolved.threads)
     torch.set_float32_matmul_precision("high" if resolved.precision == "tf32" else "highest")
-    if resolved.device.startswith("cuda"):
-        torch.cuda.set_device(torch.device(resolved.device))
+    chosen = torch.device(resolved.device)
+    # Plain cuda is the current device, which torchrun's processes have chosen already.
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)
 
 
 def hardware(resolved: Resolved) -> dict:

@@ -11,7 +11,7 @@ from rwkv_lab.errors import Mistake
 from rwkv_lab.models.registry import MODELS
 from rwkv_lab.paths import write_json
 from rwkv_lab.runs import read_metrics
-from rwkv_lab.training import parallel
+from rwkv_lab.training import device, parallel
 from rwkv_lab.training.distributed import World
 from tests.lab import TINY, Lab
 
@@ -77,6 +77,15 @@ def test_only_the_first_rank_takes_the_lock(tmp_path):
     assert first.lock is not None and first.lock.is_locked
     assert other.lock is None
     first.release()
+
+
+def test_plain_cuda_leaves_the_current_device_alone(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    threads = torch.get_num_threads()
+    for name in ("cpu", "cuda", "cuda:1"):
+        device.apply(device.Resolved(name, "fp32", "reference", threads))
+    assert chosen == [torch.device("cuda:1")]
 
 
 @pytest.mark.parametrize("name", MODELS)
