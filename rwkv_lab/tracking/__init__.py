@@ -18,7 +18,7 @@ from rwkv_lab.config import TrackerConfig
 from rwkv_lab.console import warn
 from rwkv_lab.paths import REPOSITORY
 
-FINISH_SECONDS = 10.0
+FINISH_SECONDS = 10
 STOPPED_SECONDS = 0.5
 
 
@@ -33,7 +33,7 @@ def following(settings: TrackerConfig, folder: Path, step: int) -> Iterator[None
         yield
         return
     follower = _start(settings, folder, step)
-    patience = STOPPED_SECONDS
+    patience: float = STOPPED_SECONDS
     try:
         yield
         patience = FINISH_SECONDS
@@ -42,14 +42,18 @@ def following(settings: TrackerConfig, folder: Path, step: int) -> Iterator[None
             _finish(follower, patience, folder)
 
 
+def follow_command(folder: Path, place: Path, step: int) -> list[str]:
+    """What starts the process that feeds the tracker, in the repository."""
+    follow = [sys.executable, "-m", "rwkv_lab.tracking", "follow", str(folder)]
+    return [*follow, "--place", str(place), "--after", str(step)]
+
+
 def _start(settings: TrackerConfig, folder: Path, step: int) -> subprocess.Popen | None:
     place = Path(settings.folder).absolute() if settings.folder else folder
-    command = [sys.executable, "-m", "rwkv_lab.tracking", "follow", str(folder.absolute())]
-    command += ["--place", str(place), "--after", str(step)]
     try:
         # A session of its own: Ctrl-C in the terminal is the run's affair.
         follower = subprocess.Popen(
-            command,
+            follow_command(folder.absolute(), place, step),
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -83,6 +87,6 @@ def _finish(follower: subprocess.Popen, patience: float, folder: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(follower.pid, signal.SIGKILL)
         warn(
-            f"wandb did not finish within {patience:.0f} s; nothing is lost, "
+            f"wandb did not finish within {FINISH_SECONDS} s; nothing is lost, "
             f"'python -m rwkv_lab.tracking sync {folder.parent.name}' uploads it"
         )

@@ -32,7 +32,7 @@ def sync_studies(options: argparse.Namespace) -> int:
 def follow_run(options: argparse.Namespace) -> int:
     from rwkv_lab.tracking.follow import follow
 
-    follow(options.run, options.place, options.after)
+    follow(options.run, options.place, options.after, options.mode)
     return 0
 
 
@@ -48,6 +48,7 @@ def main() -> int:
     command.add_argument("run", type=Path, metavar="RUN")
     command.add_argument("--place", type=Path, required=True, help="where the tracker's files go")
     command.add_argument("--after", type=int, default=0, metavar="STEP", help="rows up to here are known already (0)")
+    command.add_argument("--mode", choices=("online", "offline"), help="instead of the run's own tracker.mode")
     command.set_defaults(main=follow_run)
     options = top.parse_args()
     return options.main(options)

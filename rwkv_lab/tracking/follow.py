@@ -1,29 +1,37 @@
 """The process that feeds the tracker: reads metrics.csv as it grows, until the run that started it has ended."""
 
 import contextlib
+import functools
+import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rwkv_lab import tracking
 from rwkv_lab.runs import Run
-from rwkv_lab.tracking import uploads, wandb_run
+from rwkv_lab.tracking import FINISH_SECONDS, follow_command, uploads, wandb_run
 
 LOOK_SECONDS = 0.5
+OPENING_SECONDS = 4.0  # for a server that has not answered yet when the run ends
 
 
-def follow(folder: Path, place: Path, step: int) -> None:
+def follow(folder: Path, place: Path, step: int, mode: str | None = None) -> None:
     """Feeds the tracker with the rows behind update ``step`` of the run in ``folder`` until standard input closes.
 
     Earlier rows belong to an earlier session: offline they are in its own wandb run. wandb's files go to ``place``.
-    What goes wrong is one line on standard output, which the run shows as a warning.
+    What goes wrong is one line on standard output, which the run shows as a warning. ``mode`` stands in for the run's.
     """
-    ended = threading.Event()
-    threading.Thread(target=_watch, args=(ended,), daemon=True).start()
     run = Run(folder)
-    opened, mode = _open(run, place)
+    mode = mode or str(run.config["tracker"]["mode"])
+    ended, opening = threading.Event(), threading.Event()
+    offline = functools.partial(_begin_again_offline, folder, place, step) if mode == "online" else None
+    threading.Thread(target=_watch, args=(ended, opening, offline), daemon=True).start()
+    opened = _open(run, mode, place)
+    opening.set()
+    if opened is None and offline is not None:
+        offline()
     if opened is None:
         return
     last = min(step, uploads.read(run).step) if mode == "online" else step
@@ -46,23 +54,30 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def _watch(ended: threading.Event) -> None:
+def _watch(ended: threading.Event, opening: threading.Event, offline: Callable[[], None] | None) -> None:
     """Waits for the run to close the pipe, by ending or by dying; from then on this process has little time."""
     sys.stdin.read()
-    # Unhandled, the alarm ends the process whatever wandb is waiting for.
-    signal.alarm(int(tracking.FINISH_SECONDS))
+    # Unhandled, the alarm ends the process whatever wandb is waiting for; it outlives a new beginning.
+    signal.alarm(FINISH_SECONDS)
     ended.set()
+    if offline is not None and not opening.wait(OPENING_SECONDS):
+        say("wandb did not answer before the run ended; going on offline")
+        offline()
 
 
-def _open(run: Run, place: Path) -> tuple[Any, str]:
-    wanted = run.config["tracker"]["mode"]
-    for mode in dict.fromkeys((wanted, "offline")):
-        try:
-            return wandb_run.open_run(run, mode, place), mode
-        except Exception as error:
-            left = "going on offline" if mode == "online" else "going on without it; metrics.csv has everything"
-            say(f"wandb could not start in mode {mode} ({_reason(error)}); {left}")
-    return None, "none"
+def _begin_again_offline(folder: Path, place: Path, step: int) -> None:
+    """Replaces this process: the wandb service that has failed to start the run keeps the run's id to itself."""
+    fresh = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    os.execve(sys.executable, [*follow_command(folder, place, step), "--mode", "offline"], fresh)
+
+
+def _open(run: Run, mode: str, place: Path) -> Any:
+    try:
+        return wandb_run.open_run(run, mode, place)
+    except Exception as error:
+        left = "going on offline" if mode == "online" else "going on without it; metrics.csv has everything"
+        say(f"wandb could not start in mode {mode} ({_reason(error)}); {left}")
+        return None
 
 
 def _reason(error: Exception) -> str:

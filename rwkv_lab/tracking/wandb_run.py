@@ -8,8 +8,7 @@ from typing import Any
 
 from rwkv_lab.runs import Run
 
-# Less than the run waits for its tracker, so that a fall back to offline is still in time.
-INIT_SECONDS = 6.0
+INIT_SECONDS = 10.0
 TAG_LENGTH = 64
 
 
@@ -25,6 +24,10 @@ def open_run(run: Run, mode: str, place: Path, project: str | None = None, entit
     probe = place / "wandb" / ".probe"
     probe.touch()
     probe.unlink()
+    settings = wandb.Settings(
+        init_timeout=INIT_SECONDS, silent=True, console="off", quiet=True, x_disable_stats=True, disable_git=True
+    )
+    wandb.setup(settings)
     config = run.config
     tracker = config["tracker"]
     tags = [config["model"]["name"], config["data"]["name"], f"seed {config['seed']}", *tracker["tags"]]
@@ -40,9 +43,7 @@ def open_run(run: Run, mode: str, place: Path, project: str | None = None, entit
         mode=mode,  # type: ignore[arg-type]
         resume="allow" if mode == "online" else None,
         dir=str(place),
-        settings=wandb.Settings(
-            init_timeout=INIT_SECONDS, silent=True, console="off", quiet=True, x_disable_stats=True, disable_git=True
-        ),
+        settings=settings,
     )
     opened.define_metric("step")
     opened.define_metric("tokens")
