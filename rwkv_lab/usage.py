@@ -38,4 +38,7 @@ def usage(repository: Path) -> str:
     parts.append("\nStudies (experiments=NAME)")
     for study in sorted((repository / "experiments").glob("*.yaml")):
         parts.append(f"  {study.stem:<24} {_headline(study)}")
+    parts.append("\nLaunchers of a sweep or study (hydra/launcher=NAME)")
+    for launcher in sorted((repository / "conf" / "hydra" / "launcher").glob("*.yaml")):
+        parts.append(f"  {launcher.stem:<24} {_headline(launcher)}")
     return "\n".join([parts[0] + "\nGroups (group=option)", *parts[1:], "", _KEYS])
