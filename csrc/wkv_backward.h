@@ -5,6 +5,8 @@
 
 namespace wkv::gpu {
 
+constexpr int BACKWARD_STEPS = 8;  // all the registers hold
+
 // Gradients of a sub-chunk step by step, given that of the sums after it; calls emit(t, gradients) and returns the gradient of
 // the sums before it. The sums before a step are walked to afresh, so that nothing needs an array.
 template <class Number, class Emit>
@@ -25,7 +27,8 @@ template <class Number, int W>
 WKV_GLOBAL(THREADS, 2)
 backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, const float* gstate, float* gw, float* gu,
                 Number* gk, Number* gv, float* gstate_in) {
-    using At = Place<W>;
+    constexpr int STEPS = BACKWARD_STEPS;
+    using At = Place<W, STEPS>;
     WKV_SHARED Board summaries, gradients;
     WKV_SHARED Board carry[2];
     const At at(in.C);
@@ -43,15 +46,17 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
     Number k_next[STEPS] = {}, v_next[STEPS] = {}, gy_next[STEPS] = {};
     const int last_tile = (in.T - 1) / At::TILE * At::TILE;
     int start = last_tile + at.sub * STEPS, steps = at.steps(in.T, start);
-    fetch(k_next, in.k + sequence + start * C, in.C, steps);
-    fetch(v_next, in.v + sequence + start * C, in.C, steps);
-    fetch(gy_next, gy + sequence + start * C, in.C, steps);
+    if (steps == STEPS) {
+        fetch(k_next, in.k + sequence + start * C, in.C);
+        fetch(v_next, in.v + sequence + start * C, in.C);
+        fetch(gy_next, gy + sequence + start * C, in.C);
+    }
     Sums<float> before = recall(last_tile / CHECKPOINT);  // the sums before the tile
     if (at.sub == 0) {
         Sums<float> g = {0.0f, 0.0f, NO_HISTORY};
         const float* from = gstate + static_cast<int64_t>(at.n) * 3 * C + at.c;
         if (gstate && at.inside) g = {from[0], from[C], -recall(rows - 1).p};
-        carry[0].put(At::at(0), g.a, g.b, g.p);
+        carry[0].put(entry<W>(0), g.a, g.b, g.p);
     }
     float gw_sum = 0.0f, gu_sum = 0.0f;
     Sums<float> g;
@@ -59,7 +64,7 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
         start = tile + at.sub * STEPS;
         steps = at.steps(in.T, start);
         const int64_t offset = sequence + start * C;
-        Chunk chunk;
+        Chunk<STEPS> chunk;
         float scaled[STEPS];
         summarise(chunk, k_next, v_next, w, decay, in.k_max);
         unsigned cut = 0;  // bit t: the key of step t was cut off
@@ -68,12 +73,11 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
             scaled[t] = widen(gy_next[t]);
             cut |= widen(k_next[t]) > in.k_max ? 1u << t : 0u;
         }
-        if (tile > 0) {
+        if (tile > 0 && at.inside) {
             const int64_t ahead = offset - At::TILE * C;
-            const int whole = at.inside ? STEPS : 0;
-            fetch(k_next, in.k + ahead, in.C, whole);
-            fetch(v_next, in.v + ahead, in.C, whole);
-            fetch(gy_next, gy + ahead, in.C, whole);
+            fetch(k_next, in.k + ahead, in.C);
+            fetch(v_next, in.v + ahead, in.C);
+            fetch(gy_next, gy + ahead, in.C);
         }
         if (steps < STEPS || !(chunk.highest - chunk.lowest <= GUARD))
             chunk.sums = walk(Sums<float>{0.0f, 0.0f, NO_HISTORY}, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
@@ -82,27 +86,25 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
 
         const Sums<float> s = combine<W>(before.a, before.b, before.p + at.sub * span, summaries, at.sub, at.sub, -1, span);
         if (tile > 0) before = recall((tile - At::TILE) / CHECKPOINT);
-        const float m = larger(larger(s.p, chunk.highest), in.log_eps);
-        const bool exact = steps < STEPS || !(m - chunk.lowest + size <= GUARD);
+        const float m = chunk.highest;
+        const bool exact = steps < STEPS || !(larger(larger(s.p, m), in.log_eps) - chunk.lowest + size <= GUARD);
         float y[STEPS];
         float a_slope = 0.0f, b_slope = 0.0f;  // d/dw of the sums, through the decay within the sub-chunk
         if (exact) {
             const Sums<float> none = {0.0f, 0.0f, NO_HISTORY};
             g = walk_back(none, s, in, gy, offset, steps, w, u, [](int, const StepGrad<float>&) {});
         } else {
-            const float into = Scalar::exp(s.p - m), scale = Scalar::exp(chunk.highest - m);
-            const float eps = Scalar::exp(in.log_eps - m);
+            const float into = Scalar::exp(s.p - m), eps = Scalar::exp(in.log_eps - m);
             float a = s.a * into, b = s.b * into;
 #pragma unroll
             for (int t = 0; t < STEPS; ++t) {
-                chunk.e[t] *= scale;
-                const float e = chunk.e[t], v = chunk.v[t], now = bonus * e;
-                const float inverse = Scalar::reciprocal(tile_denominator(b, now, eps));
-                y[t] = (a + now * v) * inverse;
+                const float e = chunk.e[t], ev = e * chunk.v[t];
+                const float inverse = Scalar::reciprocal(tile_denominator(b, bonus, e, eps));
+                y[t] = (bonus * ev + a) * inverse;
                 scaled[t] *= inverse;
                 gw_sum += scaled[t] * (a_slope - y[t] * b_slope);
                 a_slope = decay * (a_slope + a), b_slope = decay * (b_slope + b);
-                tile_advance(a, b, decay, e, v);
+                tile_advance(a, b, decay, e, ev);
             }
             g = {0.0f, 0.0f, -m};
 #pragma unroll
@@ -111,15 +113,16 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
         gradients.put(threadIdx.x, g.a, g.b, g.p);
         __syncthreads();
 
-        const int c = At::at(0), end = in.T < tile + At::TILE ? in.T : tile + At::TILE;
+        const int c = entry<W>(0), end = in.T < tile + At::TILE ? in.T : tile + At::TILE;
         const int left = end - start - steps > 0 ? end - start - steps : 0;
         g = combine<W>(carry[side].a[c], carry[side].b[c], carry[side].scale[c] + left * w, gradients, at.sub,
                        At::SUBCHUNKS - 1 - at.sub, 1, span);
         if (exact) {
             g = walk_back(g, s, in, gy, offset, steps, w, u, [&](int t, const StepGrad<float>& step) {
                 gw_sum += step.decay, gu_sum += step.bonus;
-                narrow(gk[offset + t * C], cut >> t & 1u ? 0.0f : step.k);
-                narrow(gv[offset + t * C], step.v);
+                const int64_t here = offset + t * C;
+                narrow(gk[here], widen(in.k[here]) > in.k_max ? 0.0f : step.k);
+                narrow(gv[here], step.v);
             });
         } else {
             const float lift = Scalar::exp(g.p + m);  // at most e^GUARD, as on the CPU
@@ -147,7 +150,7 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
     __syncthreads();
     if (at.sub == 0 && at.inside) {
         for (int sub = 1; sub < At::SUBCHUNKS; ++sub)
-            gw_sum += summaries.a[At::at(sub)], gu_sum += summaries.b[At::at(sub)];
+            gw_sum += summaries.a[entry<W>(sub)], gu_sum += summaries.b[entry<W>(sub)];
         gw[static_cast<int64_t>(at.n) * C + at.c] = gw_sum;
         gu[static_cast<int64_t>(at.n) * C + at.c] = gu_sum;
     }

@@ -150,9 +150,9 @@ LANES_INLINE void forward_tile(BlockSums<M>& s, Loaded<M>& tile, int steps, cons
         const F into = M::exp(s[j].p - tile.scale[j]), eps = M::exp(ch.log_eps - tile.scale[j]);
         F a = s[j].a * into, b = s[j].b * into;
         for (int t = 0; t < steps; ++t) {
-            const F e = tile.k[t][j], v = tile.v[t][j], now = ch.bonus[j] * e;
-            tile.v[t][j] = (a + now * v) / tile_denominator(b, now, eps);
-            tile_advance(a, b, ch.decay[j], e, v);
+            const F e = tile.k[t][j], ev = e * tile.v[t][j];
+            tile.v[t][j] = (ch.bonus[j] * ev + a) / tile_denominator(b, ch.bonus[j], e, eps);
+            tile_advance(a, b, ch.decay[j], e, ev);
         }
         const F out = M::exp_bounded(tile.scale[j] - tile.last_p[j]);
         s[j] = {a * out, b * out, tile.last_p[j]};
@@ -195,12 +195,12 @@ LANES_INLINE void backward_tile(BlockGrad<M>& g, BlockSums<M>& s, Loaded<M>& til
         const F m = tile.scale[j], into = M::exp(s[j].p - m), eps = M::exp(ch.log_eps - m);
         F a = s[j].a * into, b = s[j].b * into;
         for (int t = 0; t < steps; ++t) {
-            const F e = tile.k[t][j], v = tile.v[t][j], now = ch.bonus[j] * e;
+            const F e = tile.k[t][j], ev = e * tile.v[t][j];
             as[t] = a, bs[t] = b;
-            const F inverse = M::reciprocal(tile_denominator(b, now, eps));
-            ys[t] = (a + now * v) * inverse;
+            const F inverse = M::reciprocal(tile_denominator(b, ch.bonus[j], e, eps));
+            ys[t] = (ch.bonus[j] * ev + a) * inverse;
             scaled[t] = gy[t][j] * inverse;
-            tile_advance(a, b, ch.decay[j], e, v);
+            tile_advance(a, b, ch.decay[j], e, ev);
         }
         // at most e^GUARD: the gradient's scale is at most -p of the tile's end, and that p is at least the last key
         const F lift = M::exp(g.sums[j].p + m);

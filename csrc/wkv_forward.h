@@ -5,11 +5,14 @@
 
 namespace wkv::gpu {
 
+constexpr int FORWARD_STEPS = 16;
+
 // checkpoints [B, ceil(T/CHECKPOINT)+1, 3, C], the state after the last step in the last row, or null; state [B,3,C] or null.
 template <class Number, int W>
-WKV_GLOBAL(THREADS, 3)
+WKV_GLOBAL(THREADS, 2)
 forward_kernel(Inputs<Number> in, const float* state, Number* y, float* state_out, float* checkpoints) {
-    using At = Place<W>;
+    constexpr int STEPS = FORWARD_STEPS;
+    using At = Place<W, STEPS>;
     WKV_SHARED Board summaries[2];
     WKV_SHARED Board carry[2];
     const At at(in.C);
@@ -21,36 +24,39 @@ forward_kernel(Inputs<Number> in, const float* state, Number* y, float* state_ou
 
     Number k_next[STEPS] = {}, v_next[STEPS] = {};
     int start = at.sub * STEPS, steps = at.steps(in.T, start);
-    fetch(k_next, in.k + sequence + start * C, in.C, steps);
-    fetch(v_next, in.v + sequence + start * C, in.C, steps);
+    if (steps == STEPS) {
+        fetch(k_next, in.k + sequence + start * C, in.C);
+        fetch(v_next, in.v + sequence + start * C, in.C);
+    }
     if (at.sub == 0) {
         Sums<float> s = {0.0f, 0.0f, NO_HISTORY};
         const float* from = state + static_cast<int64_t>(at.n) * 3 * C + at.c;
         if (state && at.inside) s = {from[0], from[C], from[2 * C]};
-        carry[0].put(At::at(0), s.a, s.b, s.p);
+        carry[0].put(entry<W>(0), s.a, s.b, s.p);
     }
     for (int tile = 0, side = 0; tile < in.T; tile += At::TILE, side ^= 1) {
         start = tile + at.sub * STEPS;
         steps = at.steps(in.T, start);
         const int64_t offset = sequence + start * C;
-        Chunk chunk;
+        Chunk<STEPS> chunk;
         summarise(chunk, k_next, v_next, w, decay, in.k_max);
-        const int after = start + At::TILE, steps_after = at.steps(in.T, after);
-        fetch(k_next, in.k + sequence + after * C, in.C, steps_after);
-        fetch(v_next, in.v + sequence + after * C, in.C, steps_after);
+        if (at.steps(in.T, start + At::TILE) == STEPS) {
+            fetch(k_next, in.k + offset + At::TILE * C, in.C);
+            fetch(v_next, in.v + offset + At::TILE * C, in.C);
+        }
         if (steps < STEPS || !(chunk.highest - chunk.lowest <= GUARD))
             chunk.sums = walk(Sums<float>{0.0f, 0.0f, NO_HISTORY}, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
         summaries[side].put(threadIdx.x, chunk.sums.a, chunk.sums.b, chunk.sums.p);
         __syncthreads();
 
-        const int c = At::at(0);
+        const int c = entry<W>(0);
         Sums<float> s = combine<W>(carry[side].a[c], carry[side].b[c], carry[side].scale[c] + at.sub * span, summaries[side],
                                    at.sub, at.sub, -1, span);
         if (checkpoints && steps > 0 && start % CHECKPOINT == 0)
             save(checkpoints + (static_cast<int64_t>(at.n) * rows + start / CHECKPOINT) * 3 * C + at.c, s);
-        const float m = larger(larger(s.p, chunk.highest), in.log_eps);
+        const float m = chunk.highest;
         const bool last = steps > 0 && start + steps == in.T;
-        if (steps < STEPS || !(m - chunk.lowest + size <= GUARD)) {
+        if (steps < STEPS || !(larger(larger(s.p, m), in.log_eps) - chunk.lowest + size <= GUARD)) {
 #pragma unroll 1
             for (int t = 0; t < steps; ++t) {
                 const float k = key(in.k + offset + t * C, in.k_max), v = widen(in.v[offset + t * C]);
@@ -58,14 +64,13 @@ forward_kernel(Inputs<Number> in, const float* state, Number* y, float* state_ou
                 s = exact_advance<Scalar>(s, w, k, v);
             }
         } else {
-            const float into = Scalar::exp(s.p - m), scale = Scalar::exp(chunk.highest - m);
-            const float eps = Scalar::exp(in.log_eps - m);
+            const float into = Scalar::exp(s.p - m), eps = Scalar::exp(in.log_eps - m);
             float a = s.a * into, b = s.b * into;
 #pragma unroll
             for (int t = 0; t < STEPS; ++t) {
-                const float e = chunk.e[t] * scale, now = bonus * e, v = chunk.v[t];
-                narrow(y[offset + t * C], (a + now * v) * Scalar::reciprocal(tile_denominator(b, now, eps)));
-                tile_advance(a, b, decay, e, v);
+                const float e = chunk.e[t], ev = e * chunk.v[t];
+                narrow(y[offset + t * C], (bonus * ev + a) * Scalar::reciprocal(tile_denominator(b, bonus, e, eps)));
+                tile_advance(a, b, decay, e, ev);
             }
             if (last || at.sub == At::SUBCHUNKS - 1) s = join<Scalar>(s, span, chunk.sums);
         }

@@ -6,7 +6,7 @@
 // with what the block carries from tile to tile. A narrow W spreads few channels over more blocks and more of time over a
 // block.
 //
-// Within a sub-chunk all weights share one scale m. A sub-chunk whose keys spread beyond GUARD, or that the end of the sequence cuts
+// Within a sub-chunk all weights share one scale, its largest key. A sub-chunk whose keys spread beyond GUARD, or that the end of the sequence cuts
 // short, is walked step by step instead, each step with its own scale, reading its inputs again.
 #pragma once
 
@@ -22,7 +22,6 @@
 
 namespace wkv::gpu {
 
-constexpr int STEPS = 8;
 constexpr int THREADS = 256;
 constexpr int CHECKPOINT = 64;  // steps between two saved states
 
@@ -92,7 +91,7 @@ struct Inputs {
 };
 
 // One thread's place: its channel, and its sub-chunk of the tile.
-template <int W>
+template <int W, int STEPS>
 struct Place {
     static constexpr int SUBCHUNKS = THREADS / W;
     static constexpr int TILE = SUBCHUNKS * STEPS;
@@ -106,13 +105,18 @@ struct Place {
         sub = threadIdx.x / W;
         inside = c < C;
     }
-    WKV_DEVICE static int at(int sub) { return sub * W + threadIdx.x % W; }
     // steps of the sub-chunk that begins at `start`
     WKV_DEVICE int steps(int T, int start) const {
         const int left = T - start;
         return !inside || left <= 0 ? 0 : left < STEPS ? left : STEPS;
     }
 };
+
+// Where the thread of sub-chunk `sub` that has this thread's channel keeps its numbers.
+template <int W>
+WKV_DEVICE int entry(int sub) {
+    return sub * W + threadIdx.x % W;
+}
 
 // Three numbers per thread, where threads read those of others.
 struct Board {
@@ -129,12 +133,12 @@ WKV_DEVICE Sums<float> combine(float a, float b, float scale, const Board& board
     float highest = scale;
 #pragma unroll 2
     for (int i = 0; i < count; ++i)
-        highest = larger(highest, board.scale[Place<W>::at(sub + direction * (i + 1))] + i * span);
+        highest = larger(highest, board.scale[entry<W>(sub + direction * (i + 1))] + i * span);
     const float own = Scalar::exp(scale - highest);
     Sums<float> sum = {a * own, b * own, highest};
 #pragma unroll 2
     for (int i = 0; i < count; ++i) {
-        const int at = Place<W>::at(sub + direction * (i + 1));
+        const int at = entry<W>(sub + direction * (i + 1));
         const float weight = Scalar::exp(board.scale[at] + i * span - highest);
         sum.a += board.a[at] * weight;
         sum.b += board.b[at] * weight;
@@ -142,14 +146,14 @@ WKV_DEVICE Sums<float> combine(float a, float b, float scale, const Board& board
     return sum;
 }
 
-template <class Number>
-WKV_DEVICE void fetch(Number (&to)[STEPS], const Number* from, int C, int steps) {
+template <class Number, int STEPS>
+WKV_DEVICE void fetch(Number (&to)[STEPS], const Number* from, int C) {
 #pragma unroll
-    for (int t = 0; t < STEPS; ++t)
-        if (t < steps) to[t] = from[static_cast<int64_t>(t) * C];
+    for (int t = 0; t < STEPS; ++t) to[t] = from[static_cast<int64_t>(t) * C];
 }
 
 // A sub-chunk in registers: e = e^{k-m} in the scale of its largest key, and the sums over it alone.
+template <int STEPS>
 struct Chunk {
     float e[STEPS], v[STEPS];
     float highest, lowest;
@@ -158,12 +162,11 @@ struct Chunk {
 
 template <class Number>
 WKV_DEVICE float key(const Number* k, float k_max) {
-    const float x = widen(*k);
-    return x > k_max ? k_max : x;
+    return smaller(k_max, widen(*k));
 }
 
-template <class Number>
-WKV_DEVICE void summarise(Chunk& chunk, const Number (&k)[STEPS], const Number (&v)[STEPS], float w, float decay, float k_max) {
+template <class Number, int STEPS>
+WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Number (&k)[STEPS], const Number (&v)[STEPS], float w, float decay, float k_max) {
     float p = NO_HISTORY;
     chunk.highest = chunk.lowest = key(&k[0], k_max);
 #pragma unroll
@@ -171,14 +174,14 @@ WKV_DEVICE void summarise(Chunk& chunk, const Number (&k)[STEPS], const Number (
         chunk.e[t] = key(&k[t], k_max);
         chunk.v[t] = widen(v[t]);
         chunk.highest = larger(chunk.highest, chunk.e[t]);
-        chunk.lowest = chunk.e[t] < chunk.lowest ? chunk.e[t] : chunk.lowest;
+        chunk.lowest = smaller(chunk.lowest, chunk.e[t]);
         p = larger(p + w, chunk.e[t]);
     }
     float a = 0.0f, b = 0.0f;
 #pragma unroll
     for (int t = 0; t < STEPS; ++t) {
         chunk.e[t] = Scalar::exp(chunk.e[t] - chunk.highest);
-        tile_advance(a, b, decay, chunk.e[t], chunk.v[t]);
+        tile_advance(a, b, decay, chunk.e[t], chunk.e[t] * chunk.v[t]);
     }
     const float out = Scalar::exp(chunk.highest - p);
     chunk.sums = {a * out, b * out, p};

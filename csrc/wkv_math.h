@@ -22,10 +22,32 @@ struct Sums {
     F a, b, p;
 };
 
+// The larger and the smaller of two; NaN if y is, on the GPU also if x is.
 template <class F>
 WKV_INLINE F larger(F x, F y) {
     return x > y ? x : y;
 }
+
+template <class F>
+WKV_INLINE F smaller(F x, F y) {
+    return x < y ? x : y;
+}
+
+#ifdef __CUDA_ARCH__
+template <>
+WKV_INLINE float larger(float x, float y) {
+    float z;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
+
+template <>
+WKV_INLINE float smaller(float x, float y) {
+    float z;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
+#endif
 
 template <class F>
 struct Output {
@@ -80,15 +102,15 @@ WKV_INLINE StepGrad<F> exact_backward(Sums<F>& g, const Sums<F>& s, F w, F u, F 
     return step;
 }
 
-// The tile's counterparts: e = e^{k-m}, now = e^{u+k-m}, eps = den_eps e^-m, decay = e^w; a and b in the scale of m.
+// The tile's counterparts: e = e^{k-m}, ev = e v, bonus = e^u, decay = e^w, eps = den_eps e^-m; a and b in the scale of m.
 template <class F>
-WKV_INLINE F tile_denominator(F b, F now, F eps) {
-    return b + now + eps;
+WKV_INLINE F tile_denominator(F b, F bonus, F e, F eps) {
+    return (bonus * e + b) + eps;
 }
 
 template <class F>
-WKV_INLINE void tile_advance(F& a, F& b, F decay, F e, F v) {
-    a = decay * a + e * v;
+WKV_INLINE void tile_advance(F& a, F& b, F decay, F e, F ev) {
+    a = decay * a + ev;
     b = decay * b + e;
 }
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Run = Callable[[], object]
+Clock = Callable[[Run], float]
 
 
 class Row(NamedTuple):
@@ -33,7 +34,7 @@ class Row(NamedTuple):
     of_copy: float | None
 
 
-def interleave(runs: dict[str, Run], turns: int, clock: Callable[[Run], float]) -> dict[str, float]:
+def interleave(runs: dict[str, Run], turns: int, clock: Clock) -> dict[str, float]:
     """Median milliseconds of every run; one turn each to warm up, then `turns` rounds of one turn each."""
     for run in runs.values():
         run()
@@ -50,12 +51,22 @@ def wall_clock(run: Run) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def copy_bandwidth(bytes_each: int = 1 << 28) -> float:
+def processor_clock(run: Run) -> float:
+    """Processor time of all threads: what to compare where other programs keep the machine busy; use one thread."""
+    start = time.process_time()
+    run()
+    return (time.process_time() - start) * 1e3
+
+
+CLOCKS = {"wall": wall_clock, "processor": processor_clock}
+
+
+def copy_bandwidth(clock: Clock, bytes_each: int = 1 << 28) -> float:
     """Bytes per second of a copy too large for the caches, counting what is read and what is written."""
     import torch
 
     source, target = (torch.ones(bytes_each // 4) for _ in range(2))
-    taken = interleave({"copy": lambda: target.copy_(source)}, 7, wall_clock)["copy"]
+    taken = interleave({"copy": lambda: target.copy_(source)}, 7, clock)["copy"]
     return 2 * bytes_each / (taken * 1e-3)
 
 
@@ -74,13 +85,18 @@ def both_ways(compute: Callable[..., "Tensor"], inputs: list["Tensor"]) -> tuple
 
 
 def time_contenders(
-    op: str, contenders: dict[str, Callable[..., "Tensor"]], inputs: list["Tensor"], turns: int, bandwidth: float
+    op: str,
+    contenders: dict[str, Callable[..., "Tensor"]],
+    inputs: list["Tensor"],
+    turns: int,
+    bandwidth: float,
+    clock: Clock,
 ) -> list[Row]:
     """Rows of all contenders over the same inputs; of the first, ours, also the share of the copy bandwidth."""
     runs: dict[str, Run] = {}
     for name, compute in contenders.items():
         runs[f"{name} forward"], runs[f"{name} both"] = both_ways(compute, inputs)
-    taken = interleave(runs, turns, wall_clock)
+    taken = interleave(runs, turns, clock)
     x = inputs[-1]
     rows = []
     for i, name in enumerate(contenders):
@@ -93,7 +109,7 @@ def time_contenders(
     return rows
 
 
-def scan_rows(turns: int, bandwidth: float) -> list[Row]:
+def scan_rows(turns: int, bandwidth: float, clock: Clock) -> list[Row]:
     import torch
 
     from rwkv_lab.ops import baselines, wkv
@@ -113,11 +129,11 @@ def scan_rows(turns: int, bandwidth: float) -> list[Row]:
         w, u = -torch.randn(C, generator=generator).exp(), torch.randn(C, generator=generator)
         k, v = (torch.randn(B, T, C, generator=generator).to(dtype) for _ in range(2))
         contenders = {"native": ours} | (others if dtype == torch.float32 else {"loop": others["loop"]})
-        rows += time_contenders("wkv", contenders, [w, u, k, v], turns, bandwidth)
+        rows += time_contenders("wkv", contenders, [w, u, k, v], turns, bandwidth, clock)
     return rows
 
 
-def toeplitz_rows(turns: int, bandwidth: float) -> list[Row]:
+def toeplitz_rows(turns: int, bandwidth: float, clock: Clock) -> list[Row]:
     import torch
 
     from rwkv_lab.ops.baselines import materialised_mix
@@ -129,7 +145,7 @@ def toeplitz_rows(turns: int, bandwidth: float) -> list[Row]:
         shapes = [(H, T), (H, 1, T), (H, T, 1), (B, T, H, S)]
         inputs = [torch.rand(*shape, generator=generator) for shape in shapes]
         contenders = {"ours": toeplitz_mix, "materialised": materialised_mix}
-        rows += time_contenders("toeplitz", contenders, inputs, turns, bandwidth)
+        rows += time_contenders("toeplitz", contenders, inputs, turns, bandwidth, clock)
     return rows
 
 
@@ -169,6 +185,9 @@ def main() -> int:
     )
     parser.add_argument("--turns", type=int, default=5, help="turns of every contender (default 5)")
     parser.add_argument("--threads", type=int, help="torch's CPU threads (default: all cores)")
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), default="wall", help="wall, or processor time on a busy machine"
+    )
     parser.add_argument("--only", choices=["wkv", "toeplitz", "cuda"], help="just these rows")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()
@@ -183,11 +202,13 @@ def main() -> int:
         torch.set_num_threads(args.threads)
     parts = []
     if args.only != "cuda":
-        bandwidth = copy_bandwidth()
+        bandwidth = copy_bandwidth(CLOCKS[args.clock])
         head = f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        rows = [] if args.only == "toeplitz" else scan_rows(args.turns, bandwidth)
-        rows += [] if args.only == "wkv" else toeplitz_rows(args.turns, bandwidth)
-        parts.append(f"{head}, copies at {bandwidth / 1e9:.1f} GB/s, median of {args.turns}\n\n{table(rows)}")
+        rows = [] if args.only == "toeplitz" else scan_rows(args.turns, bandwidth, CLOCKS[args.clock])
+        rows += [] if args.only == "wkv" else toeplitz_rows(args.turns, bandwidth, CLOCKS[args.clock])
+        parts.append(
+            f"{head}, copies at {bandwidth / 1e9:.1f} GB/s, median of {args.turns}, {args.clock} time\n\n{table(rows)}"
+        )
     if args.only in (None, "cuda") and torch.cuda.is_available():
         from rwkv_lab.ops.bench_cuda import cuda_report
 
