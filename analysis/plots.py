@@ -164,7 +164,9 @@ def note_panel(
     loss_axes.plot(step[kept], fitted[kept], color=SKY, ls=":", lw=1.2, label="fit of the run")
     loss_axes.plot(start + np.arange(len(loss)), loss, color=BLACK, lw=1.2, label="prediction")
     loss_axes.set_title(name, loc="left")
-    rate_axes.plot(step[kept], np.array(run.rate)[kept], color=BLUE, lw=0.8, ls="--", alpha=0.7)
+    rate_axes.plot(
+        step[kept], np.array(run.rate)[kept], color=BLUE, lw=0.8, ls="--", alpha=0.7, label="rate of the run"
+    )
     rate_axes.plot(start + np.arange(len(eta)), eta, color=ORANGE, lw=1.2, label="new rate")
     rate_axes.set_ylim(bottom=0)
 

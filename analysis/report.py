@@ -34,7 +34,7 @@ def print_fit(console: Console, fit: Fit) -> None:
     console.print(table, "")
     laws = dict.fromkeys(member.law for member in fit.members)
     for law in laws:
-        console.print(f"[bold]{law}[/]  {LAWS[law].formula}", highlight=False)
+        console.print(f"{law}:  {LAWS[law].formula}", highlight=False, markup=False, soft_wrap=True)
     windows = sorted({member.first for member in fit.members})
     if len(fit.members) > 1:
         said = f"mean of {len(laws)} laws on {len(windows)} windows, from steps {', '.join(map(str, windows))}"
@@ -42,11 +42,17 @@ def print_fit(console: Console, fit: Fit) -> None:
         said = f"fitted from step {windows[0]} on"
     rms = max(member.cost for member in fit.members) ** 0.5
     console.print(f"{said}; residuals {100 * rms:.2f} % (root mean square)\n", highlight=False)
-    table = _table("Parameters", ("name", "value", "standard error"))
-    for name, value in fit.params.items():
-        error = fit.standard_errors.get(name)
-        table.add_row(name, _number(value), _number(error) if error is not None else "at its bound")
-    console.print(table, "")
+    if len(fit.members) == 1:
+        table = _table("Parameters", ("name", "value", "standard error"))
+        for name, value in fit.params.items():
+            error = fit.standard_errors.get(name)
+            table.add_row(name, _number(value), _number(error) if error is not None else "at its bound")
+        console.print(table, "")
+    else:
+        for member in (member for member in fit.members if member.first == fit.first):
+            said = ", ".join(f"{name} {_number(value)}" for name, value in member.parameters.items())
+            console.print(f"{member.law}:  {said}", highlight=False, soft_wrap=True)
+        console.print("")
     if fit.table:
         table = _table("Windows", ("first step", fit.table[0].kind, "residual", "final loss of the longest run"))
         for row in fit.table:
