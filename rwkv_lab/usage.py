@@ -25,7 +25,7 @@ Exit codes: 0 complete, 1 failed or busy elsewhere, 2 a mistake in the command, 
 
 def _headline(path: Path) -> str:
     lines = (line for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line)
-    return next(lines, "").lstrip("# ").partition(": python run.py")[0].strip()
+    return next(lines, "").lstrip("# ").partition(" python run.py")[0].rstrip(": ")
 
 
 def usage(repository: Path) -> str:
