@@ -46,9 +46,17 @@ def test_null_token_and_cut_off(scan, device, dtype, den_eps, k_max):
     assert_close(scan, scan.case(2, 70, 40, dtype), device, den_eps=den_eps, k_max=k_max)
 
 
-@pytest.mark.parametrize("T", [1025, 16384])
-def test_long(scan, device, T):
-    assert_close(scan, scan.case(1, T, 33 if T < 2000 else 4), device, tolerance=2e-5)
+def test_long(scan, device):
+    assert_close(scan, scan.case(1, 1025, 33), device, tolerance=2e-5)
+
+
+def test_very_long(scan, device):
+    """Against the float64 kernel, itself compared with the reference above: the reference takes a minute."""
+    case = scan.case(1, 16384, 40)
+    expected = scan.results(case, "native", dtype=torch.float64)
+    found = scan.results(case, "native", device)
+    for name, distance in scan.distances(found, expected).items():
+        assert distance < 2e-5, f"{name}: {distance}"
 
 
 KEYS = {
@@ -100,7 +108,7 @@ def test_gradcheck():
     generator = torch.Generator().manual_seed(0)
     w, u, k, v, state = (
         torch.randn(*s, generator=generator, dtype=torch.float64)
-        for s in [(5,), (5,), (2, 19, 5), (2, 19, 5), (2, 3, 5)]
+        for s in [(3,), (3,), (1, 19, 3), (1, 19, 3), (1, 3, 3)]
     )
     state[:, 1] = state[:, 1].abs() + 0.5
     inputs = [x.requires_grad_() for x in (-w.exp(), u, k, v, state)]
