@@ -1,9 +1,9 @@
 """The architectures. Adding one is a file in this folder, a line here and a YAML in conf/model/.
 
 The file offers `blocks(config, backend) -> list[Block]`, `initialise(model, generator)`, which fills every parameter,
-`mixing_flops(config) -> float`, and the constants `RECURRENT` (its state carries all of the past) and `FIXED_LENGTH` (its
-parameters allow no more than ctx_len tokens). One that reads and writes checkpoints of the original implementation also
-has `ORIGINAL`, see original.py. Imports no torch.
+`mixing_flops(config) -> float`, and the constants `RECURRENT` (its state carries all of the past) and `FIXED_LENGTH`
+(its parameters allow no more than ctx_len tokens). One that reads and writes checkpoints of the original implementation
+also has `ORIGINAL`, see original.py. Imports no torch.
 """
 
 from typing import NamedTuple
