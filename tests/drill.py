@@ -1,7 +1,7 @@
 """Kills a small run at random moments until it has ended, and counts the numbers that differ from an undisturbed one.
 
-``make drill``, or ``python -m tests.drill --kills 20 --seed 1``. A third of the kills falls into start-up, a third
-between two steps, a third while a checkpoint is being written.
+``make drill``, or ``python -m tests.drill --kills 20 --seed 1``. A third of the kills falls between two updates, a
+third while a checkpoint is being written, a third into start-up.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from rwkv_lab.runs import load
 from tests.lab import Lab, make_lab
 
 TIMING = ("seconds", "tokens_per_second")
-MOMENTS = ("start-up", "training", "saving")
+MOMENTS = ("training", "saving", "start-up")
 STEPS_PER_KILL = 60
 PATIENCE_SECONDS = 120.0
 SETTINGS = (
