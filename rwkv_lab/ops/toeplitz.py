@@ -6,6 +6,8 @@ to the second goes by FFT. One FFT over all of time would be a little cheaper, b
 largest value anywhere, would leak the future into the past.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,7 +61,28 @@ def halve_and_mix(w: Tensor, x: Tensor, halvings: int) -> Tensor:
     half = T // 2
     halves = x.reshape(H, N, 2, half)
     y = halve_and_mix(w[:, :half], halves.reshape(H, 2 * N, half), halvings - 1).view(H, N, 2, half)
-    # a circular convolution of length T: its second half sees distances 1 to T-1 and nothing wraps around
-    spectrum = torch.fft.rfft(halves[:, :, 0], n=T) * torch.fft.rfft(w)[:, None]
-    carried = torch.fft.irfft(spectrum, n=T)[..., half:]
+    carried = Carry.apply(w, halves[:, :, 0])
     return torch.stack((y[:, :, 0], y[:, :, 1] + carried), dim=2).view(H, N, T)
+
+
+class Carry(torch.autograd.Function):
+    """What a first half gives to the second: y[h,n,t] = sum_u w[h,m+t-u] x[h,n,u] for w [H,2m] by distance, x [H,N,m].
+
+    A circular convolution of length 2m with w turned by m, of which the first m results are unaffected by the
+    wrapping. Its gradients are written out because those of torch's real FFT go through complex ones of full length.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, x: Tensor) -> Tensor:
+        m = x.shape[-1]
+        kernel, spectrum = torch.fft.rfft(w.roll(m, dims=1))[:, None], torch.fft.rfft(x, n=2 * m)
+        ctx.save_for_backward(kernel, spectrum)
+        return torch.fft.irfft(spectrum * kernel, n=2 * m)[..., :m]
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, Tensor]:
+        kernel, spectrum = ctx.saved_tensors
+        m = gy.shape[-1]
+        g = torch.fft.rfft(gy, n=2 * m)
+        gw = torch.fft.irfft((g * spectrum.conj()).sum(1), n=2 * m).roll(m, dims=1)
+        return gw, torch.fft.irfft(g * kernel.conj(), n=2 * m)[..., :m]
