@@ -123,7 +123,7 @@ def _check_top(config: Config) -> None:
 def _check_trainer(config: Config) -> None:
     trainer = config.trainer
     if trainer.steps is not None:
-        _at_least("trainer.steps", trainer.steps, 1)
+        trainer.steps = parse_count("trainer.steps", trainer.steps)
         # Both lengths cannot count: a run stated in updates is the same run whatever tokens says.
         trainer.tokens = None
     else:

@@ -68,7 +68,7 @@ class FittedSchedule:
 @dataclass
 class TrainerConfig:
     tokens: Any = "1M"  # length of the run in training tokens: 1000000, 1e6, 1M, 2.5B
-    steps: int | None = None  # length in updates; wins over tokens
+    steps: Any = None  # length in updates, written like tokens; wins over it
     batch_size: int = 8  # sequences per update, all devices and accumulation together
     accumulate: int = 1  # micro-batches per update
     clip: float = 1.0  # largest gradient norm; 0 does not clip
