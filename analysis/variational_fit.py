@@ -15,8 +15,8 @@ from analysis.laws.variational import LAW, columns, pieces
 from analysis.path import Path
 from analysis.varpro import OUTLIER, Solution, huber_weights, solve_linear
 
-STRETCHES = 600  # of one run in the search
-GRID = 48  # values of beta tried, from a lag of a few updates to one of many runs
+STRETCHES = 300  # of one run in the search
+GRID = 32  # values of beta tried, from a lag of a few updates to one of many runs
 SAME_START = 0.01  # runs whose rates summed to within this share before the window share one L_start
 
 

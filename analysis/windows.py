@@ -15,7 +15,7 @@ from analysis.member import Member, fit_member
 from analysis.path import warmup_steps
 from rwkv_lab.errors import Mistake
 
-FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4)  # of the shortest run, not before its warm-up ends
+FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of the shortest run, not before its warm-up ends
 LEAST_POINTS = 12  # a run must have in a window
 BINS = 60  # residuals are averaged into before their correlation is measured
 SLACK = 0.1  # a later window must beat an earlier one's error by this share
@@ -82,14 +82,15 @@ def left_out_error(law: str, curves: Sequence[LossCurve], first: int, start: Mem
     return float(np.mean(errors)) if errors else np.nan
 
 
-def correlation(member: Member, curve: LossCurve) -> float:
-    """The lag-1 correlation of the binned residuals of one run."""
+def correlation(member: Member, curve: LossCurve) -> tuple[float, float]:
+    """The lag-1 correlation of the binned residuals of one run, and the loss after its last update."""
     kept = curve.step >= member.first
     at, loss, _ = bin_means(curve.step[kept], curve.loss[kept], BINS)
-    residual = member.loss(curve.eta, at) - loss
+    states = member.loss(curve.eta, np.append(at, len(curve.eta)))
+    residual = states[:-1] - loss
     residual = residual - residual.mean()
     square = float(residual @ residual)
-    return float(residual[1:] @ residual[:-1]) / square if square > 0 else 0.0
+    return (float(residual[1:] @ residual[:-1]) / square if square > 0 else 0.0), float(states[-1])
 
 
 def choose(law: str, curves: Sequence[LossCurve], window: int | str) -> tuple[int, list[Window]]:
@@ -109,9 +110,10 @@ def choose(law: str, curves: Sequence[LossCurve], window: int | str) -> tuple[in
         start = member
         if len(curves) > 1:
             score, kind = left_out_error(law, curves, first, member, firsts[-1]), "left out"
+            final = own_final(member, longest)
         else:
-            score, kind = correlation(member, curves[0]), "correlation"
-        table.append(Window(first, score, kind, own_final(member, longest), float(np.sqrt(member.cost))))
+            (score, final), kind = correlation(member, curves[0]), "correlation"
+        table.append(Window(first, score, kind, final, float(np.sqrt(member.cost))))
     scores = np.array([row.score for row in table])
     if np.isnan(scores).all():
         return firsts[0], table
