@@ -24,7 +24,7 @@ from tests.lab import Lab, make_lab
 TIMING = ("seconds", "tokens_per_second")
 MOMENTS = ("training", "saving", "start-up")
 STEPS_PER_KILL = 60
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 400.0
 SETTINGS = (
     "model.n_layer=1",
     "model.n_embd=32",

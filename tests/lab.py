@@ -40,7 +40,7 @@ class Lab:
         settings |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         return subprocess.Popen([sys.executable, *arguments], **settings)
 
-    def python(self, *arguments: str, expect: int = 0, timeout: float = 120, **options) -> subprocess.CompletedProcess:
+    def python(self, *arguments: str, expect: int = 0, timeout: float = 400, **options) -> subprocess.CompletedProcess:
         """Waits for ``python ARGUMENTS...`` and asserts its exit code."""
         process = self.start(*arguments, **options)
         try:

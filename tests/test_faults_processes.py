@@ -13,7 +13,7 @@ from tests.drill import drill
 from tests.lab import TINY, Lab
 
 LONG = (*TINY, "trainer.steps=100000", "trainer.log_every=1", "trainer.eval_every=0")
-PATIENCE_SECONDS = 100.0
+PATIENCE_SECONDS = 400.0
 _PR_CAPBSET_DROP = 24
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
 
