@@ -6,6 +6,7 @@ import torch
 
 from rwkv_lab.config import Config, TrainerConfig
 from rwkv_lab.errors import Mistake
+from rwkv_lab.ops.memory import keep_freed_memory
 from rwkv_lab.runs.provenance import processor_name, usable_cores
 
 
@@ -69,8 +70,10 @@ def resolve(config: Config, earlier: dict | None = None) -> Resolved:
 
 
 def apply(resolved: Resolved) -> None:
-    """Sets torch's threads and matmul precision for this process."""
+    """Sets torch's threads and matmul precision for this process, and keeps its freed memory for the next step."""
     torch.set_num_threads(resolved.threads)
+    # Mapping fresh pages costs a training step on the CPU 2 to 12 % of its time.
+    keep_freed_memory()
     torch.set_float32_matmul_precision("high" if resolved.precision == "tf32" else "highest")
     chosen = torch.device(resolved.device)
     # Plain cuda is the current device, which torchrun's processes have chosen already.
