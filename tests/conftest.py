@@ -16,7 +16,7 @@ def material(request: pytest.FixtureRequest) -> Path:
     """The folder given by --material; a test that asks for it is skipped without one."""
     folder = request.config.getoption("--material")
     if folder is None:
-        pytest.skip("needs the reference material: pytest --material DIR")
+        pytest.skip("needs the reference material: pytest tests --material DIR")
     return Path(folder).resolve()
 
 
