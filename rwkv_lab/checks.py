@@ -128,12 +128,13 @@ def _check_trainer(config: Config) -> None:
         trainer.tokens = None
     else:
         trainer.tokens = parse_count("trainer.tokens", trainer.tokens)
+    trainer.eval_tokens = parse_count("trainer.eval_tokens", trainer.eval_tokens)
+    if trainer.final_tokens is not None:
+        trainer.final_tokens = parse_count("trainer.final_tokens", trainer.final_tokens)
     for key, low in (
         ("batch_size", 1),
         ("accumulate", 1),
         ("threads", 1),
-        ("eval_tokens", 1),
-        ("final_tokens", 1),
         ("log_every", 1),
         ("processes", 1),
     ):

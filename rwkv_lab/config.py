@@ -76,8 +76,8 @@ class TrainerConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     threads: int | None = None  # torch CPU threads; unset takes what the machine has
     overfit: bool = False  # train on the first batch again and again
-    eval_tokens: int = 32768  # tokens of the fixed held-out part measured during training
-    final_tokens: int | None = None  # held-out tokens measured at the end; unset: all of them
+    eval_tokens: Any = 32768  # tokens of the fixed held-out part measured during training
+    final_tokens: Any = None  # held-out tokens measured at the end; unset: all of them
     strategy: str | None = None  # unset: one device; ddp under torchrun
     processes: int | None = None  # how many torchrun starts for a job of a sweep; unset: one a GPU, or a CPU core
     log_every: int = _aside(10)  # updates between rows of metrics.csv
