@@ -49,11 +49,11 @@ class Progress:
     """The live line on a terminal; elsewhere a plain line at every evaluation and at most one every ten seconds."""
 
     total: int  # updates
-    step: int  # updates done before this session
+    step: int  # updates done when this process began
     out: TextIO = field(default_factory=lambda: sys.stdout)
     val_bpb: float | None = None
     _bar: tqdm | None = None
-    _first: tuple[float, int, int] | None = None  # time, tokens and step when this session's first update was done
+    _first: tuple[float, int, int] | None = None  # time, tokens and step after the first update here
     _printed: float = 0.0
 
     def start(self) -> None:
