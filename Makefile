@@ -19,7 +19,7 @@ run: $(STAMP) ## train the default model on the built-in text, about a minute
 	@$(BIN)/python run.py
 
 test: $(STAMP) ## run all tests
-	@$(BIN)/python -m pytest tests $(if $(MATERIAL),--material="$(MATERIAL)")
+	@$(BIN)/python -m pytest tests -n 2 --dist loadfile $(if $(MATERIAL),--material="$(MATERIAL)")
 
 lint: $(STAMP) ## check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

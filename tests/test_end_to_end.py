@@ -110,14 +110,14 @@ def test_a_sweep_runs_every_job_and_reports_them(lab):
 
 @pytest.mark.slow
 def test_the_overfit_preset_learns_its_batch_by_heart(lab):
-    lab.run("study=overfit", "debug=overfit")
+    lab.run("study=overfit", "debug=overfit", "trainer.threads=1", timeout=600)
     manifest = json.loads((lab.only_run("overfit") / "run.json").read_text())
     assert manifest["result"]["train_loss"] < 0.05
 
 
 @pytest.mark.slow
 def test_the_default_run_learns_the_built_in_text(lab):
-    lab.run("tracker=none", timeout=600)
+    lab.run("tracker=none", "trainer.threads=1", timeout=900)
     result = runs.load(lab.only_run("default")).manifest["result"]
     # Measured: 1.67; counting characters alone gives 4.6.
     assert result["val_bpb"] < 1.9
