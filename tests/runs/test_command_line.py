@@ -126,7 +126,7 @@ def test_names_that_are_none_or_several(root: Path) -> None:
 def test_show(command: Command, root: Path) -> None:
     code, out, _ = command("show", root / "one" / "rwkv_v4-builtin-s2-bbbbbbbb")
     assert code == 0
-    lines = dict(line.split(maxsplit=1) for line in out.splitlines()[:5])
+    lines = dict(words for line in out.splitlines() if len(words := line.split(maxsplit=1)) == 2)
     assert lines["status"] == "failed"
     assert lines["reason"] == "the loss became nan"
     assert lines["command"] == "python run.py seed=1"
