@@ -33,8 +33,27 @@ def like_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def one_request() -> Iterator[None]:
+    """A context in which a request to stop raises KeyboardInterrupt, and what follows it at once counts as the same."""
+    asked: float | None = None
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked is None or time.monotonic() - asked > SAME_REQUEST_SECONDS:
+            asked = time.monotonic()
+            raise KeyboardInterrupt
+
+    handlers = {number: signal.signal(number, stop) for number in SIGNALS if not _hung_up_ignored(number)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 class StopRequest:
-    """A context in which the first of ``SIGNALS`` only sets ``requested``."""
+    """A context in which the first of ``SIGNALS`` only sets ``requested``; left by ``Stopped``, it stays in force."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -59,4 +78,8 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
+        if kind is not Stopped:
+            self._restore()
+        elif not self.requested:
+            # Another process of the run was asked first; the same request is on its way to this one.
+            self.requested, self._asked = True, time.monotonic()
