@@ -1,5 +1,6 @@
 """Stopping on request: the first Ctrl-C, SIGTERM or hang-up of the terminal sets a flag, the second acts at once."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ class Stopped(Exception):
 
 # One request reaches a process of a sweep or of torchrun by several ways: the terminal, its parent, its parent's death.
 SAME_REQUEST_SECONDS = 2.0
+STOPPED = 130  # exit code
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -35,14 +37,17 @@ def like_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def one_request() -> Iterator[None]:
-    """A context in which a request to stop raises KeyboardInterrupt, and what follows it at once counts as the same."""
+    """A context in which a request to stop raises KeyboardInterrupt and a later one ends the process."""
     asked: float | None = None
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked is None or time.monotonic() - asked > SAME_REQUEST_SECONDS:
+        if asked is None:
             asked = time.monotonic()
             raise KeyboardInterrupt
+        if time.monotonic() - asked > SAME_REQUEST_SECONDS:
+            # Threads that were to end what is waited for would keep Python from ending.
+            os._exit(STOPPED)
 
     handlers = {number: signal.signal(number, stop) for number in SIGNALS if not _hung_up_ignored(number)}
     try:

@@ -14,9 +14,8 @@ from rwkv_lab.config import Config, TrainerConfig
 from rwkv_lab.errors import Mistake
 from rwkv_lab.runs import Run
 from rwkv_lab.runs.provenance import usable_cores
-from rwkv_lab.training.interrupt import one_request
+from rwkv_lab.training.interrupt import STOPPED, one_request
 
-STOPPED = 130
 LOST_TOUCH = 3  # how a rank ends whose counterpart is gone, so that one sentence can be said for all of them
 SAVING_SECONDS = 600  # for ranks that have been told to stop
 

@@ -15,6 +15,7 @@ from rwkv_lab.children import end_with_parent
 from rwkv_lab.errors import Mistake
 from rwkv_lab.runs import Run, read_metrics
 from rwkv_lab.training import launch
+from rwkv_lab.training.interrupt import SAME_REQUEST_SECONDS
 from tests.lab import TINY, Lab
 
 TWO = ("trainer=ddp", "trainer.processes=2")
@@ -178,6 +179,22 @@ def test_a_killed_process_is_said_and_takes_the_others_along(lab: Lab, which: in
     assert err.count("\n") == 1
     wait_for_the_end(ranks)
     assert Run(run.path).status in ("failed", "interrupted")
+
+
+@pytest.mark.slow
+def test_a_second_request_does_not_wait_for_a_process_that_hangs(lab: Lab) -> None:
+    process, _, ranks = start(lab, "hanging")
+    os.kill(ranks[1], signal.SIGSTOP)
+    try:
+        process.send_signal(signal.SIGINT)
+        time.sleep(SAME_REQUEST_SECONDS + 0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_SECONDS) == 130
+    finally:
+        os.kill(ranks[1], signal.SIGCONT)
+    wait_for_the_end(ranks)
+    assert "Traceback" not in "".join(process.communicate())
 
 
 @pytest.mark.slow
