@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rwkv_lab.arguments import Arguments
 from rwkv_lab.console import say
 from rwkv_lab.errors import main_guard
 
@@ -37,7 +38,7 @@ def follow_run(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    top = argparse.ArgumentParser(prog="python -m rwkv_lab.tracking", description="Runs and experiment trackers.")
+    top = Arguments(prog="python -m rwkv_lab.tracking", description="Runs and experiment trackers.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("sync", help="upload to wandb what it does not have yet")
     command.add_argument("study", nargs="*", metavar="STUDY", help="names below runs/ or folders (all)")
