@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,8 +152,7 @@ def test_tracker_that_cannot_start_is_a_warning(run: Run, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_folder_that_cannot_be_written_is_a_warning(run: Run, capsys) -> None:
     with following(TrackerConfig(folder="/proc/nowhere"), run.path, 0):
-        time.sleep(1.0)
-    time.sleep(0.2)
+        pass
     said = capsys.readouterr().err
     assert said.startswith("warning: wandb ")
     assert "metrics.csv has everything" in said or "nothing is lost" in said
