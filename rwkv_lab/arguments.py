@@ -17,4 +17,6 @@ class Arguments(argparse.ArgumentParser):
             choices = [choice.strip(" '") for choice in found[2].split(",")]
             likely = nearest(found[1], choices)
             message = message[: found.start()] + f"{found[1]} is unknown{likely}: choose one of {', '.join(choices)}"
+        if message.startswith("unrecognized arguments: -"):
+            message += nearest(message.split()[2], self._option_string_actions)
         raise Mistake(f"{message}; see {self.prog} --help")

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     options = _parser().parse_args(arguments)
     import torch
+    from safetensors import SafetensorError
 
     from rwkv_lab.models.checkpoints import load_original, read_checkpoint, to_original
     from rwkv_lab.models.weights import load, save
@@ -56,10 +58,18 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.out.parent.is_dir():
         raise Mistake(f"{options.out.parent}: there is no such folder to write to")
     if options.to:
-        torch.save(to_original(load(options.source)), options.out)
+        tensors = to_original(load(options.source))
+        write = functools.partial(torch.save, tensors)
     else:
         sizes = {key: getattr(options, key) for key in ("n_head", "ctx_len") if getattr(options, key) is not None}
-        save(load_original(read_checkpoint(options.source), options.version, options.model_type, **sizes), options.out)
+        model = load_original(read_checkpoint(options.source), options.version, options.model_type, **sizes)
+        write = functools.partial(save, model)
+    try:
+        write(options.out)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch raises a RuntimeError for a file it cannot open, with the reason at the end of its first line.
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rpartition("strerror: ")[2]
+        raise Mistake(f"{options.out} cannot be written: {reason}") from None
     print(f"wrote {options.out}")
 
 

@@ -90,8 +90,8 @@ def filter_logits(
 
 
 def _check_sampling(temperature: float, top_k: int, top_p: float, top_a: float, top_p_x: float) -> None:
-    if temperature < 0:
-        raise Mistake(f"temperature is {temperature}; it must be at least 0")
+    if not 0 <= temperature < float("inf"):
+        raise Mistake(f"temperature is {temperature}; it must be at least 0 and finite")
     if top_k < 0:
         raise Mistake(f"top_k is {top_k}; it must be at least 0, which keeps all tokens")
     for name, value in (("top_p", top_p), ("top_a", top_a), ("top_p_x", top_p_x)):

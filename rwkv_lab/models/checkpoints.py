@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -155,10 +156,13 @@ def to_original(model: LM, grads: bool = False) -> dict[str, Tensor]:
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The tensors of an original .pth file; nothing in it is executed. Raises Mistake for any other file."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise Mistake(f"{path}: there is no such file") from None
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except UnpicklingError:
+        raise Mistake(f"{path}: not a checkpoint of plain tensors; what else is in it is not executed") from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or ["unreadable"]
         raise Mistake(f"{path}: not a checkpoint of plain tensors ({reason[0][:120]})") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

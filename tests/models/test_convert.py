@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -132,6 +133,16 @@ def test_command_line_there_and_back(tmp_path, capsys):
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("arguments", [("out.pth", "--to", "original"), ("out.safetensors", "--from", "original")])
+def test_a_place_that_cannot_be_written(arguments, tmp_path):
+    model = moved("rwkv_v4")
+    models.save(model, tmp_path / "model.safetensors")
+    torch.save(to_original(model), tmp_path / "original.pth")
+    source = tmp_path if "--to" in arguments else tmp_path / "original.pth"
+    with pytest.raises(Mistake, match=rf"/proc/{arguments[0]} cannot be written: No such file or directory$"):
+        convert.main([str(source), f"/proc/{arguments[0]}", *arguments[1:]])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("nowhere.pth", "x.safetensors", "--from", "original"), ("nowhere", "x.pth", "--to", "original")],
@@ -160,12 +171,12 @@ class Command:
 
 
 @pytest.mark.parametrize(
-    "write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))]
+    "write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=4))]
 )
 def test_a_malicious_checkpoint_runs_nothing(tmp_path, write):
     marker, path = tmp_path / "ran", tmp_path / "bad.pth"
     write({"emb.weight": Command(marker)}, path)
-    with pytest.raises(Mistake, match="not a checkpoint of plain tensors"):
+    with warnings.catch_warnings(action="error"), pytest.raises(Mistake, match="not a checkpoint of plain tensors"):
         read_checkpoint(path)
     assert not marker.exists()
 

@@ -47,7 +47,16 @@ def test_temperature_reshapes_what_is_kept():
 
 
 @pytest.mark.parametrize(
-    "filters", [{"temperature": -1}, {"top_k": -1}, {"top_p": 1.5}, {"top_a": -0.1}, {"top_p_x": 2}]
+    "filters",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 1.5},
+        {"top_a": -0.1},
+        {"top_p_x": 2},
+    ],
 )
 def test_filters_out_of_range(filters):
     with pytest.raises(Mistake, match=next(iter(filters))):
