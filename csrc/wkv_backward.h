@@ -20,9 +20,9 @@ WKV_DEVICE Sums<float> walk_back(Sums<float> g, const Sums<float>& before, const
     return g;
 }
 
-// checkpoints as from the forward kernel; gy, gk, gv [B,T,C]; gstate [B,3,C] or null; gw, gu [B,segments,C]; gstate_in [B,3,C].
-// Where time is cut, `segment_grads` [B,segments,3,C] is what a first pass leaves: the gradient of the sums before every segment
-// but the first of its sequence, as far as it comes from within the segment. That pass is the same kernel with SUMMARY.
+// checkpoints as from the forward kernel; gy, gk, gv [B,T,C]; gstate [B,3,C] or null; gw, gu [B,segments,C]; gstate_in
+// [B,3,C]. Where time is cut, a first pass, the same kernel with SUMMARY, leaves in segment_grads [B,segments,3,C] the gradient
+// of the sums before every segment but the first of its sequence, as far as it comes from within the segment.
 template <class Number, int W, bool SUMMARY>
 WKV_GLOBAL(THREADS, RESIDENT)
 backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, const float* gstate, float* segment_grads,

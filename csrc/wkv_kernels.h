@@ -1,12 +1,13 @@
 // What the CUDA kernels of the WKV scan share. Every byte is read once, no atomics, the same result on every run.
 //
 // A block owns W channels of a segment of one sequence and walks time in tiles. Its threads lie over the channels and over
-// sub-chunks of STEPS consecutive steps, which each thread holds in registers while the next tile is already on its way. A thread
-// sums up its sub-chunk, the summaries meet in shared memory, and every thread combines those before it (after it, for gradients)
-// with what the block carries from tile to tile. A narrow W spreads few channels over more blocks and more of time over a block.
+// sub-chunks of STEPS consecutive steps, which each thread holds in registers while the next tile is already on its way. A
+// thread sums up its sub-chunk, the summaries meet in shared memory, and every thread combines those before it (after it, for
+// gradients) with what the block carries from tile to tile. A narrow W spreads few channels over more blocks and more of time
+// over a block.
 //
-// Within a sub-chunk all weights share one scale, its largest key. A sub-chunk whose keys spread beyond GUARD, or that the end of
-// the sequence cuts short, is walked step by step instead, each step with its own scale, reading its inputs again.
+// Within a sub-chunk all weights share one scale, its largest key. A sub-chunk whose keys spread beyond GUARD, or that the end
+// of the sequence cuts short, is walked step by step instead, each step with its own scale, reading its inputs again.
 #pragma once
 
 #include <cstdint>
@@ -184,7 +185,8 @@ WKV_DEVICE float key(const Number* k, float k_max) {
 }
 
 template <class Number, int STEPS>
-WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Number (&k)[STEPS], const Number (&v)[STEPS], float w, float decay, float k_max) {
+WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Number (&k)[STEPS], const Number (&v)[STEPS], float w, float decay,
+                          float k_max) {
     float p = NO_HISTORY;
     chunk.highest = chunk.lowest = key(&k[0], k_max);
 #pragma unroll

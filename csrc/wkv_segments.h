@@ -6,8 +6,8 @@
 
 namespace wkv::gpu {
 
-// The sums, or their gradient, at one end of this block's segment: `own`, and those of `count` whole segments, the nearest first
-// and `stride` further floats apart, each of log-decay `span`. Of use to the threads of sub-chunk 0.
+// The sums, or their gradient, at one end of this block's segment: `own`, and those of `count` whole segments of log-decay
+// `span`, from `nearest` on every `stride` floats. Of use to the threads of sub-chunk 0.
 template <int W>
 WKV_DEVICE Sums<float> gather(const Sums<float>& own, const float* nearest, int64_t stride, int count, int64_t C, float span,
                               Board& board) {
