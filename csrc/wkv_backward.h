@@ -41,7 +41,7 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
     const Sums<float> none = {0.0f, 0.0f, NO_HISTORY};
     const auto recall = [&](int row) { return at.inside ? load(saved + row * 3 * C, C) : none; };
 
-    Number k_next[STEPS] = {}, v_next[STEPS] = {}, gy_next[STEPS] = {};
+    Held<Number> k_next[STEPS] = {}, v_next[STEPS] = {}, gy_next[STEPS] = {};
     const int last_tile = at.first + (at.end - 1 - at.first) / At::TILE * At::TILE;
     int start = last_tile + at.sub * STEPS, steps = at.steps(start);
     if (steps == STEPS) {
@@ -70,20 +70,17 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
         const int64_t offset = sequence + start * C;
         Chunk<STEPS> chunk;
         float scaled[STEPS];
-        summarise(chunk, k_next, v_next, w, decay, in.k_max);
-        unsigned cut = 0;  // bit t: the key of step t was cut off
+        summarise(chunk, k_next, v_next, w, decay);
 #pragma unroll
-        for (int t = 0; t < STEPS; ++t) {
-            scaled[t] = widen(gy_next[t]);
-            cut |= widen(k_next[t]) > in.k_max ? 1u << t : 0u;
-        }
+        for (int t = 0; t < STEPS; ++t) scaled[t] = widen(gy_next[t]);
         if (tile > at.first && at.inside) {
             const int64_t ahead = offset - At::TILE * C;
             fetch(k_next, in.k + ahead, in.C);
             fetch(v_next, in.v + ahead, in.C);
             fetch(gy_next, gy + ahead, in.C);
         }
-        if (steps < STEPS || !(chunk.highest - chunk.lowest <= GUARD))
+        const bool plain = steps == STEPS && chunk.holds(in.k_max);
+        if (!plain)
             chunk.sums = walk(none, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
         summaries.put(threadIdx.x, chunk.sums.a, chunk.sums.b, chunk.sums.p);
         __syncthreads();
@@ -91,9 +88,9 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
         const Sums<float> s = combine<W>(before.a, before.b, before.p + at.sub * span, summaries, at.sub, at.sub, -1, span);
         if (tile > at.first) before = recall((tile - At::TILE) / CHECKPOINT);
         const float m = chunk.highest;
-        const bool exact = steps < STEPS || !(larger(larger(s.p, m), in.log_eps) - chunk.lowest + size <= GUARD);
-        float y[STEPS];
-        float a_slope = 0.0f, b_slope = 0.0f;  // d/dw of the sums, through the decay within the sub-chunk
+        const bool exact = !plain || !(larger(larger(s.p, m), in.log_eps) - chunk.lowest + size <= GUARD);
+        float y[STEPS], slope_sum = 0.0f;
+        float a_slope = 0.0f, b_slope = 0.0f;  // d/d e^w of the sums, through the decay within the sub-chunk
         if (exact) {
             g = walk_back(none, s, in, gy, offset, steps, w, u, [](int, const StepGrad<float>&) {});
         } else {
@@ -105,8 +102,8 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
                 const float inverse = Scalar::reciprocal(tile_denominator(b, bonus, e, eps));
                 y[t] = (bonus * ev + a) * inverse;
                 scaled[t] *= inverse;
-                gw_sum += scaled[t] * (a_slope - y[t] * b_slope);
-                a_slope = decay * (a_slope + a), b_slope = decay * (b_slope + b);
+                slope_sum += scaled[t] * (a_slope - y[t] * b_slope);
+                a_slope = decay * a_slope + a, b_slope = decay * b_slope + b;
                 tile_advance(a, b, decay, e, ev);
             }
             g = {0.0f, 0.0f, -m};
@@ -135,13 +132,13 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
         } else {
             const float lift = Scalar::exp(g.p + m);  // at most e^GUARD, as on the CPU
             float ga = g.a * lift, gb = g.b * lift;
-            gw_sum += ga * a_slope + gb * b_slope;
+            gw_sum += decay * (slope_sum + ga * a_slope + gb * b_slope);
 #pragma unroll
             for (int t = STEPS - 1; t >= 0; --t) {
                 const StepGrad<float> step =
                     tile_backward(ga, gb, decay, chunk.e[t], bonus * chunk.e[t], chunk.v[t], y[t], scaled[t]);
                 gu_sum += step.bonus;
-                narrow(gk[offset + t * C], cut >> t & 1u ? 0.0f : step.k);
+                narrow(gk[offset + t * C], step.k);
                 narrow(gv[offset + t * C], step.v);
             }
             g = {ga, gb, -m};

@@ -21,7 +21,7 @@ forward_kernel(Inputs<Number> in, const float* state, const float* before, Numbe
     const int64_t C = in.C, sequence = at.sequence(in);
     const int rows = (in.T + CHECKPOINT - 1) / CHECKPOINT + 1;
 
-    Number k_next[STEPS] = {}, v_next[STEPS] = {};
+    Held<Number> k_next[STEPS] = {}, v_next[STEPS] = {};
     int start = at.first + at.sub * STEPS, steps = at.steps(start);
     if (steps == STEPS) {
         fetch(k_next, in.k + sequence + start * C, in.C);
@@ -40,12 +40,13 @@ forward_kernel(Inputs<Number> in, const float* state, const float* before, Numbe
         steps = at.steps(start);
         const int64_t offset = sequence + start * C;
         Chunk<STEPS> chunk;
-        summarise(chunk, k_next, v_next, w, decay, in.k_max);
+        summarise(chunk, k_next, v_next, w, decay);
         if (at.steps(start + At::TILE) == STEPS) {
             fetch(k_next, in.k + offset + At::TILE * C, in.C);
             fetch(v_next, in.v + offset + At::TILE * C, in.C);
         }
-        if (steps < STEPS || !(chunk.highest - chunk.lowest <= GUARD))
+        const bool plain = steps == STEPS && chunk.holds(in.k_max);
+        if (!plain)
             chunk.sums = walk(Sums<float>{0.0f, 0.0f, NO_HISTORY}, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
         summaries[side].put(threadIdx.x, chunk.sums.a, chunk.sums.b, chunk.sums.p);
         __syncthreads();
@@ -57,7 +58,7 @@ forward_kernel(Inputs<Number> in, const float* state, const float* before, Numbe
             save(checkpoints + (static_cast<int64_t>(at.n) * rows + start / CHECKPOINT) * 3 * C + at.c, s, C);
         const float m = chunk.highest;
         const bool last = steps > 0 && start + steps == in.T;
-        if (steps < STEPS || !(larger(larger(s.p, m), in.log_eps) - chunk.lowest + size <= GUARD)) {
+        if (!plain || !(larger(larger(s.p, m), in.log_eps) - chunk.lowest + size <= GUARD)) {
 #pragma unroll 1
             for (int t = 0; t < steps; ++t) {
                 const float k = key(in.k + offset + t * C, in.k_max), v = widen(in.v[offset + t * C]);

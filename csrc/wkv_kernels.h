@@ -83,6 +83,28 @@ WKV_INLINE void narrow(bf16& to, float x) {
 }
 #endif
 
+// A number that waits in a register for its tile: as wide as the register, which spares moving halves about.
+template <class Number>
+struct Held {
+    uint32_t bits;
+};
+
+template <>
+struct Held<float> {
+    float x;
+};
+
+template <class Number>
+WKV_INLINE Held<Number> hold(Number x) {
+    return {x.bits};
+}
+template <class Number>
+WKV_INLINE float widen(Held<Number> x) {
+    return widen(Number{static_cast<uint16_t>(x.bits)});
+}
+WKV_INLINE float widen(Held<float> x) { return x.x; }
+WKV_INLINE Held<float> hold(float x) { return {x}; }
+
 // k, v, gy and their kind [B,T,C]; w, u [C]; -infinity and infinity for no den_eps and no k_max.
 template <class Number>
 struct Inputs {
@@ -166,17 +188,20 @@ WKV_DEVICE Sums<float> combine(float a, float b, float scale, const Board& board
 }
 
 template <class Number, int STEPS>
-WKV_DEVICE void fetch(Number (&to)[STEPS], const Number* from, int C) {
+WKV_DEVICE void fetch(Held<Number> (&to)[STEPS], const Number* from, int C) {
 #pragma unroll
-    for (int t = 0; t < STEPS; ++t) to[t] = from[static_cast<int64_t>(t) * C];
+    for (int t = 0; t < STEPS; ++t) to[t] = hold(from[static_cast<int64_t>(t) * C]);
 }
 
-// A sub-chunk in registers: e = e^{k-m} in the scale of its largest key, and the sums over it alone.
+// A sub-chunk in registers: e = e^{k-m} in the scale of its largest key, and the sums over it alone. None of it holds where a
+// key is cut off or the keys spread beyond GUARD.
 template <int STEPS>
 struct Chunk {
     float e[STEPS], v[STEPS];
     float highest, lowest;
     Sums<float> sums;
+
+    WKV_DEVICE bool holds(float k_max) const { return highest <= k_max && highest - lowest <= GUARD; }
 };
 
 template <class Number>
@@ -185,13 +210,13 @@ WKV_DEVICE float key(const Number* k, float k_max) {
 }
 
 template <class Number, int STEPS>
-WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Number (&k)[STEPS], const Number (&v)[STEPS], float w, float decay,
-                          float k_max) {
+WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Held<Number> (&k)[STEPS], const Held<Number> (&v)[STEPS], float w,
+                          float decay) {
     float p = NO_HISTORY;
-    chunk.highest = chunk.lowest = key(&k[0], k_max);
+    chunk.highest = chunk.lowest = widen(k[0]);
 #pragma unroll
     for (int t = 0; t < STEPS; ++t) {
-        chunk.e[t] = key(&k[t], k_max);
+        chunk.e[t] = widen(k[t]);
         chunk.v[t] = widen(v[t]);
         chunk.highest = larger(chunk.highest, chunk.e[t]);
         chunk.lowest = smaller(chunk.lowest, chunk.e[t]);

@@ -37,7 +37,7 @@ forward_summary_kernel(Inputs<Number> in, float* summaries) {
     int64_t offset = at.sequence(in) + (at.first + at.sub * STEPS) * static_cast<int64_t>(in.C);
     const int64_t tile = At::TILE * static_cast<int64_t>(in.C);
 
-    Number k_next[STEPS] = {}, v_next[STEPS] = {};
+    Held<Number> k_next[STEPS] = {}, v_next[STEPS] = {};
     if (at.inside) {
         fetch(k_next, in.k + offset, in.C);
         fetch(v_next, in.v + offset, in.C);
@@ -45,12 +45,12 @@ forward_summary_kernel(Inputs<Number> in, float* summaries) {
     Sums<float> sum = {0.0f, 0.0f, NO_HISTORY};
     for (int left = in.length; left > 0; left -= At::TILE, offset += tile) {
         Chunk<STEPS> chunk;
-        summarise(chunk, k_next, v_next, w, decay, in.k_max);
+        summarise(chunk, k_next, v_next, w, decay);
         if (at.inside && left > At::TILE) {
             fetch(k_next, in.k + offset + tile, in.C);
             fetch(v_next, in.v + offset + tile, in.C);
         }
-        if (!(chunk.highest - chunk.lowest <= GUARD))
+        if (!chunk.holds(in.k_max))
             chunk.sums = walk(Sums<float>{0.0f, 0.0f, NO_HISTORY}, in.k + offset, in.v + offset, in.C, STEPS, w, in.k_max);
         sum = join<Scalar>(sum, At::TILE * w, chunk.sums);
     }
