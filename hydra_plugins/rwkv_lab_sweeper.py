@@ -37,7 +37,7 @@ class StudySweeper(BasicSweeper):
 
     def setup(self, *, config: DictConfig, **others: Any) -> None:
         if ranks():
-            raise Mistake("a sweep is not started under torchrun: it starts torchrun itself for jobs with trainer=ddp")
+            raise Mistake("a sweep is not started under torchrun: its jobs with trainer=ddp start their own processes")
         super().setup(config=config, **others)
 
     def sweep(self, arguments: list[str]) -> Any:

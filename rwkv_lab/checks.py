@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rwkv_lab import data
-from rwkv_lab.config import GROUPS, SCHEDULE_SCHEMAS, Config, schema_of
+from rwkv_lab.config import GROUPS, SCHEDULE_SCHEMAS, Config, TrainerConfig, schema_of
 from rwkv_lab.data import config as data_config
 from rwkv_lab.errors import Mistake, nearest
 from rwkv_lab.models import config as model_config
@@ -152,9 +152,20 @@ def _check_trainer(config: Config) -> None:
         raise Mistake(f"trainer.device={trainer.device} is unknown: choose auto, cpu, cuda or cuda:N")
     if trainer.strategy is not None:
         _choice("trainer.strategy", trainer.strategy, ("ddp",))
+        check_shares(trainer, trainer.processes or 1)
     elif trainer.processes is not None:
         raise Mistake(
             f"trainer.processes={trainer.processes} does nothing on one device: add trainer=ddp or leave it out"
+        )
+
+
+def check_shares(trainer: TrainerConfig, processes: int) -> None:
+    """A Mistake where the batch of an update cannot be shared equally by so many ``processes``."""
+    parts = trainer.accumulate * processes
+    if trainer.batch_size % parts:
+        raise Mistake(
+            f"trainer.batch_size={trainer.batch_size} cannot be shared by {processes} processes with "
+            f"trainer.accumulate={trainer.accumulate}: choose a multiple of {parts}"
         )
 
 

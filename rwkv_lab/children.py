@@ -27,15 +27,25 @@ class Ended:
     def reason(self) -> str:
         """One sentence on a child that failed without saying why in its run directory."""
         if self.code < 0:
-            name = signal.Signals(-self.code).name
-            return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+            return killed_by(-self.code)
         return self.last_words.removeprefix("error: ") or f"exit code {self.code}"
 
 
-def end_with_parent() -> None:
-    """Asks the kernel for SIGTERM when the parent dies, so that nothing goes on behind a hard-killed one (Linux)."""
+def killed_by(number: int) -> str:
+    """``killed by SIGKILL, perhaps for want of memory``."""
+    name = signal.Signals(number).name
+    return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """Asks the kernel for SIGTERM when the parent dies, so that nothing goes on behind a hard-killed one (Linux).
+
+    Raises KeyboardInterrupt, as the signal would, where ``parent`` has died before.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        raise KeyboardInterrupt
 
 
 def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool) -> Ended:

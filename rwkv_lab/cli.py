@@ -5,12 +5,14 @@ import sys
 import time
 from typing import NoReturn
 
+from rwkv_lab import torchrun
+from rwkv_lab.children import end_with_parent
 from rwkv_lab.errors import Mistake, main_guard, nearest
 from rwkv_lab.paths import REPOSITORY
 from rwkv_lab.training.interrupt import like_ctrl_c
 
 FLAGS_FIRST = ("-m", "--multirun")
-OTHER_RANK_SECONDS = 5.0
+OTHER_RANK_SECONDS = 15.0
 
 
 def main(argv: list[str]) -> int:
@@ -32,23 +34,31 @@ def _help() -> None:
 
 
 def _guarded() -> int:
-    """``_compose_and_run``; what stops it before or after training is said here, a mistake of all ranks by one."""
+    """``_compose_and_run``; what stops it before or after training is said here, by one of several ranks."""
     try:
+        if torchrun.ranks():
+            end_with_parent(torchrun.launcher())
         return _compose_and_run()
     except KeyboardInterrupt:
-        print("stopped: the same command again goes on from what is saved", file=sys.stderr)
+        if torchrun.rank() == 0:
+            print("stopped: the same command again goes on from what is saved", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise
     except OSError as error:
+        _let_the_first_rank_speak()
         place = f": {error.filename}" if error.filename else ""
         print(f"failed: {error.strerror or error}{place}", file=sys.stderr)
         return 1
     except Mistake:
-        if int(os.environ.get("RANK", 0)) > 0:
-            # torchrun stops this process as soon as the first one has ended.
-            time.sleep(OTHER_RANK_SECONDS)
+        _let_the_first_rank_speak()
         raise
+
+
+def _let_the_first_rank_speak() -> None:
+    """Another rank is stopped as soon as the first one has ended with the same words."""
+    if torchrun.rank() > 0:
+        time.sleep(OTHER_RANK_SECONDS)
 
 
 def _check_syntax(arguments: list[str]) -> None:

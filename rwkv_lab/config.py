@@ -78,8 +78,8 @@ class TrainerConfig:
     overfit: bool = False  # train on the first batch again and again
     eval_tokens: Any = 32768  # tokens of the fixed held-out part measured during training
     final_tokens: Any = None  # held-out tokens measured at the end; unset: all of them
-    strategy: str | None = None  # unset: one device; ddp under torchrun
-    processes: int | None = None  # how many torchrun starts for a job of a sweep; unset: one a GPU, or a CPU core
+    strategy: str | None = None  # unset: one device; ddp: several, data parallel
+    processes: int | None = None  # how many ddp starts; unset: one a GPU, or a CPU core
     log_every: int = _aside(10)  # updates between rows of metrics.csv
     eval_every: int = _aside(100)  # updates between evaluations; 0 evaluates at the end only
     checkpoint_every: int = _aside(200)  # updates between checkpoints; 0 saves at the end only

@@ -13,7 +13,7 @@ from rwkv_lab.console import say, warn
 from rwkv_lab.errors import Mistake
 from rwkv_lab.paths import RUNS
 from rwkv_lab.runs import provenance
-from rwkv_lab.runs.claim import Claim, claim
+from rwkv_lab.runs.claim import Claim, claim, nothing_to_do
 from rwkv_lab.runs.identity import run_name
 
 COMPLETE, FAILED, STOPPED = 0, 1, 130
@@ -66,10 +66,16 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
     if config.dry_run:
         report.dry_run(config, path)
         return COMPLETE, float("inf")
-    if config.trainer.strategy or torchrun.ranks() > 1:
+    ranks = torchrun.ranks()
+    if ranks > 1 or (ranks == 1 and config.trainer.strategy):
         from rwkv_lab.training import parallel
 
         return parallel.run(config, path, lambda held, world: _with(held, config, overrides, world))
+    if config.trainer.strategy:
+        from rwkv_lab.training import launch
+
+        found = nothing_to_do(path, config.rerun)
+        return _with(found, config, overrides) if found else launch.run(config, path)
     held = claim(path, config.rerun)
     try:
         return _with(held, config, overrides)
@@ -98,7 +104,9 @@ def train(held: Claim, config: Config, overrides: list[str], text: str, world: A
     """
     # torch is imported here, so that everything before it answers at once.
     from rwkv_lab.training import session
+    from rwkv_lab.training.distributed import lost_touch
     from rwkv_lab.training.interrupt import Stopped
+    from rwkv_lab.training.launch import LOST_TOUCH
     from rwkv_lab.training.trainer import NotFinite
 
     try:
@@ -112,7 +120,8 @@ def train(held: Claim, config: Config, overrides: list[str], text: str, world: A
         raise
     except NotFinite as fault:
         _fail(held, str(fault))
-        print(f"failed: {fault}", file=sys.stderr)
+        if world.writes:
+            print(f"failed: {fault}", file=sys.stderr)
         return FAILED, float("inf")
     except OSError as error:
         sentence = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
@@ -124,6 +133,9 @@ def train(held: Claim, config: Config, overrides: list[str], text: str, world: A
             _fail(held, OUT_OF_MEMORY)
             print(f"failed: {OUT_OF_MEMORY}", file=sys.stderr)
             return FAILED, float("inf")
+        if world.size > 1 and lost_touch(error):
+            _fail(held, "another process of the run ended")
+            return LOST_TOUCH, float("inf")
         _fail(held, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         traceback.print_exc()
         return FAILED, float("inf")

@@ -45,7 +45,7 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
         end_with_parent()
     with slots.gpu(slots.visible_gpus() if shared else (), RUNS / ".gpus") as gpu:
         chosen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
-        ended = run_child(command(config, overrides), chosen | threads(config, manner), quiet=not manner.visible)
+        ended = run_child(command(overrides), chosen | threads(manner), quiet=not manner.visible)
     if ended.stopped and manner.tied:
         # Raising would only bring the worker back to its pool, where it waits for jobs from a parent that may be dead.
         os._exit(STOPPED)
@@ -54,21 +54,14 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     return outcome(path, config, overrides, ended)
 
 
-def command(config: Config, overrides: Sequence[str]) -> list[str]:
-    """The command of one job: ``run.py <its overrides>``, behind torchrun where the job uses several processes."""
-    script = [str(REPOSITORY / "run.py"), *overrides, "hydra.mode=RUN"]
-    if not config.trainer.strategy:
-        return [sys.executable, *script]
-    processes = str(config.trainer.processes or "auto")
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, *script]
+def command(overrides: Sequence[str]) -> list[str]:
+    """The command of one job."""
+    return [sys.executable, str(REPOSITORY / "run.py"), *overrides, "hydra.mode=RUN"]
 
 
-def threads(config: Config, manner: Manner) -> dict[str, str]:
+def threads(manner: Manner) -> dict[str, str]:
     """The environment that gives a job, all its processes together, its share of the cores."""
-    if manner.threads is None:
-        return {}
-    processes = (config.trainer.processes or 1) if config.trainer.strategy else 1
-    return {"OMP_NUM_THREADS": str(max(1, manner.threads // processes))}
+    return {} if manner.threads is None else {"OMP_NUM_THREADS": str(manner.threads)}
 
 
 def outcome(path: Path, config: Config, overrides: Sequence[str], ended: Ended) -> float:

@@ -6,6 +6,7 @@ _INTRO = """\
 python run.py [group=option]... [key=value]...      train one model (the same command again resumes or shows it)
 python run.py -m model=a,b seed=1,2 ...             a sweep: every combination, each in a process of its own
 python run.py experiments=NAME                      a study: a prepared sweep
+python run.py trainer=ddp ...                       one run on all GPUs of this machine; trainer.processes=N
 python run.py ... dry_run=true                      say what would run; train nothing
 python run.py ... rerun=true                        start afresh although the run exists
 python run.py ... --cfg job --resolve               print the composed configuration

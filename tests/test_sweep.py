@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from rwkv_lab import launchers, slots, sweep, sweep_job, sweep_progress
 from rwkv_lab.children import Ended, run_child
 from rwkv_lab.errors import Mistake
-from rwkv_lab.runs import Run
+from rwkv_lab.runs import Run, provenance
 from rwkv_lab.sweep import Job
 from rwkv_lab.sweep_progress import Watch
+from rwkv_lab.training import launch
 from tests.composing import checked, compose, hydra_context
 from tests.lab import TINY
 
@@ -119,12 +120,9 @@ class TestProgress:
 
 
 class TestJob:
-    def test_the_command_is_run_py_behind_torchrun_where_needed(self):
-        alone = sweep_job.command(checked(*TINY), ["seed=3"])
-        assert alone[1].endswith("run.py") and alone[2:] == ["seed=3", "hydra.mode=RUN"]
-        together = sweep_job.command(checked(*TINY, "trainer=ddp", "trainer.processes=4"), ["trainer=ddp"])
-        assert together[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-        assert together[-2:] == ["trainer=ddp", "hydra.mode=RUN"]
+    def test_the_command_is_run_py(self):
+        command = sweep_job.command(["seed=3", "trainer=ddp"])
+        assert command[1].endswith("run.py") and command[2:] == ["seed=3", "trainer=ddp", "hydra.mode=RUN"]
 
     def test_a_death_without_a_word_is_recorded(self, tmp_path):
         config = checked(*TINY)
@@ -212,10 +210,10 @@ class TestSharing:
         assert launchers.manner(launcher, cores=6).threads == threads
 
     def test_processes_of_one_job_share_its_threads(self):
-        manner = launchers.Manner(threads=8, batch=None)
-        config = checked(*TINY, "trainer=ddp", "trainer.processes=4")
-        assert sweep_job.threads(config, manner) == {"OMP_NUM_THREADS": "2"}
-        assert sweep_job.threads(checked(*TINY), launchers.Manner(threads=None, batch=1)) == {}
+        given = sweep_job.threads(launchers.Manner(threads=8, batch=None))
+        assert [launch.threads(processes, given) for processes in (1, 4, 16)] == [8, 2, 1]
+        assert sweep_job.threads(launchers.Manner(threads=None, batch=1)) == {}
+        assert launch.threads(1, {}) == launch.threads(1, {"OMP_NUM_THREADS": "4,2"}) == provenance.usable_cores()
 
     def test_each_job_takes_the_gpu_with_fewest_jobs(self, tmp_path):
         two = ["0", "1"]

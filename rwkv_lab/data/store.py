@@ -7,7 +7,6 @@ tokenizer.json and meta.json. It is written under another name and renamed when 
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rwkv_lab.console import say
 from rwkv_lab.errors import Mistake
 
 FORMAT = 1
@@ -133,9 +133,10 @@ def locked(cache: Path, name: str) -> Iterator[None]:
         (cache / "locks").mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache / "locks" / f"{name}.lock")
         try:
-            lock.acquire(timeout=0)
+            # A second passes without a word: the ranks of a run come here together.
+            lock.acquire(timeout=1)
         except Timeout:
-            print("waiting for another process that prepares the same data", file=sys.stderr)
+            say("waiting for another process that prepares the same data")
             lock.acquire()
     try:
         yield

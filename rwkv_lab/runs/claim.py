@@ -31,6 +31,16 @@ class Claim:
             self.lock.release()
 
 
+def nothing_to_do(path: Path, rerun: bool) -> Claim | None:
+    """The claim of a run that is complete or busy, found without touching it; None where there is work to do."""
+    status = Run(path).status if is_run(path) else None
+    if status == "complete" and not rerun:
+        return Claim(path, "complete", Run(path).manifest)
+    if status == "running":
+        return Claim(path, "busy", Run(path).manifest)
+    return None
+
+
 def claim(path: Path, rerun: bool) -> Claim:
     """Claims the run directory ``path``, made where it is missing.
 

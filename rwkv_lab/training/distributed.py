@@ -1,4 +1,4 @@
-"""Several processes on one run under torchrun: plain torch.distributed, data parallel; one process without it."""
+"""Several processes on one run: plain torch.distributed, data parallel; one process without it."""
 
 import gc
 from contextlib import AbstractContextManager, nullcontext
@@ -54,12 +54,10 @@ class World:
 
 
 def join(trainer: TrainerConfig) -> World:
-    """Joins torchrun's process group; a Mistake where the configuration and the launch do not fit each other."""
+    """Joins the run's process group; a Mistake where the configuration and the launch do not fit each other."""
     ranks = torchrun.ranks()
     if trainer.strategy is None:
         raise Mistake(f"torchrun started {ranks} processes and trainer.strategy is unset: add trainer=ddp")
-    if ranks == 0:
-        raise Mistake("trainer=ddp needs torchrun: torchrun --nproc-per-node N run.py trainer=ddp")
     if trainer.processes is not None and trainer.processes != ranks:
         raise Mistake(f"trainer.processes={trainer.processes} and torchrun started {ranks}: make them agree")
     cuda = trainer.device in ("auto", "cuda") and torch.cuda.is_available()
@@ -72,10 +70,20 @@ def join(trainer: TrainerConfig) -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
+def lost_touch(error: Exception) -> bool:
+    """Whether ``error`` is what a rank sees of another one's end."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def leave() -> None:
     """Leaves the process group once every rank is here; gloo aborts at exit in a tenth of all runs without this."""
     gc.collect()
-    dist.barrier()
+    try:
+        dist.barrier()
+    except Exception as error:
+        # What there was to save together is saved.
+        if not lost_touch(error):
+            raise
     dist.destroy_process_group()
 
 

@@ -1,5 +1,6 @@
 """Stopping on request: the first Ctrl-C, SIGTERM or hang-up of the terminal sets a flag, the second acts at once."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ class Stopped(Exception):
 
 # One request reaches a process of a sweep or of torchrun by several ways: the terminal, its parent, its parent's death.
 SAME_REQUEST_SECONDS = 2.0
+STOPPED = 130  # exit code
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,8 +35,30 @@ def like_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def one_request() -> Iterator[None]:
+    """A context in which a request to stop raises KeyboardInterrupt and a later one ends the process."""
+    asked: float | None = None
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked is None:
+            asked = time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - asked > SAME_REQUEST_SECONDS:
+            # Threads that were to end what is waited for would keep Python from ending.
+            os._exit(STOPPED)
+
+    handlers = {number: signal.signal(number, stop) for number in SIGNALS if not _hung_up_ignored(number)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 class StopRequest:
-    """A context in which the first of ``SIGNALS`` only sets ``requested``."""
+    """A context in which the first of ``SIGNALS`` only sets ``requested``; left by ``Stopped``, it stays in force."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -59,4 +83,8 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
+        if kind is not Stopped:
+            self._restore()
+        elif not self.requested:
+            # Another process of the run was asked first; the same request is on its way to this one.
+            self.requested, self._asked = True, time.monotonic()

@@ -1,11 +1,10 @@
-"""A run by the processes torchrun started: rank 0 takes the run directory and decides, all train, all leave."""
+"""A run by several processes: rank 0 takes the run directory and decides, all train, all leave."""
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rwkv_lab.children import end_with_parent
 from rwkv_lab.config import Config
 from rwkv_lab.errors import Mistake
 from rwkv_lab.runs.claim import Claim, claim
@@ -17,7 +16,6 @@ ENDED_TOGETHER = (0, 130)
 
 def run(config: Config, path: Path, work: Callable[[Claim, World], tuple[int, float]]) -> tuple[int, float]:
     """Does ``work`` on every rank with the claim of the run directory ``path``; its (exit code, final val_loss)."""
-    end_with_parent()
     world = distributed.join(config.trainer)
     held = _claim_together(path, config.rerun, world)
     try:
@@ -25,7 +23,7 @@ def run(config: Config, path: Path, work: Callable[[Claim, World], tuple[int, fl
             code, loss = work(held, world)
         if code in ENDED_TOGETHER or held.state == "busy":
             distributed.leave()
-        # Otherwise this rank may be the only one that failed: torchrun stops the others, which wait for it in vain.
+        # Otherwise this rank may be the only one that failed: elastic stops the others, which wait for it in vain.
         return code, loss
     finally:
         held.release()
@@ -50,7 +48,7 @@ def _claim_together(path: Path, rerun: bool, world: World) -> Claim:
         held.release()
         raise Mistake(
             f"the run was started by {before} processes and would go on with {world.size}, which changes its rounding: "
-            f"use --nproc-per-node {before}, or start afresh with rerun=true"
+            f"use torchrun --nproc-per-node {before} run.py, or start afresh with rerun=true"
         )
     return held
 

@@ -53,13 +53,7 @@ def check_lengths(config: Config, total: int, world: World) -> None:
     warmup = getattr(config.schedule, "warmup_steps", 0)
     if warmup > total:
         raise Mistake(f"schedule.warmup_steps={warmup} is longer than the run of {total} steps")
-    trainer = config.trainer
-    parts = trainer.accumulate * world.size
-    if trainer.batch_size % parts:
-        raise Mistake(
-            f"trainer.batch_size={trainer.batch_size} cannot be shared by {world.size} processes with "
-            f"trainer.accumulate={trainer.accumulate}: choose a multiple of {parts}"
-        )
+    checks.check_shares(config.trainer, world.size)
 
 
 def prepare(config: Config, claim: Claim, overrides: list[str], resolved_yaml: str, world: World) -> Training:

@@ -39,7 +39,7 @@ class Told(World):
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_resume(lab: Lab):
     lab.run(*SHORT, "study=one_process")
-    # As a job of a sweep, where torchrun is started for it.
+    # As a job of a sweep, which starts its processes itself; torchrun then goes on with it.
     lab.run("-m", *SHORT, *TWO, "study=two_processes")
     one, two = lab.only_run("one_process"), lab.only_run("two_processes")
     expected, uninterrupted = read_metrics(one / "metrics.csv"), read_metrics(two / "metrics.csv")
@@ -60,11 +60,16 @@ def test_two_processes_train_as_one_and_resume(lab: Lab):
     for column in ("step", "train_loss", "grad_norm", "val_loss"):
         np.testing.assert_array_equal(resumed[column], uninterrupted[column], err_msg=column)
     assert (two / "model.safetensors").read_bytes() == weights
+    again = lab.run(*SHORT, *TWO, "study=two_processes")
+    assert "already complete" in again.stdout
+    assert "device cpu" not in again.stdout
 
 
 def test_another_number_of_processes_is_refused(tmp_path):
     write_json(tmp_path / "run.json", {"format": 1, "status": "running", "world_size": 2})
-    with pytest.raises(Mistake, match=r"started by 2 processes and would go on with 3.*--nproc-per-node 2"):
+    with pytest.raises(
+        Mistake, match=r"started by 2 processes and would go on with 3.*torchrun --nproc-per-node 2 run.py"
+    ):
         parallel._claim_together(tmp_path, False, Told(0, 3))
     held = parallel._claim_together(tmp_path, False, Told(0, 2))
     assert held.state == "resume"
