@@ -53,7 +53,14 @@ def read(path: Path) -> dict[str, Layers]:
     """The time weights of a run directory or a .safetensors file; a Mistake where there are none."""
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        what = "has no model.safetensors: the run has not finished" if path.is_dir() else "does not exist"
+        study = next(path.glob("*/run.json"), None)
+        what = (
+            "does not exist"
+            if not path.is_dir()
+            else f"is no run but a folder of runs: name one of them, such as {study.parent}"
+            if study
+            else "has no model.safetensors: the run has not finished"
+        )
         raise Mistake(f"{path} {what}")
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

@@ -91,6 +91,10 @@ def test_mistakes(tmp_path, decays):
     (tmp_path / "empty").mkdir()
     with pytest.raises(Mistake, match="has not finished"):
         main(["weights", str(tmp_path / "empty")])
+    (tmp_path / "study" / "a run").mkdir(parents=True)
+    (tmp_path / "study" / "a run" / "run.json").write_text("{}")
+    with pytest.raises(Mistake, match=r"a folder of runs: name one of them, such as .*a run"):
+        main(["weights", str(tmp_path / "study")])
     with pytest.raises(Mistake, match="at least 2"):
         main(["weights", str(decays), "--distance", "1"])
     save_file({"head.weight": np.zeros((2, 2), np.float32)}, tmp_path / "none.safetensors")
