@@ -6,6 +6,7 @@ when it is asked for.
 
 import argparse
 import importlib
+import io
 import sys
 from typing import NoReturn
 
@@ -55,4 +56,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # Where the terminal's encoding has no ± there is a question mark instead of an error.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     sys.exit(main_guard(lambda: main(sys.argv[1:])))

@@ -66,6 +66,12 @@ def test_mistakes_are_one_sentence(study, arguments, said):
     assert "\n" not in str(raised.value)
 
 
+def test_paths_without_a_folder_in_common_need_one(study, monkeypatch):
+    monkeypatch.setattr("os.path.commonpath", lambda paths: "/")
+    with pytest.raises(Mistake, match="--out DIR"):
+        main(["compare", str(study)])
+
+
 def test_a_folder_that_cannot_be_made(study, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Mistake, match="cannot be made"):
