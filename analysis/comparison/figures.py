@@ -20,7 +20,8 @@ LONGEST = 96  # letters of a name in a legend
 
 def _draw(ax: Any, row: Row, axis: str, column: str, divisor: float, coloured: bool) -> list[tuple[Any, Any]]:
     """Draws a group and names it for the legend; the curves drawn."""
-    look, drawn = style(row.look), []
+    look = style(row.look)
+    drawn: list[tuple[Any, Any]] = []
     colour = look.colour if coloured else GREY
     mean = band(row.group.counted, axis, column, POINTS[column])
     for record in row.group.unfinished:
