@@ -154,9 +154,12 @@ def factors_figure(kind: str, layers: Layers) -> Any:
     figure, axes = _grid(len(layers), "position (tokens)", kind)
     for ax, (layer, values) in zip(axes, layers.items(), strict=True):
         curves = np.atleast_2d(values)
-        for colour, curve in zip(_shades(len(curves)), curves, strict=True):
-            ax.plot(curve, color=colour, linewidth=1.0)
+        for head, (colour, curve) in enumerate(zip(_shades(len(curves)), curves, strict=True)):
+            ax.plot(curve, color=colour, linewidth=1.0, label=f"head {head}")
         ax.set_title(f"layer {layer}", fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if len(handles) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(handles)))
     return figure
 
 
@@ -182,14 +185,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _print(layers: dict[str, Layers]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("layer", "channels", "shortest", "median", "longest", title="half-life of the channels, in tokens")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("layer", "channels", "shortest", "median", "longest"):
+        table.add_column(name, justify="right")
     for layer, values in layers.get("time_decay", {}).items():
         life = half_life(values)
-        table.add_row(str(layer), str(len(life)), *(f"{v:.3g}" for v in (life.min(), np.median(life), life.max())))
+        numbers = (f"{value:.4g}" for value in (life.min(), np.median(life), life.max()))
+        table.add_row(str(layer), str(len(life)), *numbers)
     if table.row_count:
+        print("half-life of the channels, in tokens")
         Console().print(table)
 
 
@@ -202,6 +210,6 @@ def run(args: argparse.Namespace) -> int:
 
     _print(layers)
     with paper():
-        for path in save(figures(layers, args.distance), folder):
-            print(path)
+        drawn = dict.fromkeys(path.stem for path in save(figures(layers, args.distance), folder))
+    print(f"figures  {folder}/: {', '.join(drawn)} (.png, .svg)")
     return 0

@@ -70,7 +70,7 @@ def test_figures_of_decays(decays, capsys):
     names = {path.name for path in (decays / "weights").iterdir()}
     assert names == {"time_decay.png", "time_decay.svg", "decay_curves.png", "decay_curves.svg"}
     shown = capsys.readouterr().out
-    assert str(decays / "weights" / "time_decay.png") in shown and "half-life" in shown
+    assert f"{decays / 'weights'}/: time_decay, decay_curves (.png, .svg)" in shown and "half-life" in shown
     assert "layer 2" in (decays / "weights" / "time_decay.svg").read_text()
 
 
@@ -83,6 +83,12 @@ def test_figures_of_curves_of_heads(tmp_path):
     save_file(values, tmp_path / "some.safetensors")
     assert main(["weights", str(tmp_path / "some.safetensors"), "--out", str(tmp_path / "figures")]) == 0
     assert {path.name for path in (tmp_path / "figures").glob("*.svg")} == {"time_w.svg", "time_gamma.svg"}
+
+
+def test_heads_are_named_where_there_are_several():
+    figure = weights.factors_figure("time_alpha", {0: np.ones((3, 8)), 1: np.ones((3, 8))})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["head 0", "head 1", "head 2"]
+    assert not weights.factors_figure("time_gamma", {0: np.ones(8)}).legends
 
 
 def test_mistakes(tmp_path, decays):
