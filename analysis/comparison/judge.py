@@ -136,4 +136,5 @@ def bartlett(samples: Mapping[str, Sequence[float]]) -> float:
         return float("nan")
     whole, others = freedom.sum(), len(variance) - 1
     excess = whole * np.log((variance * freedom).sum() / whole) - (freedom * np.log(variance)).sum()
-    return float(chdtrc(others, excess / (1 + ((1 / freedom).sum() - 1 / whole) / (3 * others))))
+    # Of equal spreads rounding makes an excess below 0.
+    return float(chdtrc(others, max(0.0, excess) / (1 + ((1 / freedom).sum() - 1 / whole) / (3 * others))))
