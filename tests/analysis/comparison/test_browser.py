@@ -189,3 +189,25 @@ def test_hovering_tells_the_group(browser, page):
     wait(browser, tip, 10)
     assert browser.title == "study: comparison of runs"
     assert errors(browser) == []
+
+
+@pytest.mark.slow
+def test_a_box_zooms_and_the_groups_stay_in_view(browser, page):
+    open_at(browser, page, 1366)
+    from selenium.webdriver import ActionChains
+
+    chart = charts(browser)[1]
+    view = (
+        "const f = Bokeh.documents[0].roots().find(f => f.tags[0] === 'curves');"
+        "return [f.x_range.start, f.x_range.end, f.y_range.start, f.y_range.end]"
+    )
+    before = browser.execute_script(view)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    drag = ActionChains(browser).move_to_element_with_offset(chart, -100, -60).click_and_hold()
+    drag.move_by_offset(200, 120).release().perform()
+    wait(browser, f"const [a, b] = [{before[0]}, {before[1]}]; {view.replace('return', 'const v =')};"
+                  " return v[0] > a && v[1] < b")  # fmt: skip
+    assert browser.execute_script(view)[3] < before[3]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'end'})", charts(browser)[2])
+    assert browser.execute_script("return document.querySelector('.controls').getBoundingClientRect().top") == 0
+    assert errors(browser) == []
