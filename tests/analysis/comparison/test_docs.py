@@ -57,7 +57,7 @@ def test_the_sweeps_without_an_agent_compose(repository, recipes, study):
 
 
 def test_every_file_the_page_lists_is_written(recipes):
-    from analysis.compare import PAGE
+    from analysis.commands.compare import PAGE
 
     assert PAGE in recipes
     for name in ("compare.md", "groups.csv", "pairs.csv", "runs.csv", "loss_tokens", "loss_seconds", "loss_flops"):
