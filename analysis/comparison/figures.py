@@ -47,10 +47,12 @@ def _draw(ax: Any, row: Row, axis: str, column: str, divisor: float, coloured: b
 def _panel(ax: Any, block: Block, axis: str, column: str) -> None:
     divisor, _, label = scales(block)[axis]
     drawn = []
+    # Grey for one group alone would save nothing.
+    coloured = COLOURED if len(block.rows) > COLOURED + 1 else len(block.rows)
     for place, row in enumerate(block.rows):
-        drawn += _draw(ax, row, axis, column, divisor, coloured=place < COLOURED)
-    if len(block.rows) > COLOURED:
-        ax.plot([], [], color=GREY, linewidth=0.6, label=f"{len(block.rows) - COLOURED} others")
+        drawn += _draw(ax, row, axis, column, divisor, coloured=place < coloured)
+    if coloured < len(block.rows):
+        ax.plot([], [], color=GREY, linewidth=0.6, label=f"{len(block.rows) - coloured} others")
     ax.set_xlabel(label)
     limits = loss_limits(drawn)
     if limits:

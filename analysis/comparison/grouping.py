@@ -120,8 +120,18 @@ def _is_off(key: str, config: Mapping[str, Any]) -> bool:
 
 
 def _shown(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[str]]:
-    """For each of ``configs`` the keys that name it: what is off is not named where the names stay apart."""
+    """For each of ``configs`` the keys that name it.
+
+    What all groups of a model share goes without saying once the model is named; so does what is off, where the names
+    stay apart.
+    """
     shown = [[key for key in keys if key in config] for config in configs]
+    if "model.name" in keys:
+        models = [[other for other in configs if other.get("model.name") == c.get("model.name")] for c in configs]
+        shown = [
+            [key for key in names if key == "model.name" or _partition(alike, [key]) > 1]
+            for names, alike in zip(shown, models, strict=True)
+        ]
     whole = _partition(configs, keys)
     for key in keys:
         fewer = [

@@ -1,5 +1,6 @@
 """What a reader must know before trusting the comparison, one sentence each."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -120,6 +121,13 @@ def _about_noise(block: Block, judging: Judging) -> Iterator[str]:
 def _about_block(block: Block, judging: Judging) -> Iterator[str]:
     metric = judging.metric
     where = f"On {block.corpus}"
+    lengths = {record.number("tokens") for row in block.rows for record in row.group.counted}
+    known = [length for length in lengths if math.isfinite(length)]
+    if len(known) > 1:
+        yield (
+            f"{where}, the groups were trained for {min(known):,.0f} to {max(known):,.0f} tokens, and each final value "
+            "is that of a run's own end: --metric tokens, seconds or flops compares at equal budgets."
+        )
     repeated = [row.label for row in block.rows if sum(r.finished for r in row.group.records) > len(row.group.counted)]
     if repeated:
         yield f"{where}, a seed was trained more than once and counts once: {listed(repeated)}."

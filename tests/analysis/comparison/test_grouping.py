@@ -82,6 +82,21 @@ def test_what_is_off_is_named_where_the_model_has_it_by_itself(make_run, groups)
     assert "mha_rotary" in groups() and "rwkv_v4 token_shift=none" in groups()
 
 
+def test_what_all_groups_of_a_model_share_is_not_named(make_run, groups):
+    make_run("rwkv_v4", 1, fields={"token_shift": "learned"})
+    make_run("rwkv_v2", 1, fields={"token_shift": "learned", "norm": "post"})
+    make_run("mha_rotary", 1, fields={"token_shift": "none"})
+    make_run("mha_rotary", 1, suffix="1", fields={"token_shift": "half"})
+    make_run("mha_rotary", 1, suffix="2", fields={"token_shift": "half", "head_qk_dim": 256})
+    assert sorted(groups()) == [
+        "mha_rotary",
+        "mha_rotary token_shift=half",
+        "mha_rotary token_shift=half head_qk_dim=256",
+        "rwkv_v2",
+        "rwkv_v4",
+    ]
+
+
 def test_unset_and_false_are_apart_where_both_can_be_chosen(make_run, groups):
     """model.small_init_emb: unset keeps the model's own recipe, false is unit scale."""
     make_run("mha_rotary", 1, fields={"small_init_emb": None})

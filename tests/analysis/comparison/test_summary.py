@@ -207,6 +207,13 @@ def test_another_metric_ranks_and_judges(study, comparison):
     assert "equal-time values" in report.markdown(found, "x")
 
 
+def test_runs_of_different_length_are_noted(make_run, comparison):
+    make_run("rwkv_v4", 1)
+    assert not any("own end" in note for note in notes(comparison()))
+    make_run("mha_pro", 1, trainer__tokens=2_000_000, facts={"tokens": 2_000_000})
+    assert any("trained for 1,000,000 to 2,000,000 tokens" in note for note in notes(comparison()))
+
+
 def test_different_evaluations_are_named(make_run, comparison):
     make_run("rwkv_v4", 1, facts={"result": {"val_bpb": 1.8, "eval": "carried state"}})
     make_run("mha_pro", 1, facts={"result": {"val_bpb": 1.9, "eval": "sliding windows"}})
