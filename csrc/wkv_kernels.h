@@ -166,8 +166,8 @@ struct Board {
     WKV_DEVICE void put(int at, float x, float y, float z) { a[at] = x, b[at] = y, scale[at] = z; }
 };
 
-// The weighted sum of `own`, `gap` steps away, and of the entries from `first` on in steps of `direction`, the nearest last,
-// each whole sub-chunk of log-decay `span` farther than the next.
+// The weighted sum of (a, b), of scale `scale` as it has decayed on its way here, and of `count` sub-chunks from the neighbour
+// of `sub` in `direction` on, each farther by a log-decay `span` than the one before.
 template <int W>
 WKV_DEVICE Sums<float> combine(float a, float b, float scale, const Board& board, int sub, int count, int direction,
                                float span) {
