@@ -70,7 +70,7 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
         const int64_t offset = sequence + start * C;
         Chunk<STEPS> chunk;
         float scaled[STEPS];
-        summarise(chunk, k_next, v_next, w, decay);
+        summarise(chunk, k_next, v_next, decay);
 #pragma unroll
         for (int t = 0; t < STEPS; ++t) scaled[t] = widen(gy_next[t]);
         if (tile > at.first && at.inside) {

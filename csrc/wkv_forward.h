@@ -40,7 +40,8 @@ forward_kernel(Inputs<Number> in, const float* state, const float* before, Numbe
         steps = at.steps(start);
         const int64_t offset = sequence + start * C;
         Chunk<STEPS> chunk;
-        summarise(chunk, k_next, v_next, w, decay);
+        summarise(chunk, k_next, v_next, decay);
+        chunk.sums = as_recurrence(chunk.sums, k_next, w);
         if (at.steps(start + At::TILE) == STEPS) {
             fetch(k_next, in.k + offset + At::TILE * C, in.C);
             fetch(v_next, in.v + offset + At::TILE * C, in.C);

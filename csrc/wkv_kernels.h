@@ -166,21 +166,21 @@ struct Board {
     WKV_DEVICE void put(int at, float x, float y, float z) { a[at] = x, b[at] = y, scale[at] = z; }
 };
 
-// The weighted sum of `own`, `gap` steps away, and of the entries from `first` on in steps of `direction`, the nearest last,
-// each whole sub-chunk of log-decay `span` farther than the next.
+// The weighted sum of (a, b), of scale `scale` as it has decayed on its way here, and of `count` sub-chunks from the neighbour
+// of `sub` in `direction` on, each farther by a log-decay `span` than the one before.
 template <int W>
 WKV_DEVICE Sums<float> combine(float a, float b, float scale, const Board& board, int sub, int count, int direction,
                                float span) {
-    float highest = scale;
+    const int nearest = entry<W>(sub + direction), step = direction * W;
+    float highest = scale, gap = 0.0f;
 #pragma unroll 2
-    for (int i = 0; i < count; ++i)
-        highest = larger(highest, board.scale[entry<W>(sub + direction * (i + 1))] + i * span);
+    for (int i = 0, at = nearest; i < count; ++i, at += step, gap += span) highest = larger(highest, board.scale[at] + gap);
     const float own = Scalar::exp(scale - highest);
     Sums<float> sum = {a * own, b * own, highest};
+    gap = -highest;
 #pragma unroll 2
-    for (int i = 0; i < count; ++i) {
-        const int at = entry<W>(sub + direction * (i + 1));
-        const float weight = Scalar::exp(board.scale[at] + i * span - highest);
+    for (int i = 0, at = nearest; i < count; ++i, at += step, gap += span) {
+        const float weight = Scalar::exp(board.scale[at] + gap);
         sum.a += board.a[at] * weight;
         sum.b += board.b[at] * weight;
     }
@@ -193,8 +193,8 @@ WKV_DEVICE void fetch(Held<Number> (&to)[STEPS], const Number* from, int C) {
     for (int t = 0; t < STEPS; ++t) to[t] = hold(from[static_cast<int64_t>(t) * C]);
 }
 
-// A sub-chunk in registers: e = e^{k-m} in the scale of its largest key, and the sums over it alone. None of it holds where a
-// key is cut off or the keys spread beyond GUARD.
+// A sub-chunk in registers: e = e^{k-m} in the scale of its largest key, and the sums over it alone in that scale. None of it
+// holds where a key is cut off or the keys spread beyond GUARD.
 template <int STEPS>
 struct Chunk {
     float e[STEPS], v[STEPS];
@@ -210,9 +210,8 @@ WKV_DEVICE float key(const Number* k, float k_max) {
 }
 
 template <class Number, int STEPS>
-WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Held<Number> (&k)[STEPS], const Held<Number> (&v)[STEPS], float w,
+WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Held<Number> (&k)[STEPS], const Held<Number> (&v)[STEPS],
                           float decay) {
-    float p = NO_HISTORY;
     chunk.highest = chunk.lowest = widen(k[0]);
 #pragma unroll
     for (int t = 0; t < STEPS; ++t) {
@@ -220,7 +219,6 @@ WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Held<Number> (&k)[STEPS], c
         chunk.v[t] = widen(v[t]);
         chunk.highest = larger(chunk.highest, chunk.e[t]);
         chunk.lowest = smaller(chunk.lowest, chunk.e[t]);
-        p = larger(p + w, chunk.e[t]);
     }
     float a = 0.0f, b = 0.0f;
 #pragma unroll
@@ -228,8 +226,17 @@ WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Held<Number> (&k)[STEPS], c
         chunk.e[t] = Scalar::exp(chunk.e[t] - chunk.highest);
         tile_advance(a, b, decay, chunk.e[t], chunk.e[t] * chunk.v[t]);
     }
-    const float out = Scalar::exp(chunk.highest - p);
-    chunk.sums = {a * out, b * out, p};
+    chunk.sums = {a, b, chunk.highest};
+}
+
+// The same sums in the scale that the recurrence of RWKV-4 would give them: the largest key as it has decayed by the end.
+template <class Number, int STEPS>
+WKV_DEVICE Sums<float> as_recurrence(const Sums<float>& sums, const Held<Number> (&k)[STEPS], float w) {
+    float p = NO_HISTORY;
+#pragma unroll
+    for (int t = 0; t < STEPS; ++t) p = larger(p + w, widen(k[t]));
+    const float out = Scalar::exp(sums.p - p);
+    return {sums.a * out, sums.b * out, p};
 }
 
 template <class Number>

@@ -45,7 +45,8 @@ forward_summary_kernel(Inputs<Number> in, float* summaries) {
     Sums<float> sum = {0.0f, 0.0f, NO_HISTORY};
     for (int left = in.length; left > 0; left -= At::TILE, offset += tile) {
         Chunk<STEPS> chunk;
-        summarise(chunk, k_next, v_next, w, decay);
+        summarise(chunk, k_next, v_next, decay);
+        chunk.sums = as_recurrence(chunk.sums, k_next, w);
         if (at.inside && left > At::TILE) {
             fetch(k_next, in.k + offset + tile, in.C);
             fetch(v_next, in.v + offset + tile, in.C);
