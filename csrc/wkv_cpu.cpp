@@ -8,16 +8,17 @@
 namespace wkv {
 namespace {
 
-constexpr int64_t AHEAD = 32;  // numbers, two vectors on
+constexpr int64_t AHEAD = 2;  // vectors
 
 template <class M>
 using Tile = typename M::F[CPU_TILE];
 
-// One tile of a tensor [B,T,C] over a vector of channels, `stride` numbers from step to step.
+// One tile of a tensor [B,T,C] over a vector of channels, `stride` numbers from step to step; the walk comes to the numbers
+// `ahead` of these soon.
 template <class Number>
 struct Column {
     Number* at;
-    int64_t stride;
+    int64_t stride, ahead;
 
     LANES_INLINE auto operator[](int t) const { return load(at + t * stride); }
     template <class F>
@@ -25,7 +26,7 @@ struct Column {
         store(at + t * stride, x);
     }
     // Rows lie too far apart for the processor to foresee which of their numbers come next.
-    LANES_INLINE void fetch_ahead(int t) const { __builtin_prefetch(at + t * stride + AHEAD, !std::is_const_v<Number>); }
+    LANES_INLINE void fetch_ahead(int t) const { __builtin_prefetch(at + t * stride + ahead, !std::is_const_v<Number>); }
 };
 
 // Where the last vector reaches past the last channel, its columns are read from and written to copies that are wide enough.
@@ -33,14 +34,14 @@ template <class M, class Number>
 struct Edge {
     Number numbers[CPU_TILE][M::LANES];
 
-    LANES_INLINE Column<const Number> read(const Number* from, int64_t C, int steps, int width) {
-        if (width == M::LANES) return {from, C};
+    LANES_INLINE Column<const Number> read(const Number* from, int64_t C, int64_t ahead, int steps, int width) {
+        if (width == M::LANES) return {from, C, ahead};
         for (int t = 0; t < steps; ++t)
             for (int c = 0; c < M::LANES; ++c) numbers[t][c] = c < width ? from[t * C + c] : Number{};
-        return {numbers[0], M::LANES};
+        return {numbers[0], M::LANES, 0};
     }
-    LANES_INLINE Column<Number> place(Number* to, int64_t C, int width) {
-        return width == M::LANES ? Column<Number>{to, C} : Column<Number>{numbers[0], M::LANES};
+    LANES_INLINE Column<Number> place(Number* to, int64_t C, int64_t ahead, int width) {
+        return width == M::LANES ? Column<Number>{to, C, ahead} : Column<Number>{numbers[0], M::LANES, 0};
     }
     LANES_INLINE void write(Number* to, int64_t C, int steps, int width) const {
         if (width == M::LANES) return;
@@ -262,10 +263,12 @@ void forward(const Inputs<Number, Sum>& in, const Sum* state, Number* y, Sum* st
             for (int64_t i = 0; i < count; ++i) {
                 auto& [ch, s] = walkers[i];
                 const int64_t c = first + i * M::LANES, offset = (n * in.T + start) * C + c;
+                // past the end of the row comes the next tile
+                const int64_t ahead = i + AHEAD < count ? AHEAD * M::LANES : CPU_TILE * C + (AHEAD - count) * M::LANES;
                 if (checkpoints) write_sums<M>(checkpoints + (n * rows + start / CPU_TILE) * 3 * C + c, s, C, ch.width);
-                keys.read(k_edge.read(in.k + offset, C, steps, ch.width), steps, ch, s.p);
-                const auto v = v_edge.read(in.v + offset, C, steps, ch.width);
-                const auto to = y_edge.place(y + offset, C, ch.width);
+                keys.read(k_edge.read(in.k + offset, C, ahead, steps, ch.width), steps, ch, s.p);
+                const auto v = v_edge.read(in.v + offset, C, ahead, steps, ch.width);
+                const auto to = y_edge.place(y + offset, C, ahead, ch.width);
                 if (keys.exact)
                     forward_exact(s, keys, v, to, steps, ch);
                 else
@@ -311,11 +314,12 @@ void backward(const Inputs<Number, Sum>& in, const Sum* checkpoints, const Numbe
             for (int64_t i = 0; i < count; ++i) {
                 auto& [ch, g] = walkers[i];
                 const int64_t c = first + i * M::LANES, offset = (n * in.T + start) * C + c;
-                const BackwardTile<M, Number> tile = {k_edge.read(in.k + offset, C, steps, ch.width),
-                                                      v_edge.read(in.v + offset, C, steps, ch.width),
-                                                      gy_edge.read(gy + offset, C, steps, ch.width),
-                                                      gk_edge.place(gk + offset, C, ch.width),
-                                                      gv_edge.place(gv + offset, C, ch.width),
+                constexpr int64_t ahead = AHEAD * M::LANES;
+                const BackwardTile<M, Number> tile = {k_edge.read(in.k + offset, C, ahead, steps, ch.width),
+                                                      v_edge.read(in.v + offset, C, ahead, steps, ch.width),
+                                                      gy_edge.read(gy + offset, C, ahead, steps, ch.width),
+                                                      gk_edge.place(gk + offset, C, ahead, ch.width),
+                                                      gv_edge.place(gv + offset, C, ahead, ch.width),
                                                       steps};
                 const Sums<F> s = saved(start / CPU_TILE, c, ch.width);
                 keys.read(tile.k, steps, ch, s.p);
