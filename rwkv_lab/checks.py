@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rwkv_lab import data
-from rwkv_lab.config import GROUPS, SCHEDULE_SCHEMAS, Config, TrainerConfig, schema_of
+from rwkv_lab.config import GROUPS, SCHEDULE_SCHEMAS, Config, TrainerConfig, schema_of, without_its_group
 from rwkv_lab.data import config as data_config
 from rwkv_lab.errors import Mistake, nearest
 from rwkv_lab.models import config as model_config
@@ -19,6 +19,7 @@ from rwkv_lab.training import schedules
 from rwkv_lab.wording import sentence
 
 _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+MOST_THREADS = 1024
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 
@@ -31,7 +32,7 @@ def parse_count(key: str, value: Any) -> int:
     except ValueError:
         count = math.nan
     if isinstance(value, bool) or not math.isfinite(count) or count < 1 or count != round(count):
-        raise Mistake(f"{key}={value} is not a number above 0; write 500000, 5e5, 500k, 2M or 1.5B")
+        raise Mistake(f"{key}={value} is no whole number above 0; write 500000, 5e5, 500k, 2M or 1.5B")
     return int(count)
 
 
@@ -53,6 +54,7 @@ def check(composed: DictConfig) -> Config:
     _choice("ops.backend", config.ops.backend, ("auto", "native", "reference"))
     model_config.check(config.model)
     data_config.check(config.data, config.tokenizer)
+    _check_length(config)
     return config
 
 
@@ -96,7 +98,8 @@ def _merge(prefix: str, schema: DictConfig, content: dict) -> DictConfig:
     for key in content:
         if key not in known:
             place = f"{prefix[:-1]} '{content['name']}'" if content.get("name") else prefix[:-1] or "the top level"
-            raise Mistake(f"{prefix}{key} is unknown{nearest(str(key), known)}: {place} has {', '.join(known)}")
+            likely = ("" if prefix else without_its_group(str(key))) or nearest(str(key), known)
+            raise Mistake(f"{prefix}{key} is unknown{likely}: {place} has {', '.join(known)}")
     try:
         return OmegaConf.merge(schema, content)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -146,6 +149,8 @@ def _check_trainer(config: Config) -> None:
             f"trainer.accumulate={trainer.accumulate} does not divide trainer.batch_size={trainer.batch_size}: "
             "choose a divisor of it"
         )
+    if (trainer.threads or 0) > MOST_THREADS:
+        raise Mistake(f"trainer.threads={trainer.threads} is too many: choose at most {MOST_THREADS}")
     _choice("trainer.precision", trainer.precision, PRECISIONS)
     kind, _, number = trainer.device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
@@ -167,6 +172,18 @@ def check_shares(trainer: TrainerConfig, processes: int) -> None:
             f"trainer.batch_size={trainer.batch_size} cannot be shared by {processes} processes with "
             f"trainer.accumulate={trainer.accumulate}: choose a multiple of {parts}"
         )
+
+
+def total_steps(config: Config) -> int:
+    """Updates of the run: ``trainer.steps``, or as many as it takes to see ``trainer.tokens``."""
+    trainer = config.trainer
+    return trainer.steps or math.ceil(trainer.tokens / (trainer.batch_size * config.model.ctx_len))
+
+
+def _check_length(config: Config) -> None:
+    warmup, total = getattr(config.schedule, "warmup_steps", 0), total_steps(config)
+    if warmup > total:
+        raise Mistake(f"schedule.warmup_steps={warmup} is longer than the run of {total} steps")
 
 
 def _check_optimizer(config: Config) -> None:

@@ -1,5 +1,6 @@
 """The command line of run.py: help, Hydra's entry point, and errors as one sentence."""
 
+import dataclasses
 import os
 import sys
 import time
@@ -50,6 +51,9 @@ def _guarded() -> int:
         place = f": {error.filename}" if error.filename else ""
         print(f"failed: {error.strerror or error}{place}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print("failed: out of memory", file=sys.stderr)
+        return 1
     except Mistake:
         _let_the_first_rank_speak()
         raise
@@ -65,17 +69,29 @@ def _check_syntax(arguments: list[str]) -> None:
     """A Mistake for what Hydra answers with a page: unknown flags, words that are no override."""
     from hydra._internal.utils import get_args_parser
 
-    from rwkv_lab.compose import check_studies
+    from rwkv_lab.compose import check_studies, groups
+    from rwkv_lab.config import Config
 
     parser = get_args_parser()
     flags = [name for action in parser._actions for name in action.option_strings]
 
+    keys = {field.name for field in dataclasses.fields(Config)} | set(groups())
+
     def refuse(message: str) -> NoReturn:
+        for argument in arguments:
+            key, _, value = argument.lstrip("-").partition("=")
+            if argument.startswith("-") and key.partition(".")[0] in keys:
+                raise Mistake(f"{argument}: keys are written without dashes, as in {key}={value or 'VALUE'}")
         word = message.rpartition(" ")[2]
         raise Mistake(f"{message}{nearest(word, flags)}: see python run.py --help")
 
     parser.error = refuse  # type: ignore[method-assign]
-    for override in parser.parse_args(arguments).overrides:
+    parsed = parser.parse_args(arguments)
+    if parsed.resolve and not parsed.cfg:
+        raise Mistake("--resolve does nothing alone: add --cfg job")
+    if sum(map(bool, (parsed.run, parsed.multirun, parsed.cfg, parsed.info, parsed.shell_completion))) > 1:
+        raise Mistake("--run, --multirun (-m), --cfg, --info and --shell-completion exclude each other: give one")
+    for override in parsed.overrides:
         key, equals, value = override.partition("=")
         if key.strip("+") == "experiments" and value not in ("", "null"):
             check_studies()
@@ -98,13 +114,13 @@ def _compose_and_run() -> int:
     entry = hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")
     try:
         entry(outcome.run)()
-    except (Mistake, MemoryError):
+        if outcome.error is not None:
+            raise outcome.error
+    except Mistake:
         raise
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
             raise
         raise Mistake(sentence) from None
-    if outcome.mistake is not None:
-        raise outcome.mistake
     return outcome.exit_code

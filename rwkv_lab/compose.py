@@ -9,7 +9,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rwkv_lab.config import register
+from rwkv_lab.config import register, without_its_group
 from rwkv_lab.errors import Mistake, nearest
 from rwkv_lab.launchers import EXTRAS
 from rwkv_lab.paths import REPOSITORY, RUNS
@@ -84,7 +84,11 @@ def _unknown_option(text: str) -> str | None:
     found = re.search(r"Cannot find primary config '([^']*)'", text)
     if found:
         return f"--config-name={found[1]} does not exist: leave it out"
-    found = re.search(r"Could not override '([^'@]*)", text)
+    if "Primary config directory not found" in text:
+        return "--config-path names a folder that does not exist: leave it out"
+    found = re.search(r"Could not override '([^'@]*)(@?)", text)
+    if found and found[2]:
+        return f"{found[1]}@ moves a group elsewhere, where nothing reads it: write {found[1]}=OPTION"
     if found and "No match in the defaults list" in text:
         return f"{found[1]} is no group or key{nearest(found[1], groups())}: the groups are {', '.join(groups())}"
     found = re.search(r"Could not delete(?: from config)?\. '(.*)' does not exist", text)
@@ -95,6 +99,9 @@ def _several_values(text: str) -> str | None:
     found = re.search(r"Ambiguous value for argument '([^']*)'", text)
     if found:
         return f"{found[1]} is several values: add -m for a sweep over them, or write a list as [a,b]"
+    found = re.search(r"(?:Multiple values for |force-add of config groups is not supported: '\+*)(\w+)", text)
+    if found:
+        return f"{found[1]} has an option already: write {found[1]}=OPTION without a plus"
     if re.search(r"Merge error: \w+ is not a subclass of", text):
         return "two options of one group cannot be merged: choose one, or add -m and write a,b for a sweep over them"
     return None
@@ -135,4 +142,7 @@ def _unknown_key(text: str, chain: Sequence[BaseException]) -> str | None:
     parent: Any = next((link.parent_node for link in found_in if link.parent_node is not None), None)
     known = [str(name) for name in parent if name != "hydra"] if parent is not None else []
     place = full.rpartition(".")[0] or ("the top level" if "study" in known else "this place")
-    return f"{full} is unknown{nearest(key, known)}" + (f": {place} has {', '.join(known)}" if known else "")
+    likely = nearest(key, known)
+    if place == "the top level":
+        likely = without_its_group(key) or likely
+    return f"{full} is unknown{likely}" + (f": {place} has {', '.join(known)}" if known else "")

@@ -5,7 +5,7 @@ module registers all of them with Hydra. A field marked ``identity=False`` canno
 of its identity. A new field's default must mean "as before", because None and False are left out too. Imports no torch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import MISSING
@@ -146,6 +146,17 @@ def schema_of(group: str, name: str) -> type:
     if group == "schedule":
         return SCHEDULE_SCHEMAS[name]
     return GROUP_SCHEMAS[group]
+
+
+def without_its_group(key: str) -> str:
+    """`` (did you mean 'trainer.steps'?)`` for ``steps`` and ``schedule.lr_init`` for ``lr``, or an empty string."""
+    named = [("model", entry.config) for entry in MODELS.values()]
+    named += [("schedule", schema) for schema in SCHEDULE_SCHEMAS.values()]
+    for group, schema in (*GROUP_SCHEMAS.items(), *named):
+        for each in fields(schema):
+            if each.name == key or each.name.startswith(f"{key}_"):
+                return f" (did you mean '{group}.{each.name}'?)"
+    return ""
 
 
 def register() -> None:

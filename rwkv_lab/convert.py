@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rwkv_lab.arguments import Arguments
 from rwkv_lab.errors import Mistake, main_guard
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m rwkv_lab.convert",
         description="Checkpoints of the original implementation. Out: RUN (or a .safetensors file) to out.pth, which "
         "the rwkv package loads. In: a .pth file to out.safetensors, for model.init_from=out.safetensors.",

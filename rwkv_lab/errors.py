@@ -13,8 +13,12 @@ class Mistake(Exception):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest of ``known``, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    as_written = {each.lower(): each for each in known}
+    wanted = str(name).lower()
+    close = difflib.get_close_matches(wanted, as_written, n=1, cutoff=0.5)
+    # lr for lr_init
+    close = close or [each for each in as_written if wanted and each.startswith(f"{wanted}_")]
+    return f" (did you mean '{as_written[close[0]]}'?)" if close else ""
 
 
 def main_guard(main: Callable[[], int | None]) -> int:

@@ -221,9 +221,9 @@ def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    import argparse
+    from rwkv_lab.arguments import Arguments
 
-    parser = argparse.ArgumentParser("python -m rwkv_lab.evaluate", description="Full held-out evaluation of a run.")
+    parser = Arguments("python -m rwkv_lab.evaluate", description="Full held-out evaluation of a run.")
     parser.add_argument("run", help="directory of a complete run")
     parser.add_argument("--split", choices=("test", "val"), default="val", help="which text (default: val)")
     parser.add_argument(

@@ -4,11 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from rwkv_lab.arguments import Arguments
 from rwkv_lab.errors import Mistake, main_guard
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m rwkv_lab.generate",
         description="Continues a text with a trained run's model: token by token with a recurrent state for rwkv_v2, "
         "rwkv_v3 and rwkv_v4, with a window of ctx_len tokens for the others.",

@@ -26,7 +26,7 @@ class Outcome:
     """What Hydra calls with each composed configuration, and the exit code it led to."""
 
     exit_code: int = COMPLETE
-    mistake: Mistake | None = None
+    error: Exception | None = None
 
     def run(self, composed: DictConfig) -> float:
         """Runs one job in this process, or, as part of a sweep, in a process of its own; returns its final val_loss.
@@ -45,9 +45,9 @@ class Outcome:
             return sweep_job.run(composed, hydra_config)
         try:
             self.exit_code, loss = run_here(composed, overrides)
-        except Mistake as mistake:
+        except Exception as error:
             # Hydra would announce an exception with lines of its own.
-            self.mistake, loss = mistake, float("inf")
+            self.error, loss = error, float("inf")
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:

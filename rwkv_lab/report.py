@@ -58,13 +58,10 @@ def dry_run(config: Config, path: Path) -> None:
 
     from rwkv_lab import checks, data, models
     from rwkv_lab.models.factory import skeleton
-    from rwkv_lab.training.distributed import World
-    from rwkv_lab.training.session import check_lengths, rate_function
-    from rwkv_lab.training.trainer import total_steps
+    from rwkv_lab.training.session import rate_function
 
     say(OmegaConf.to_yaml(OmegaConf.create(checks.plain(config))))
-    total = total_steps(config)
-    check_lengths(config, total, World())
+    total = checks.total_steps(config)
     rates = [*map(rate_function(config, total), range(total))]
     corpus = data.load(config.data, config.tokenizer)
     data.require_length(corpus, config.model.ctx_len)

@@ -48,6 +48,8 @@ def plan(jobs: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], DictC
     """Composes and checks every job; a Mistake where two jobs are the same run. A job that is a mistake stays in it."""
     from rwkv_lab.compose import explain
 
+    if not jobs:
+        raise Mistake("the sweep has no jobs: one of its ranges or lists is empty")
     planned: list[Job] = []
     for overrides in jobs:
         try:

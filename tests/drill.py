@@ -4,7 +4,6 @@
 third while a checkpoint is being written, a third into start-up.
 """
 
-import argparse
 import random
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from rwkv_lab.arguments import Arguments
 from rwkv_lab.errors import Mistake, main_guard
 from rwkv_lab.paths import REPOSITORY
 from rwkv_lab.runs import load
@@ -137,7 +137,7 @@ def drill(lab: Lab, kills: int, seed: int) -> tuple[list[Kill], int, int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.drill", description=__doc__)
+    parser = Arguments(prog="python -m tests.drill", description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed (20)")
     parser.add_argument("--seed", type=int, default=1, help="of the random moments (1)")
     options = parser.parse_args()

@@ -47,13 +47,13 @@ def check(data: DataConfig, tokenizer: TokenizerConfig) -> None:
     _one_of("data.order", data.order, ORDERS)
     _one_of("tokenizer.name", tokenizer.name, TOKENIZER_NAMES)
     own = [key for key in ("train_path", "val_path", "test_path") if getattr(data, key)]
+    if data.name in ("builtin", "kjv") and (data.path or own):
+        raise Mistake(f"data.{own[0] if own else 'path'} has no use with data={data.name}: use data=text for own files")
     if data.path and own:
         raise Mistake(f"data.path and data.{own[0]} exclude each other: give one file to divide, or its parts")
     if own and not (data.train_path and data.val_path):
         missing = "train_path" if not data.train_path else "val_path"
         raise Mistake(f"data.{missing} is missing: data.train_path and data.val_path go together")
-    if data.name in ("builtin", "kjv") and (data.path or own):
-        raise Mistake(f"data.{own[0] if own else 'path'} has no use with data={data.name}: use data=text for own files")
     if data.name in ("text", "npy") and not (data.path or own):
         raise Mistake(
             f"data.path is missing: data={data.name} needs data.path=FILE, or data.train_path and data.val_path"

@@ -30,7 +30,8 @@ def expand(path: str, key: str = "data.path", suffix: str = ".txt") -> list[Path
         return found
     found = sorted(Path(name) for name in glob.glob(str(plain), recursive=True) if os.path.isfile(name))
     if not found:
-        kind = "matches no file" if glob.has_magic(path) else "does not exist"
+        missing = "is neither a file nor a folder" if plain.exists() else "does not exist"
+        kind = "matches no file" if glob.has_magic(path) else missing
         raise Mistake(f"{key}={path} {kind}: give an existing file, folder or glob")
     return found
 

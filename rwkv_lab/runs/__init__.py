@@ -14,6 +14,8 @@ from rwkv_lab.runs import lock
 
 STATUSES = ("complete", "running", "interrupted", "failed")
 FORMAT = 1
+# What readers rely on, where it is there at all.
+_KINDS = {"format": int, "status": str, "started": str, "ended": str, "overrides": list, "data": dict, "result": dict}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Run:
             manifest = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise Mistake(f"{file} is no readable manifest ({error}): start the run afresh with rerun=true") from None
-        if not isinstance(manifest, dict):
+        if not isinstance(manifest, dict) or any(
+            not isinstance(manifest.get(key), (kind, type(None))) for key, kind in _KINDS.items()
+        ):
             raise Mistake(f"{file} is no readable manifest: start the run afresh with rerun=true")
         if manifest.get("format", 0) > FORMAT:
             raise Mistake(f"{file} was written by a newer version of rwkv_lab (format {manifest['format']})")

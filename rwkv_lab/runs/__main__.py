@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rwkv_lab.errors import Mistake, main_guard
+from rwkv_lab.arguments import Arguments
+from rwkv_lab.errors import Mistake, main_guard, nearest
+from rwkv_lab.models.registry import MODELS
 from rwkv_lab.runs import STATUSES, Run, describe, remove, select
 
 SORTS = ("path", "run", "status", "val_bpb", "tokens_per_second", "age")
@@ -39,6 +41,7 @@ def list_runs(options: argparse.Namespace) -> int:
     for key in ("status", "model", "data", "seed"):
         wanted = getattr(options, key)
         if wanted:
+            _check_filter(key, wanted.split(","))
             rows = [row for row in rows if str(getattr(row, key)) in wanted.split(",")]
     rows.sort(key=lambda row: ((value := getattr(row, options.sort)) is None, value))
     if options.json:
@@ -64,6 +67,15 @@ def list_runs(options: argparse.Namespace) -> int:
         ],
     )
     return 0
+
+
+def _check_filter(key: str, wanted: Sequence[str]) -> None:
+    allowed = {"status": (*STATUSES, "unreadable"), "model": MODELS}.get(key, wanted)
+    for each in wanted:
+        if each not in allowed:
+            raise Mistake(f"--{key} {each} is unknown{nearest(each, allowed)}: choose from {', '.join(allowed)}")
+        if key == "seed" and not each.isdigit():
+            raise Mistake(f"--seed {each} is no seed: give whole numbers, separated by commas")
 
 
 def show(options: argparse.Namespace) -> int:
@@ -134,9 +146,9 @@ def unlock(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m rwkv_lab.runs", description="What is in runs/.")
+    top = Arguments(prog="python -m rwkv_lab.runs", description="What is in runs/.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Arguments(add_help=False)
     shared.add_argument("--json", action="store_true", help="for programs")
 
     command = commands.add_parser("list", parents=[shared], help="one line a run")

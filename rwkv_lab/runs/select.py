@@ -27,7 +27,11 @@ def one(text: str, root: Path = RUNS) -> Run:
     for path in (Path(text), root / text):
         if is_run(path):
             return load(path)
-    wanted = Path(text).name
+    for path in (root / text, Path(text)):
+        below = find(path) if text.strip("./") and path.is_dir() and any(path.glob("**/run.json")) else []
+        if below:
+            raise Mistake(f"{text} holds {len(below)} runs: name one, such as {below[0].study}/{below[0].name}")
+    wanted = Path(text).name or text or "''"
     every = [manifest.parent for manifest in sorted(root.glob("*/*/run.json"))]
     matching = [path for path in every if path.name.startswith(wanted) or path.name.rpartition("-")[2] == wanted]
     if len(matching) == 1:

@@ -33,6 +33,8 @@ def following(settings: TrackerConfig, folder: Path, step: int) -> Iterator[None
         yield
         return
     follower = _start(settings, folder, step)
+    warnings = threading.Thread(target=_pass_on_warnings, args=(follower,), daemon=True)
+    warnings.start()
     patience: float = STOPPED_SECONDS
     try:
         yield
@@ -40,6 +42,8 @@ def following(settings: TrackerConfig, folder: Path, step: int) -> Iterator[None
     finally:
         if follower is not None:
             _finish(follower, patience, folder)
+            # Its last words may be on their way; wandb's own service, should it stay behind, keeps the pipe open.
+            warnings.join(STOPPED_SECONDS)
 
 
 def follow_command(folder: Path, place: Path, step: int) -> list[str]:
@@ -64,12 +68,12 @@ def _start(settings: TrackerConfig, folder: Path, step: int) -> subprocess.Popen
     except OSError as error:
         warn(f"the tracker could not be started ({error.strerror}); metrics.csv has everything")
         return None
-    threading.Thread(target=_pass_on_warnings, args=(follower,), daemon=True).start()
     return follower
 
 
-def _pass_on_warnings(follower: subprocess.Popen) -> None:
-    assert follower.stdout is not None
+def _pass_on_warnings(follower: subprocess.Popen | None) -> None:
+    if follower is None or follower.stdout is None:
+        return
     for line in follower.stdout:
         warn(line.strip())
 

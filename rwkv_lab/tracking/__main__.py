@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rwkv_lab.arguments import Arguments
 from rwkv_lab.console import say
 from rwkv_lab.errors import main_guard
 
@@ -20,13 +21,13 @@ def sync_studies(options: argparse.Namespace) -> int:
             counts[done.outcome] = counts.get(done.outcome, 0) + 1
             if done.outcome != "whole":
                 reason = f": {done.reason}" if done.reason else ""
-                say(f"{done.outcome:<9} {run.study}/{run.name}{reason}")
+                say(f"{done.outcome:<10} {run.study}/{run.name}{reason}")
             if done.outcome == "failed":
                 # The next would fail in the same way, after the same wait.
                 say("stopped at the first failure; the same command again goes on")
                 break
     say(", ".join(f"{number} {outcome}" for outcome, number in counts.items()) or "no runs")
-    return 1 if counts.get("failed") else 0
+    return 1 if counts.keys() & {"failed", "unreadable"} else 0
 
 
 def follow_run(options: argparse.Namespace) -> int:
@@ -37,7 +38,7 @@ def follow_run(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    top = argparse.ArgumentParser(prog="python -m rwkv_lab.tracking", description="Runs and experiment trackers.")
+    top = Arguments(prog="python -m rwkv_lab.tracking", description="Runs and experiment trackers.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("sync", help="upload to wandb what it does not have yet")
     command.add_argument("study", nargs="*", metavar="STUDY", help="names below runs/ or folders (all)")

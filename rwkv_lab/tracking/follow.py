@@ -45,7 +45,7 @@ def follow(folder: Path, place: Path, step: int, mode: str | None = None) -> Non
         if mode == "online":
             uploads.write(run, last)
     except Exception as error:
-        say(f"wandb stopped working ({_reason(error)}); metrics.csv has everything")
+        say(f"wandb stopped working ({wandb_run.reason(error)}); metrics.csv has everything")
 
 
 def say(text: str) -> None:
@@ -76,10 +76,5 @@ def _open(run: Run, mode: str, place: Path) -> Any:
         return wandb_run.open_run(run, mode, place)
     except Exception as error:
         left = "going on offline" if mode == "online" else "going on without it; metrics.csv has everything"
-        say(f"wandb could not start in mode {mode} ({_reason(error)}); {left}")
+        say(f"wandb could not start in mode {mode} ({wandb_run.reason(error)}); {left}")
         return None
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0].rstrip(".") if lines else type(error).__name__)[:200]

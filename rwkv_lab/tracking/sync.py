@@ -6,12 +6,13 @@ Not wandb's own files: an offline run that was resumed leaves several, and they 
 from pathlib import Path
 from typing import NamedTuple
 
+from rwkv_lab.errors import Mistake
 from rwkv_lab.runs import Run
 from rwkv_lab.tracking import uploads, wandb_run
 
 
 class Synced(NamedTuple):
-    """What became of one run: uploaded, whole (already there), running (left for later) or failed."""
+    """What became of one run: uploaded, whole (already there), running (left for later), unreadable or failed."""
 
     run: Run
     outcome: str
@@ -20,8 +21,11 @@ class Synced(NamedTuple):
 
 def sync(run: Run, place: Path, mode: str = "online", project: str | None = None, entity: str | None = None) -> Synced:
     """Replays ``run`` into wandb, from the first row the server lacks; wandb's files go to ``place``."""
-    if run.status == "running":
-        return Synced(run, "running")
+    try:
+        if run.status == "running":
+            return Synced(run, "running")
+    except Mistake as mistake:
+        return Synced(run, "unreadable", str(mistake))
     if uploads.is_whole(run):
         return Synced(run, "whole")
     try:
@@ -30,8 +34,7 @@ def sync(run: Run, place: Path, mode: str = "online", project: str | None = None
         last = wandb_run.log(opened, wandb_run.rows_after(run, known)) or known
         wandb_run.close(opened, run)
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        return Synced(run, "failed", lines[0] if lines else type(error).__name__)
+        return Synced(run, "failed", wandb_run.reason(error))
     if mode == "online":
         uploads.write(run, last)
     return Synced(run, "uploaded")

@@ -53,6 +53,15 @@ def open_run(run: Run, mode: str, place: Path, project: str | None = None, entit
     return opened
 
 
+def reason(error: Exception) -> str:
+    """What wandb complains of, in one line: the first of its message, or the one behind pydantic's heading."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = ": ".join(lines[1:3]).partition(" [type=")[0] if "validation error" in lines[0] else lines[0]
+    return (said or lines[0]).rstrip(".")[:200]
+
+
 def log(opened: Any, rows: Iterable[Mapping[str, float]]) -> int:
     """Logs rows of metrics.csv against their step; the last step logged, 0 where there was no row."""
     last = 0

@@ -23,7 +23,7 @@ from rwkv_lab.training import checkpoint, device, finish, optim, schedules
 from rwkv_lab.training.distributed import World
 from rwkv_lab.training.fitted import read_proposal
 from rwkv_lab.training.metrics import MetricsLog
-from rwkv_lab.training.trainer import Listeners, Row, Training, total_steps, train
+from rwkv_lab.training.trainer import Listeners, Row, Training, train
 
 
 def build_model(config: Config, vocab_size: int, backend: str, initialise: bool = True) -> LM:
@@ -48,18 +48,10 @@ def rate_function(config: Config, total: int) -> functools.partial:
     return functools.partial(schedules.SCHEDULES[config.schedule.name], total=total, **parameters)
 
 
-def check_lengths(config: Config, total: int, world: World) -> None:
-    """A Mistake where schedule, betas or the number of ranks cannot fit the run's length or batch."""
-    warmup = getattr(config.schedule, "warmup_steps", 0)
-    if warmup > total:
-        raise Mistake(f"schedule.warmup_steps={warmup} is longer than the run of {total} steps")
-    checks.check_shares(config.trainer, world.size)
-
-
 def prepare(config: Config, claim: Claim, overrides: list[str], resolved_yaml: str, world: World) -> Training:
     """Everything the loop needs, with the newest checkpoint restored; the manifest says running from here on."""
-    total = total_steps(config)
-    check_lengths(config, total, world)
+    total = checks.total_steps(config)
+    checks.check_shares(config.trainer, world.size)
     lr = rate_function(config, total)
     resolved = device.resolve(config, claim.manifest.get("resolved") if claim.state == "resume" else None)
     device.apply(resolved)

@@ -55,12 +55,6 @@ class Training:
         return self.config.model.ctx_len
 
 
-def total_steps(config: Config) -> int:
-    """Updates of the run: ``trainer.steps``, or as many as it takes to see ``trainer.tokens``."""
-    trainer = config.trainer
-    return trainer.steps or math.ceil(trainer.tokens / (trainer.batch_size * config.model.ctx_len))
-
-
 def batch(training: Training, step: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets [b,T] of one micro-batch on this rank: a pure function of seed, step, micro and rank."""
     trainer = training.config.trainer

@@ -219,3 +219,42 @@ def test_no_torch(root: Path) -> None:
         "sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", probe, root], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        ("", ["required: COMMAND", "--help"]),
+        ("lst", ["COMMAND: lst is unknown", "did you mean 'list'?", "unlock"]),
+        ("list --nope", ["unrecognized arguments: --nope"]),
+        ("list --sort age,run", ["--sort: age,run is unknown", "val_bpb"]),
+        ("list --status complet", ["--status complet is unknown", "did you mean 'complete'?", "interrupted"]),
+        ("list --model rwkv_v9", ["--model rwkv_v9 is unknown", "rwkv_v4"]),
+        ("list --seed one", ["--seed one is no seed"]),
+        ("show", ["required: RUN"]),
+        ("show nothing", ["there is no run nothing", "list"]),
+        ("show .", ["there is no run ."]),
+        ("show ROOT/one", ["one holds 3 runs: name one, such as one/"]),
+        ("diff ROOT/one/rwkv_v4-builtin-s1-aaaaaaaa", ["required: RUN"]),
+        ("rm ROOT/two", ["two holds 1 runs"]),
+        ("unlock", ["required: RUN"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(command: Command, root: Path, words: str, fragments: list[str]) -> None:
+    code, out, err = command(*words.replace("ROOT", str(root)).split())
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    for fragment in fragments:
+        assert fragment in err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"status": 5}', '{"format": "x"}', '{"result": [1]}', "\xff"])
+def test_a_damaged_manifest_is_listed(command: Command, root: Path, content: str) -> None:
+    damaged = root / "one" / "rwkv_v4-builtin-s1-aaaaaaaa"
+    (damaged / "run.json").write_bytes(content.encode("latin-1"))
+    code, out, _ = command("list", root / "one", "--status", "unreadable", "--json")
+    assert code == 0
+    assert [row["path"] for row in json.loads(out)] == [str(damaged)]
+    assert command("show", damaged)[0] == 2
+    assert command("rm", damaged)[0] == 0
+    assert not damaged.exists()

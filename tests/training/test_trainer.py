@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from rwkv_lab import models
+from rwkv_lab import checks, models
 from rwkv_lab.config import OptimizerConfig
 from rwkv_lab.job import config_text
 from rwkv_lab.runs import read_metrics
@@ -14,7 +14,7 @@ from rwkv_lab.training import optim, session
 from rwkv_lab.training.distributed import World
 from rwkv_lab.training.interrupt import Stopped
 from rwkv_lab.training.metrics import MetricsLog
-from rwkv_lab.training.trainer import Listeners, NotFinite, Training, total_steps, train
+from rwkv_lab.training.trainer import Listeners, NotFinite, Training, train
 from tests.composing import checked, hydra_context
 
 TINY = ("model.n_layer=1", "model.n_embd=16", "model.ctx_len=16", "trainer.threads=1", "tracker=none", "debug=smoke")
@@ -135,4 +135,4 @@ def test_weight_decay_reaches_linear_weights_only():
     [(["trainer.steps=7"], 7), (["trainer.steps=null", "trainer.tokens=129", "trainer.batch_size=4"], 3)],
 )
 def test_length_in_steps_or_tokens(overrides, steps):
-    assert total_steps(checked(*TINY, *overrides)) == steps
+    assert checks.total_steps(checked(*TINY, *overrides)) == steps
