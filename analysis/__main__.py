@@ -6,17 +6,18 @@ when it is asked for.
 
 import argparse
 import importlib
+import io
 import sys
 from typing import NoReturn
 
 from rwkv_lab.errors import Mistake, main_guard, nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("analysis.cli_fit", "fit a law of loss against learning rate to the curves of runs"),
-    "predict": ("analysis.cli_predict", "the loss a fit predicts for a schedule, with its interval"),
-    "optimal": ("analysis.cli_optimal", "the schedule a fit says is best, beside the usual ones"),
-    "compare": ("analysis.compare", "the table, the figures and the page that compare runs"),
-    "weights": ("analysis.weights", "the time-decay and time_w curves a run learned"),
+    "fit": ("analysis.commands.fit", "fit a law of loss against learning rate to the curves of runs"),
+    "predict": ("analysis.commands.predict", "the loss a fit predicts for a schedule, with its interval"),
+    "optimal": ("analysis.commands.optimal", "the schedule a fit says is best, beside the usual ones"),
+    "compare": ("analysis.commands.compare", "the table, the figures and the page that compare runs"),
+    "weights": ("analysis.commands.weights", "the time-decay and time_w curves a run learned"),
 }
 
 
@@ -55,4 +56,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # Where the terminal's encoding has no ± there is a question mark instead of an error.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     sys.exit(main_guard(lambda: main(sys.argv[1:])))

@@ -5,14 +5,14 @@ and a loss measured after the last update has step ``len(eta)``.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis import rates, tables
+from analysis import rates, tables, wandb_runs
 from rwkv_lab.errors import Mistake, nearest
 
 DENSE = 50  # points from which a held-out loss is worth fitting instead of the training loss
@@ -179,15 +179,25 @@ def load_run(path: str | Path, column: str | None = None) -> LossCurve:
     return from_lab(columns, config, manifest.get("steps"), where=where, name=path.name, column=column)
 
 
+def from_history(
+    rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], *, where: str, name: str, column: str | None
+) -> LossCurve:
+    """A curve from rows logged elsewhere; of a run of this laboratory, as its config shows, by metrics.csv's rules."""
+    columns = tables.to_columns(rows)
+    if "schedule" in config and "trainer" in config:
+        return from_lab(columns, config, None, where=where, name=name, column=column)
+    return from_columns(columns, where=where, name=name, column=column, meta={"path": where})
+
+
 def load(path: str | Path, column: str | None = None) -> LossCurve:
     """The curve of a run directory, a CSV or JSONL file, or a wandb run (``wandb:entity/project/id``, an offline folder
     or a .wandb file). Mistake where there is none."""
     text = str(path)
     path = Path(path)
     if text.startswith("wandb:"):
-        from analysis.wandb_runs import load_online
-
-        return load_online(text.removeprefix("wandb:"), column)
+        address = text.removeprefix("wandb:")
+        history = wandb_runs.read_online(address)
+        return from_history(*history, where=text, name=address.rsplit("/", 1)[-1], column=column)
     if path.is_dir():
         if (path / "metrics.csv").is_file():
             return load_run(path, column)
@@ -198,9 +208,7 @@ def load(path: str | Path, column: str | None = None) -> LossCurve:
     if not path.is_file():
         raise Mistake(f"{path}: no such file or run directory")
     if path.suffix == ".wandb":
-        from analysis.wandb_runs import load_offline
-
-        return load_offline(path, column)
+        return from_history(*wandb_runs.read_offline(path), where=str(path), name=path.stem, column=column)
     if path.name == "metrics.csv":
         return load_run(path.parent, column)
     return load_table(path, column)

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis import checks, uncertainty, windows
 from analysis.curves import LossCurve, bin_means
-from analysis.intervals import Evidence, LeftOut, quantile
+from analysis.fitting import checks, uncertainty, windows
+from analysis.fitting.intervals import Evidence, LeftOut, quantile
+from analysis.fitting.member import Member, fit_member
+from analysis.fitting.windows import Window
 from analysis.laws.registry import LAWS
-from analysis.member import Member, fit_member
 from analysis.path import warmup_steps
-from analysis.windows import Window
 from rwkv_lab.errors import Mistake
 from rwkv_lab.training import schedules
 

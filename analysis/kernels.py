@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analysis.member import Member
+from analysis.fitting.member import Member
 from analysis.shapes import warmup_ramp
 
 GRID = 400  # points in u

@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis import kernels, shapes
 from analysis.fit import Fit, Prediction
-from analysis.member import Member
+from analysis.fitting.member import Member
 from rwkv_lab.errors import Mistake, nearest
 
 KINDS = ("free", *shapes.KINDS)

@@ -1,4 +1,4 @@
-"""``python -m analysis weights``: what a run learned about time, per layer and channel or head.
+"""What a run learned about time, per layer and channel or head.
 
 RWKV v2 to v4 learn a decay for each channel: a token ``t`` positions back counts ``exp(-(t - 1) d)`` with
 ``d = exp(time_decay)``, the token at hand ``exp(time_first)`` (Peng, RWKV-LM). RWKV v1 and MHA_pro learn a curve for
@@ -6,7 +6,6 @@ each head, ``time_w`` against distance, and factors ``time_alpha``, ``time_beta`
 model.safetensors without torch.
 """
 
-import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from analysis.saving import paper, save
 from rwkv_lab.errors import Mistake
 
 NAME = re.compile(r"(?:^|\.)blocks\.(\d+)\.(?:\w+\.)*(time_(?:decay|first|w|alpha|beta|gamma))$")
@@ -53,7 +51,14 @@ def read(path: Path) -> dict[str, Layers]:
     """The time weights of a run directory or a .safetensors file; a Mistake where there are none."""
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        what = "has no model.safetensors: the run has not finished" if path.is_dir() else "does not exist"
+        study = next(path.glob("*/run.json"), None)
+        what = (
+            "does not exist"
+            if not path.is_dir()
+            else f"is no run but a folder of runs: name one of them, such as {study.parent}"
+            if study
+            else "has no model.safetensors: the run has not finished"
+        )
         raise Mistake(f"{path} {what}")
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -147,9 +152,12 @@ def factors_figure(kind: str, layers: Layers) -> Any:
     figure, axes = _grid(len(layers), "position (tokens)", kind)
     for ax, (layer, values) in zip(axes, layers.items(), strict=True):
         curves = np.atleast_2d(values)
-        for colour, curve in zip(_shades(len(curves)), curves, strict=True):
-            ax.plot(curve, color=colour, linewidth=1.0)
+        for head, (colour, curve) in enumerate(zip(_shades(len(curves)), curves, strict=True)):
+            ax.plot(curve, color=colour, linewidth=1.0, label=f"head {head}")
         ax.set_title(f"layer {layer}", fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if len(handles) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(8, len(handles)))
     return figure
 
 
@@ -165,36 +173,3 @@ def figures(layers: dict[str, Layers], longest: int) -> dict[str, Any]:
         if kind in layers:
             made[kind] = factors_figure(kind, layers[kind])
     return made
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="a finished run's directory or a .safetensors file")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where the figures go (default: weights/ in the run)")
-    parser.add_argument("--distance", type=int, default=1024, help="farthest token of the decay curves (default 1024)")
-
-
-def _print(layers: dict[str, Layers]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("layer", "channels", "shortest", "median", "longest", title="half-life of the channels, in tokens")
-    for layer, values in layers.get("time_decay", {}).items():
-        life = half_life(values)
-        table.add_row(str(layer), str(len(life)), *(f"{v:.3g}" for v in (life.min(), np.median(life), life.max())))
-    if table.row_count:
-        Console().print(table)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Writes the figures as PNG and SVG and prints where they are."""
-    if args.distance < 2:
-        raise Mistake(f"--distance {args.distance} is too short: at least 2 tokens")
-    layers = read(args.run)
-    folder: Path = args.out or (args.run if args.run.is_dir() else args.run.parent) / "weights"
-
-    _print(layers)
-    with paper():
-        for path in save(figures(layers, args.distance), folder):
-            print(path)
-    return 0

@@ -24,7 +24,8 @@ wkv::gpu::Type type_of(ScalarType type) {
 
 wkv::gpu::Sizes sizes_of(const Arguments& args) {
     STD_TORCH_CHECK(args.k.is_cuda(), "wkv: k is not on a CUDA device");
-    STD_TORCH_CHECK(args.T < (1 << 30) && args.C < (1 << 30), "wkv: T and C must be below 2^30");
+    STD_TORCH_CHECK(args.B > 0 && args.T > 0 && args.C > 0, "wkv on CUDA: k is empty");
+    STD_TORCH_CHECK(args.T < (1 << 30) && args.B * args.C < (1 << 30), "wkv: T and B C must be below 2^30");
     return {args.B, args.T, args.C, args.log_eps(), args.highest_k(), type_of(args.k.scalar_type())};
 }
 
@@ -39,6 +40,12 @@ void* stream_of(const Tensor& k) {
 const float* in(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
 const float* in(const std::optional<Tensor>& x) { return x ? in(*x) : nullptr; }
 float* out(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+float* out(const std::optional<Tensor>& x) { return x ? out(*x) : nullptr; }
+
+std::optional<Tensor> scratch_like(const Tensor& w, int64_t floats) {
+    if (floats == 0) return std::nullopt;
+    return torch::stable::new_empty(w, {floats});
+}
 
 void check_launch(const char* failure) { STD_TORCH_CHECK(failure == nullptr, "wkv: ", failure); }
 
@@ -51,8 +58,10 @@ std::tuple<Tensor, Tensor, Tensor> wkv_fwd(Tensor w, Tensor u, Tensor k, Tensor 
     Tensor y = torch::stable::new_empty(k, {args.B, args.T, args.C});
     Tensor state_out = torch::stable::new_empty(w, {args.B, 3, args.C});
     Tensor checkpoints = torch::stable::new_empty(w, {args.B, keep ? rows_of(args.T) : 0, 3, args.C});
+    const auto scratch = scratch_like(w, wkv::gpu::scratch_of(sizes).forward);
     check_launch(wkv::gpu::forward(sizes, in(w), in(u), k.const_data_ptr(), v.const_data_ptr(), in(state),
-                                   y.mutable_data_ptr(), out(state_out), keep ? out(checkpoints) : nullptr, stream_of(k)));
+                                   y.mutable_data_ptr(), out(state_out), keep ? out(checkpoints) : nullptr, out(scratch),
+                                   stream_of(k)));
     return {y, state_out, checkpoints};
 }
 
@@ -70,9 +79,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> wkv_bwd(Tensor w, Tensor u, T
     Tensor gk = torch::stable::new_empty(k, {args.B, args.T, args.C});
     Tensor gv = torch::stable::new_empty(k, {args.B, args.T, args.C});
     Tensor gstate_in = torch::stable::new_empty(w, {args.B, 3, args.C});
+    const auto scratch = scratch_like(w, wkv::gpu::scratch_of(sizes).backward);
     check_launch(wkv::gpu::backward(sizes, in(w), in(u), k.const_data_ptr(), v.const_data_ptr(), in(checkpoints),
                                     gy.const_data_ptr(), in(gstate), out(gw), out(gu), gk.mutable_data_ptr(),
-                                    gv.mutable_data_ptr(), out(gstate_in), stream_of(k)));
+                                    gv.mutable_data_ptr(), out(gstate_in), out(scratch), stream_of(k)));
     return {gw, gu, gk, gv, gstate_in};
 }
 

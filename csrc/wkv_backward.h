@@ -1,11 +1,9 @@
 // The backward kernel: walks the tiles from the last to the first, each from the sums that the forward kernel saved before it.
 #pragma once
 
-#include "wkv_kernels.h"
+#include "wkv_segments.h"
 
 namespace wkv::gpu {
-
-constexpr int BACKWARD_STEPS = 8;  // all the registers hold
 
 // Gradients of a sub-chunk step by step, given that of the sums after it; calls emit(t, gradients) and returns the gradient of
 // the sums before it. The sums before a step are walked to afresh, so that nothing needs an array.
@@ -22,76 +20,78 @@ WKV_DEVICE Sums<float> walk_back(Sums<float> g, const Sums<float>& before, const
     return g;
 }
 
-// checkpoints as from the forward kernel; gy, gk, gv [B,T,C]; gstate [B,3,C] or null; gw, gu [B,C]; gstate_in [B,3,C].
-template <class Number, int W>
-WKV_GLOBAL(THREADS, 2)
-backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, const float* gstate, float* gw, float* gu,
-                Number* gk, Number* gv, float* gstate_in) {
+// checkpoints as from the forward kernel; gy, gk, gv [B,T,C]; gstate [B,3,C] or null; gw, gu [B,segments,C]; gstate_in
+// [B,3,C]. Where time is cut, a first pass, the same kernel with SUMMARY, leaves in segment_grads [B,segments,3,C] the gradient
+// of the sums before every segment but the first of its sequence, as far as it comes from within the segment.
+template <class Number, int W, bool SUMMARY>
+WKV_GLOBAL(THREADS, RESIDENT)
+backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, const float* gstate, float* segment_grads,
+                float* gw, float* gu, Number* gk, Number* gv, float* gstate_in) {
     constexpr int STEPS = BACKWARD_STEPS;
     using At = Place<W, STEPS>;
     WKV_SHARED Board summaries, gradients;
     WKV_SHARED Board carry[2];
-    const At at(in.C);
+    const At at(in);
+    if (SUMMARY && at.segment == 0) return;
     const float w = at.inside ? in.w[at.c] : 0.0f, u = at.inside ? in.u[at.c] : 0.0f;
     const float decay = Scalar::exp(w), bonus = Scalar::exp(u), span = STEPS * w, size = u > 0.0f ? u : -u;
-    const int64_t C = in.C, sequence = static_cast<int64_t>(at.n) * in.T * C + at.c;
+    const int64_t C = in.C, sequence = at.sequence(in);
     const int rows = (in.T + CHECKPOINT - 1) / CHECKPOINT + 1;
     const float* saved = checkpoints + static_cast<int64_t>(at.n) * rows * 3 * C + at.c;
-    const auto recall = [&](int row) -> Sums<float> {
-        if (!at.inside) return {0.0f, 0.0f, NO_HISTORY};
-        const float* from = saved + row * 3 * C;
-        return {from[0], from[C], from[2 * C]};
-    };
+    const Sums<float> none = {0.0f, 0.0f, NO_HISTORY};
+    const auto recall = [&](int row) { return at.inside ? load(saved + row * 3 * C, C) : none; };
 
-    Number k_next[STEPS] = {}, v_next[STEPS] = {}, gy_next[STEPS] = {};
-    const int last_tile = (in.T - 1) / At::TILE * At::TILE;
-    int start = last_tile + at.sub * STEPS, steps = at.steps(in.T, start);
+    Held<Number> k_next[STEPS] = {}, v_next[STEPS] = {}, gy_next[STEPS] = {};
+    const int last_tile = at.first + (at.end - 1 - at.first) / At::TILE * At::TILE;
+    int start = last_tile + at.sub * STEPS, steps = at.steps(start);
     if (steps == STEPS) {
         fetch(k_next, in.k + sequence + start * C, in.C);
         fetch(v_next, in.v + sequence + start * C, in.C);
         fetch(gy_next, gy + sequence + start * C, in.C);
     }
     Sums<float> before = recall(last_tile / CHECKPOINT);  // the sums before the tile
-    if (at.sub == 0) {
-        Sums<float> g = {0.0f, 0.0f, NO_HISTORY};
-        const float* from = gstate + static_cast<int64_t>(at.n) * 3 * C + at.c;
-        if (gstate && at.inside) g = {from[0], from[C], -recall(rows - 1).p};
-        carry[0].put(entry<W>(0), g.a, g.b, g.p);
+    Sums<float> g = none;
+    if (!SUMMARY) {
+        if (gstate && at.sub == 0 && at.inside) {
+            g = load(gstate + static_cast<int64_t>(at.n) * 3 * C + at.c, C);
+            g.p = (in.T - at.end) * w - recall(rows - 1).p;
+        }
+        const int later = in.segments - 1 - at.segment;
+        if (later > 0)
+            g = gather<W>(g, segment_grads + (at.row + 1) * 3 * C + at.c, 3 * C, at.inside ? later : 0, C, in.length * w,
+                          gradients);
+        if (at.sub == 0) carry[0].put(entry<W>(0), g.a, g.b, g.p);
     }
+    Sums<float> own = none;
     float gw_sum = 0.0f, gu_sum = 0.0f;
-    Sums<float> g;
-    for (int tile = last_tile, side = 0; tile >= 0; tile -= At::TILE, side ^= 1) {
+    for (int tile = last_tile, side = 0; tile >= at.first; tile -= At::TILE, side ^= 1) {
         start = tile + at.sub * STEPS;
-        steps = at.steps(in.T, start);
+        steps = at.steps(start);
         const int64_t offset = sequence + start * C;
         Chunk<STEPS> chunk;
         float scaled[STEPS];
-        summarise(chunk, k_next, v_next, w, decay, in.k_max);
-        unsigned cut = 0;  // bit t: the key of step t was cut off
+        summarise(chunk, k_next, v_next, decay);
 #pragma unroll
-        for (int t = 0; t < STEPS; ++t) {
-            scaled[t] = widen(gy_next[t]);
-            cut |= widen(k_next[t]) > in.k_max ? 1u << t : 0u;
-        }
-        if (tile > 0 && at.inside) {
+        for (int t = 0; t < STEPS; ++t) scaled[t] = widen(gy_next[t]);
+        if (tile > at.first && at.inside) {
             const int64_t ahead = offset - At::TILE * C;
             fetch(k_next, in.k + ahead, in.C);
             fetch(v_next, in.v + ahead, in.C);
             fetch(gy_next, gy + ahead, in.C);
         }
-        if (steps < STEPS || !(chunk.highest - chunk.lowest <= GUARD))
-            chunk.sums = walk(Sums<float>{0.0f, 0.0f, NO_HISTORY}, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
+        const bool plain = steps == STEPS && chunk.holds(in.k_max);
+        if (!plain)
+            chunk.sums = walk(none, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
         summaries.put(threadIdx.x, chunk.sums.a, chunk.sums.b, chunk.sums.p);
         __syncthreads();
 
         const Sums<float> s = combine<W>(before.a, before.b, before.p + at.sub * span, summaries, at.sub, at.sub, -1, span);
-        if (tile > 0) before = recall((tile - At::TILE) / CHECKPOINT);
+        if (tile > at.first) before = recall((tile - At::TILE) / CHECKPOINT);
         const float m = chunk.highest;
-        const bool exact = steps < STEPS || !(larger(larger(s.p, m), in.log_eps) - chunk.lowest + size <= GUARD);
-        float y[STEPS];
-        float a_slope = 0.0f, b_slope = 0.0f;  // d/dw of the sums, through the decay within the sub-chunk
+        const bool exact = !plain || !(larger(larger(s.p, m), in.log_eps) - chunk.lowest + size <= GUARD);
+        float y[STEPS], slope_sum = 0.0f;
+        float a_slope = 0.0f, b_slope = 0.0f;  // d/d e^w of the sums, through the decay within the sub-chunk
         if (exact) {
-            const Sums<float> none = {0.0f, 0.0f, NO_HISTORY};
             g = walk_back(none, s, in, gy, offset, steps, w, u, [](int, const StepGrad<float>&) {});
         } else {
             const float into = Scalar::exp(s.p - m), eps = Scalar::exp(in.log_eps - m);
@@ -102,18 +102,23 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
                 const float inverse = Scalar::reciprocal(tile_denominator(b, bonus, e, eps));
                 y[t] = (bonus * ev + a) * inverse;
                 scaled[t] *= inverse;
-                gw_sum += scaled[t] * (a_slope - y[t] * b_slope);
-                a_slope = decay * (a_slope + a), b_slope = decay * (b_slope + b);
+                slope_sum += scaled[t] * (a_slope - y[t] * b_slope);
+                a_slope = decay * a_slope + a, b_slope = decay * b_slope + b;
                 tile_advance(a, b, decay, e, ev);
             }
             g = {0.0f, 0.0f, -m};
 #pragma unroll
             for (int t = STEPS - 1; t >= 0; --t) tile_retreat(g.a, g.b, decay, scaled[t], y[t]);
         }
+        if (SUMMARY) {
+            own = join<Scalar>(own, At::TILE * w, g);
+            __syncthreads();
+            continue;
+        }
         gradients.put(threadIdx.x, g.a, g.b, g.p);
         __syncthreads();
 
-        const int c = entry<W>(0), end = in.T < tile + At::TILE ? in.T : tile + At::TILE;
+        const int c = entry<W>(0), end = at.end < tile + At::TILE ? at.end : tile + At::TILE;
         const int left = end - start - steps > 0 ? end - start - steps : 0;
         g = combine<W>(carry[side].a[c], carry[side].b[c], carry[side].scale[c] + left * w, gradients, at.sub,
                        At::SUBCHUNKS - 1 - at.sub, 1, span);
@@ -127,20 +132,27 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
         } else {
             const float lift = Scalar::exp(g.p + m);  // at most e^GUARD, as on the CPU
             float ga = g.a * lift, gb = g.b * lift;
-            gw_sum += ga * a_slope + gb * b_slope;
+            gw_sum += decay * (slope_sum + ga * a_slope + gb * b_slope);
 #pragma unroll
             for (int t = STEPS - 1; t >= 0; --t) {
                 const StepGrad<float> step =
                     tile_backward(ga, gb, decay, chunk.e[t], bonus * chunk.e[t], chunk.v[t], y[t], scaled[t]);
                 gu_sum += step.bonus;
-                narrow(gk[offset + t * C], cut >> t & 1u ? 0.0f : step.k);
+                narrow(gk[offset + t * C], step.k);
                 narrow(gv[offset + t * C], step.v);
             }
             g = {ga, gb, -m};
         }
         if (at.sub == 0) carry[side ^ 1].put(c, g.a, g.b, g.p);
     }
-    if (at.sub == 0 && at.inside) {
+    if (SUMMARY) {
+        gradients.put(threadIdx.x, own.a, own.b, own.p);
+        __syncthreads();
+        own = combine<W>(0.0f, 0.0f, NO_HISTORY, gradients, -1, At::SUBCHUNKS, 1, span);
+        if (at.sub == 0 && at.inside) save(segment_grads + at.row * 3 * C + at.c, own, C);
+        return;
+    }
+    if (at.sub == 0 && at.segment == 0 && at.inside) {
         const float lift = Scalar::exp(g.p + before.p), ga = g.a * lift, gb = g.b * lift;
         float* to = gstate_in + static_cast<int64_t>(at.n) * 3 * C + at.c;
         to[0] = ga, to[C] = gb, to[2 * C] = ga * before.a + gb * before.b;
@@ -151,8 +163,8 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
     if (at.sub == 0 && at.inside) {
         for (int sub = 1; sub < At::SUBCHUNKS; ++sub)
             gw_sum += summaries.a[entry<W>(sub)], gu_sum += summaries.b[entry<W>(sub)];
-        gw[static_cast<int64_t>(at.n) * C + at.c] = gw_sum;
-        gu[static_cast<int64_t>(at.n) * C + at.c] = gu_sum;
+        gw[at.row * C + at.c] = gw_sum;
+        gu[at.row * C + at.c] = gu_sum;
     }
 }
 

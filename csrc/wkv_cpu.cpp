@@ -1,4 +1,4 @@
-// The WKV scan on the CPU: one task per sequence and block of channels, walking time in tiles that stay in the L1 cache.
+// The WKV scan on the CPU: one task per sequence and vector of channels, walking time in tiles that stay in the L1 cache.
 #include "wkv_cpu.h"
 
 #include <vector>
@@ -8,230 +8,226 @@
 namespace wkv {
 namespace {
 
-constexpr int VECTORS = 2;
+constexpr int64_t AHEAD = 2;  // vectors
 
 template <class M>
-constexpr int WIDTH = VECTORS * M::LANES;
+using Tile = typename M::F[CPU_TILE];
 
-template <class M>
-using Row = typename M::F[VECTORS];
+// One tile of a tensor [B,T,C] over a vector of channels, `stride` numbers from step to step; the walk comes to the numbers
+// `ahead` of these soon.
+template <class Number>
+struct Column {
+    Number* at;
+    int64_t stride, ahead;
 
-template <class M>
-using Tile = Row<M>[CPU_TILE];
-
-template <class M>
-using BlockSums = Sums<typename M::F>[VECTORS];
-
-// A row of `width` channels, the rest zero.
-template <class M, class Number>
-LANES_INLINE void read_row(typename M::F* to, const Number* from, int width) {
-    if (width == WIDTH<M>) {
-        for (int j = 0; j < VECTORS; ++j) to[j] = load(from + j * M::LANES);
-        return;
+    LANES_INLINE auto operator[](int t) const { return load(at + t * stride); }
+    template <class F>
+    LANES_INLINE void put(int t, F x) const {
+        store(at + t * stride, x);
     }
-    typename M::Scalar padded[WIDTH<M>] = {};
-    for (int c = 0; c < width; ++c) padded[c] = widen(from[c]);
-    for (int j = 0; j < VECTORS; ++j) to[j] = load(padded + j * M::LANES);
+    // Rows lie too far apart for the processor to foresee which of their numbers come next.
+    LANES_INLINE void fetch_ahead(int t) const { __builtin_prefetch(at + t * stride + ahead, !std::is_const_v<Number>); }
+};
+
+// Where the last vector reaches past the last channel, its columns are read from and written to copies that are wide enough.
+template <class M, class Number>
+struct Edge {
+    Number numbers[CPU_TILE][M::LANES];
+
+    LANES_INLINE Column<const Number> read(const Number* from, int64_t C, int64_t ahead, int steps, int width) {
+        if (width == M::LANES) return {from, C, ahead};
+        for (int t = 0; t < steps; ++t)
+            for (int c = 0; c < M::LANES; ++c) numbers[t][c] = c < width ? from[t * C + c] : Number{};
+        return {numbers[0], M::LANES, 0};
+    }
+    LANES_INLINE Column<Number> place(Number* to, int64_t C, int64_t ahead, int width) {
+        return width == M::LANES ? Column<Number>{to, C, ahead} : Column<Number>{numbers[0], M::LANES, 0};
+    }
+    LANES_INLINE void write(Number* to, int64_t C, int steps, int width) const {
+        if (width == M::LANES) return;
+        for (int t = 0; t < steps; ++t)
+            for (int c = 0; c < width; ++c) to[t * C + c] = numbers[t][c];
+    }
+};
+
+template <class M>
+LANES_INLINE typename M::F read_row(const typename M::Scalar* from, int width) {
+    if (width == M::LANES) return load(from);
+    typename M::Scalar padded[M::LANES] = {};
+    for (int c = 0; c < width; ++c) padded[c] = from[c];
+    return load(padded);
 }
 
-template <class M, class Number>
-LANES_INLINE void write_row(Number* to, const typename M::F* from, int width) {
-    if (width == WIDTH<M>) {
-        for (int j = 0; j < VECTORS; ++j) store(to + j * M::LANES, from[j]);
-        return;
-    }
-    Number padded[WIDTH<M>];
-    for (int j = 0; j < VECTORS; ++j) store(padded + j * M::LANES, from[j]);
-    for (int c = 0; c < width; ++c) to[c] = padded[c];
+template <class M>
+LANES_INLINE void write_row(typename M::Scalar* to, typename M::F row, int width) {
+    if (width == M::LANES) return store(to, row);
+    for (int c = 0; c < width; ++c) to[c] = row[c];
 }
 
 template <class M>
-LANES_INLINE bool any_above(const typename M::F* row, typename M::Scalar limit) {
-    typename M::Scalar lanes[WIDTH<M>];
-    std::memcpy(lanes, row, sizeof(lanes));
-    bool found = false;
-    for (int c = 0; c < WIDTH<M>; ++c) found |= lanes[c] > limit;
-    return found;
+LANES_INLINE Sums<typename M::F> read_sums(const typename M::Scalar* from, int64_t C, int width) {
+    return {read_row<M>(from, width), read_row<M>(from + C, width), read_row<M>(from + 2 * C, width)};
+}
+
+template <class M>
+LANES_INLINE void write_sums(typename M::Scalar* to, const Sums<typename M::F>& s, int64_t C, int width) {
+    write_row<M>(to, s.a, width);
+    write_row<M>(to + C, s.b, width);
+    write_row<M>(to + 2 * C, s.p, width);
 }
 
 // What a task keeps for its channels over the whole walk.
 template <class M>
 struct Channels {
     using F = typename M::F;
-    Row<M> w, u, decay, bonus;
-    F log_eps, k_max;
+    F w, u, decay, bonus, log_eps, k_max;
     int width;
 
     template <class Number>
     void read(const Inputs<Number, typename M::Scalar>& in, int64_t c) {
         using Scalar = typename M::Scalar;
-        width = static_cast<int>(in.C - c < WIDTH<M> ? in.C - c : WIDTH<M>);
-        read_row<M>(w, in.w + c, width);
-        read_row<M>(u, in.u + c, width);
+        width = static_cast<int>(in.C - c < M::LANES ? in.C - c : M::LANES);
+        w = read_row<M>(in.w + c, width);
+        u = read_row<M>(in.u + c, width);
+        decay = M::exp(w);
+        bonus = M::exp_bounded(u);  // read only where |u| is below GUARD
         log_eps = F{} + static_cast<Scalar>(in.log_eps);
         k_max = F{} + static_cast<Scalar>(in.k_max);
-        for (int j = 0; j < VECTORS; ++j) {
-            decay[j] = M::exp(w[j]);
-            bonus[j] = M::exp_bounded(u[j]);  // read only where |u| is below GUARD
-        }
     }
 };
 
-// Keys and values of one tile, and what decides between a shared scale and exact steps.
+// The keys of one tile, cut off at k_max, and what decides between a shared scale and exact steps.
 template <class M>
-struct Loaded {
+struct Keys {
     using F = typename M::F;
-    Tile<M> k, v;
-    Row<M> scale, last_p;  // m, and the running maximum p after the tile
+    Tile<M> k;
+    F scale, last_p;  // m, and the running maximum p after the tile
     bool exact;
 
     template <class Number>
-    LANES_INLINE void read(const Inputs<Number, typename M::Scalar>& in, int64_t offset, int steps, const Channels<M>& ch,
-                           const BlockSums<M>& before) {
-        Row<M> low;
-        for (int j = 0; j < VECTORS; ++j) {
-            scale[j] = larger(before[j].p, ch.log_eps);
-            last_p[j] = before[j].p;
-            low[j] = ch.k_max;
-        }
+    LANES_INLINE void read(Column<const Number> from, int steps, const Channels<M>& ch, F p) {
+        const F w = ch.w, k_max = ch.k_max;
+        F high = larger(p, ch.log_eps), low = k_max;
         for (int t = 0; t < steps; ++t) {
-            read_row<M>(k[t], in.k + offset + t * in.C, ch.width);
-            read_row<M>(v[t], in.v + offset + t * in.C, ch.width);
-            for (int j = 0; j < VECTORS; ++j) {
-                k[t][j] = k[t][j] > ch.k_max ? ch.k_max : k[t][j];
-                scale[j] = larger(scale[j], k[t][j]);
-                low[j] = k[t][j] < low[j] ? k[t][j] : low[j];
-                last_p[j] = larger(last_p[j] + ch.w[j], k[t][j]);
-            }
+            F x = from[t];
+            from.fetch_ahead(t);
+            x = x > k_max ? k_max : x;
+            k[t] = x;
+            high = larger(high, x);
+            low = x < low ? x : low;
+            p = larger(p + w, x);
         }
-        Row<M> spread;
-        for (int j = 0; j < VECTORS; ++j) spread[j] = scale[j] - low[j] + larger(ch.u[j], -ch.u[j]);
-        exact = any_above<M>(spread, GUARD);
+        scale = high, last_p = p;
+        exact = any_lane(high - low + larger(ch.u, -ch.u) > GUARD);
     }
 };
 
-template <class M>
-LANES_INLINE void read_sums(BlockSums<M>& s, const typename M::Scalar* from, int64_t C, int width) {
-    Row<M> rows[3];
-    for (int i = 0; i < 3; ++i) read_row<M>(rows[i], from + i * C, width);
-    for (int j = 0; j < VECTORS; ++j) s[j] = {rows[0][j], rows[1][j], rows[2][j]};
-}
-
-template <class M>
-LANES_INLINE void write_sums(typename M::Scalar* to, const BlockSums<M>& s, int64_t C, int width) {
-    Row<M> rows[3];
-    for (int j = 0; j < VECTORS; ++j) rows[0][j] = s[j].a, rows[1][j] = s[j].b, rows[2][j] = s[j].p;
-    for (int i = 0; i < 3; ++i) write_row<M>(to + i * C, rows[i], width);
-}
-
-template <class M>
-LANES_INLINE void no_history(BlockSums<M>& s) {
-    using F = typename M::F;
-    for (int j = 0; j < VECTORS; ++j) s[j] = {F{}, F{}, F{} + NO_HISTORY};
-}
-
-// Both forward passes leave y in the place of v.
-template <class M>
-LANES_INLINE void forward_exact(BlockSums<M>& s, Loaded<M>& tile, int steps, const Channels<M>& ch) {
-    for (int t = 0; t < steps; ++t)
-        for (int j = 0; j < VECTORS; ++j) {
-            const auto k = tile.k[t][j], v = tile.v[t][j];
-            tile.v[t][j] = exact_output<M>(s[j], ch.u[j], k, v, ch.log_eps).y;
-            s[j] = exact_advance<M>(s[j], ch.w[j], k, v);
-        }
-}
-
-template <class M>
-LANES_INLINE void forward_tile(BlockSums<M>& s, Loaded<M>& tile, int steps, const Channels<M>& ch) {
-    using F = typename M::F;
-    for (int t = 0; t < steps; ++t)
-        for (int j = 0; j < VECTORS; ++j) tile.k[t][j] = M::exp_bounded(tile.k[t][j] - tile.scale[j]);
-    for (int j = 0; j < VECTORS; ++j) {
-        const F into = M::exp(s[j].p - tile.scale[j]), eps = M::exp(ch.log_eps - tile.scale[j]);
-        F a = s[j].a * into, b = s[j].b * into;
-        for (int t = 0; t < steps; ++t) {
-            const F e = tile.k[t][j], ev = e * tile.v[t][j];
-            tile.v[t][j] = (ch.bonus[j] * ev + a) / tile_denominator(b, ch.bonus[j], e, eps);
-            tile_advance(a, b, ch.decay[j], e, ev);
-        }
-        const F out = M::exp_bounded(tile.scale[j] - tile.last_p[j]);
-        s[j] = {a * out, b * out, tile.last_p[j]};
+template <class M, class Number>
+LANES_INLINE void forward_exact(Sums<typename M::F>& s, const Keys<M>& keys, Column<const Number> v, Column<Number> y,
+                                int steps, const Channels<M>& ch) {
+    for (int t = 0; t < steps; ++t) {
+        const auto now = v[t];
+        y.put(t, exact_output<M>(s, ch.u, keys.k[t], now, ch.log_eps).y);
+        s = exact_advance<M>(s, ch.w, keys.k[t], now);
     }
 }
 
+template <class M, class Number>
+LANES_INLINE void forward_tile(Sums<typename M::F>& s, const Keys<M>& keys, Column<const Number> v, Column<Number> y,
+                               int steps, const Channels<M>& ch) {
+    using F = typename M::F;
+    const F decay = ch.decay, bonus = ch.bonus, m = keys.scale, into = M::exp(s.p - m), eps = M::exp(ch.log_eps - m);
+    F a = s.a * into, b = s.b * into;
+    for (int t = 0; t < steps; ++t) {
+        const F e = M::exp_bounded(keys.k[t] - m), ev = e * v[t];
+        v.fetch_ahead(t), y.fetch_ahead(t);
+        y.put(t, (bonus * ev + a) / tile_denominator(b, bonus, e, eps));
+        tile_advance(a, b, decay, e, ev);
+    }
+    const F out = M::exp_bounded(m - keys.last_p);
+    s = {a * out, b * out, keys.last_p};
+}
+
+// Gradients of the sums after the present step, and of w and u over all steps from there on.
 template <class M>
-struct BlockGrad {
-    BlockSums<M> sums;
-    Row<M> w, u;
+struct Gradient {
+    Sums<typename M::F> sums;
+    typename M::F w, u;
 };
 
-// Both leave gk and gv in the place of k and v.
-template <class M>
-LANES_INLINE void backward_exact(BlockGrad<M>& g, BlockSums<M>& s, Loaded<M>& tile, const Tile<M>& gy, int steps,
-                                 const Channels<M>& ch) {
-    BlockSums<M> before[CPU_TILE];
-    for (int t = 0; t < steps; ++t)
-        for (int j = 0; j < VECTORS; ++j) {
-            before[t][j] = s[j];
-            s[j] = exact_advance<M>(s[j], ch.w[j], tile.k[t][j], tile.v[t][j]);
-        }
-    for (int t = steps - 1; t >= 0; --t)
-        for (int j = 0; j < VECTORS; ++j) {
-            const auto step = exact_backward<M>(g.sums[j], before[t][j], ch.w[j], ch.u[j], tile.k[t][j], tile.v[t][j],
-                                                gy[t][j], ch.log_eps);
-            tile.k[t][j] = step.k, tile.v[t][j] = step.v;
-            g.u[j] += step.bonus, g.w[j] += step.decay;
-        }
+template <class M, class Number>
+struct BackwardTile {
+    Column<const Number> k, v, gy;
+    Column<Number> gk, gv;
+    int steps;
+};
+
+template <class M, class Number>
+LANES_INLINE void put_gradients(const BackwardTile<M, Number>& tile, int t, const StepGrad<typename M::F>& step,
+                                typename M::F k_max) {
+    tile.gk.put(t, tile.k[t] > k_max ? typename M::F{} : step.k);
+    tile.gv.put(t, step.v);
 }
 
-template <class M>
-LANES_INLINE void backward_tile(BlockGrad<M>& g, BlockSums<M>& s, Loaded<M>& tile, const Tile<M>& gy, int steps,
-                                const Channels<M>& ch) {
-    using F = typename M::F;
-    F as[CPU_TILE], bs[CPU_TILE], ys[CPU_TILE], scaled[CPU_TILE];
-    for (int t = 0; t < steps; ++t)
-        for (int j = 0; j < VECTORS; ++j) tile.k[t][j] = M::exp_bounded(tile.k[t][j] - tile.scale[j]);
-    for (int j = 0; j < VECTORS; ++j) {
-        const F m = tile.scale[j], into = M::exp(s[j].p - m), eps = M::exp(ch.log_eps - m);
-        F a = s[j].a * into, b = s[j].b * into;
-        for (int t = 0; t < steps; ++t) {
-            const F e = tile.k[t][j], ev = e * tile.v[t][j];
-            as[t] = a, bs[t] = b;
-            const F inverse = M::reciprocal(tile_denominator(b, ch.bonus[j], e, eps));
-            ys[t] = (ch.bonus[j] * ev + a) * inverse;
-            scaled[t] = gy[t][j] * inverse;
-            tile_advance(a, b, ch.decay[j], e, ev);
-        }
-        // at most e^GUARD: the gradient's scale is at most -p of the tile's end, and that p is at least the last key
-        const F lift = M::exp(g.sums[j].p + m);
-        F ga = g.sums[j].a * lift, gb = g.sums[j].b * lift, gw = F{}, gu = F{};
-        for (int t = steps - 1; t >= 0; --t) {
-            const F e = tile.k[t][j], now = ch.bonus[j] * e;
-            gw += ga * as[t] + gb * bs[t];
-            const auto step = tile_backward(ga, gb, ch.decay[j], e, now, tile.v[t][j], ys[t], scaled[t]);
-            tile.k[t][j] = step.k, tile.v[t][j] = step.v;
-            gu += step.bonus;
-        }
-        g.sums[j] = {ga, gb, -m};
-        g.w[j] += gw * ch.decay[j], g.u[j] += gu;
+template <class M, class Number>
+LANES_INLINE void backward_exact(Gradient<M>& g, Sums<typename M::F> s, const Keys<M>& keys,
+                                 const BackwardTile<M, Number>& tile, const Channels<M>& ch) {
+    Sums<typename M::F> before[CPU_TILE];
+    for (int t = 0; t < tile.steps; ++t) {
+        before[t] = s;
+        s = exact_advance<M>(s, ch.w, keys.k[t], tile.v[t]);
+    }
+    for (int t = tile.steps - 1; t >= 0; --t) {
+        const auto step = exact_backward<M>(g.sums, before[t], ch.w, ch.u, keys.k[t], tile.v[t], tile.gy[t], ch.log_eps);
+        put_gradients(tile, t, step, ch.k_max);
+        g.u += step.bonus, g.w += step.decay;
     }
 }
 
-// Calls walk(n, c, blocks) for runs of neighbouring blocks of channels of one sequence, so that a run reads whole rows.
+template <class M, class Number>
+LANES_INLINE void backward_tile(Gradient<M>& g, const Sums<typename M::F>& s, const Keys<M>& keys,
+                                const BackwardTile<M, Number>& tile, const Channels<M>& ch) {
+    using F = typename M::F;
+    Tile<M> es, as, bs, ys, scaled;
+    const F decay = ch.decay, bonus = ch.bonus, k_max = ch.k_max, m = keys.scale;
+    const F into = M::exp(s.p - m), eps = M::exp(ch.log_eps - m);
+    F a = s.a * into, b = s.b * into;
+    for (int t = 0; t < tile.steps; ++t) {
+        const F e = M::exp_bounded(keys.k[t] - m), ev = e * tile.v[t];
+        tile.v.fetch_ahead(t), tile.gy.fetch_ahead(t), tile.gk.fetch_ahead(t), tile.gv.fetch_ahead(t);
+        const F inverse = M::reciprocal(tile_denominator(b, bonus, e, eps));
+        es[t] = e, as[t] = a, bs[t] = b;
+        ys[t] = (bonus * ev + a) * inverse;
+        scaled[t] = tile.gy[t] * inverse;
+        tile_advance(a, b, decay, e, ev);
+    }
+    // at most e^GUARD: the gradient's scale is at most -p of the tile's end, and that p is at least the last key
+    const F lift = M::exp(g.sums.p + m);
+    F ga = g.sums.a * lift, gb = g.sums.b * lift, gw = F{}, gu = F{};
+    for (int t = tile.steps - 1; t >= 0; --t) {
+        gw += ga * as[t] + gb * bs[t];
+        const auto step = tile_backward(ga, gb, decay, es[t], bonus * es[t], tile.v[t], ys[t], scaled[t]);
+        put_gradients(tile, t, step, k_max);
+        gu += step.bonus;
+    }
+    g = {{ga, gb, -m}, g.w + gw * decay, g.u + gu};
+}
+
+// Calls walk(n, c, count) for runs of neighbouring vectors of channels of one sequence, so that a run reads whole rows.
 template <class M, class Walk>
 void for_each_run(int64_t B, int64_t C, Parallel parallel, Walk walk) {
     struct Work {
         Walk walk;
-        int64_t blocks;
-    } work = {walk, (C + WIDTH<M> - 1) / WIDTH<M>};
+        int64_t vectors;
+    } work = {walk, (C + M::LANES - 1) / M::LANES};
     parallel(
-        B * work.blocks,
+        B * work.vectors,
         [](int64_t begin, int64_t end, void* context) {
             Work& work = *static_cast<Work*>(context);
             while (begin < end) {
-                const int64_t n = begin / work.blocks, first = begin % work.blocks;
-                const int64_t count = end - begin < work.blocks - first ? end - begin : work.blocks - first;
-                work.walk(n, first * WIDTH<M>, count);
+                const int64_t n = begin / work.vectors, first = begin % work.vectors;
+                const int64_t count = end - begin < work.vectors - first ? end - begin : work.vectors - first;
+                work.walk(n, first * M::LANES, count);
                 begin += count;
             }
         },
@@ -246,41 +242,45 @@ template <class Number, class Sum>
 void forward(const Inputs<Number, Sum>& in, const Sum* state, Number* y, Sum* state_out, Sum* checkpoints,
              Parallel parallel) {
     using M = MathOf<Sum>;
-    struct Block {
+    struct Walker {
         Channels<M> ch;
-        BlockSums<M> s;
+        Sums<typename M::F> s;
     };
-    const int64_t tiles = (in.T + CPU_TILE - 1) / CPU_TILE, rows = tiles + 1;
-    for_each_run<M>(in.B, in.C, parallel, [=](int64_t n, int64_t first, int64_t count) {
-        std::vector<Block> blocks(count);
+    const int64_t C = in.C, tiles = (in.T + CPU_TILE - 1) / CPU_TILE, rows = tiles + 1;
+    for_each_run<M>(in.B, C, parallel, [=](int64_t n, int64_t first, int64_t count) {
+        std::vector<Walker> walkers(count);
         for (int64_t i = 0; i < count; ++i) {
-            Block& block = blocks[i];
-            const int64_t c = first + i * WIDTH<M>;
-            block.ch.read(in, c);
-            no_history<M>(block.s);
-            if (state) read_sums<M>(block.s, state + n * 3 * in.C + c, in.C, block.ch.width);
+            auto& [ch, s] = walkers[i];
+            const int64_t c = first + i * M::LANES;
+            ch.read(in, c);
+            s.p += NO_HISTORY;
+            if (state) s = read_sums<M>(state + n * 3 * C + c, C, ch.width);
         }
-        Loaded<M> tile;
+        Edge<M, Number> k_edge, v_edge, y_edge;
+        Keys<M> keys;
         for (int64_t start = 0; start < in.T; start += CPU_TILE) {
             const int steps = steps_of(in.T, start);
             for (int64_t i = 0; i < count; ++i) {
-                auto& [ch, s] = blocks[i];
-                const int64_t c = first + i * WIDTH<M>, offset = (n * in.T + start) * in.C + c;
-                if (checkpoints)
-                    write_sums<M>(checkpoints + (n * rows + start / CPU_TILE) * 3 * in.C + c, s, in.C, ch.width);
-                tile.read(in, offset, steps, ch, s);
-                if (tile.exact)
-                    forward_exact<M>(s, tile, steps, ch);
+                auto& [ch, s] = walkers[i];
+                const int64_t c = first + i * M::LANES, offset = (n * in.T + start) * C + c;
+                // past the end of the row comes the next tile
+                const int64_t ahead = i + AHEAD < count ? AHEAD * M::LANES : CPU_TILE * C + (AHEAD - count) * M::LANES;
+                if (checkpoints) write_sums<M>(checkpoints + (n * rows + start / CPU_TILE) * 3 * C + c, s, C, ch.width);
+                keys.read(k_edge.read(in.k + offset, C, ahead, steps, ch.width), steps, ch, s.p);
+                const auto v = v_edge.read(in.v + offset, C, ahead, steps, ch.width);
+                const auto to = y_edge.place(y + offset, C, ahead, ch.width);
+                if (keys.exact)
+                    forward_exact(s, keys, v, to, steps, ch);
                 else
-                    forward_tile<M>(s, tile, steps, ch);
-                for (int t = 0; t < steps; ++t) write_row<M>(y + offset + t * in.C, tile.v[t], ch.width);
+                    forward_tile(s, keys, v, to, steps, ch);
+                y_edge.write(y + offset, C, steps, ch.width);
             }
         }
         for (int64_t i = 0; i < count; ++i) {
-            auto& [ch, s] = blocks[i];
-            const int64_t c = first + i * WIDTH<M>;
-            write_sums<M>(state_out + n * 3 * in.C + c, s, in.C, ch.width);
-            if (checkpoints) write_sums<M>(checkpoints + ((n + 1) * rows - 1) * 3 * in.C + c, s, in.C, ch.width);
+            const auto& [ch, s] = walkers[i];
+            const int64_t c = first + i * M::LANES;
+            write_sums<M>(state_out + n * 3 * C + c, s, C, ch.width);
+            if (checkpoints) write_sums<M>(checkpoints + ((n + 1) * rows - 1) * 3 * C + c, s, C, ch.width);
         }
     });
 }
@@ -290,57 +290,55 @@ void backward(const Inputs<Number, Sum>& in, const Sum* checkpoints, const Numbe
               Number* gk, Number* gv, Sum* gstate_in, Parallel parallel) {
     using M = MathOf<Sum>;
     using F = typename M::F;
-    struct Block {
+    struct Walker {
         Channels<M> ch;
-        BlockSums<M> s;
-        BlockGrad<M> g;
+        Gradient<M> g;
     };
-    const int64_t tiles = (in.T + CPU_TILE - 1) / CPU_TILE, rows = tiles + 1;
-    for_each_run<M>(in.B, in.C, parallel, [=](int64_t n, int64_t first, int64_t count) {
-        std::vector<Block> blocks(count);
+    const int64_t C = in.C, tiles = (in.T + CPU_TILE - 1) / CPU_TILE, rows = tiles + 1;
+    for_each_run<M>(in.B, C, parallel, [=](int64_t n, int64_t first, int64_t count) {
+        const auto saved = [=](int64_t row, int64_t c, int width) {
+            return read_sums<M>(checkpoints + (n * rows + row) * 3 * C + c, C, width);
+        };
+        std::vector<Walker> walkers(count);
         for (int64_t i = 0; i < count; ++i) {
-            auto& [ch, s, g] = blocks[i];
-            const int64_t c = first + i * WIDTH<M>;
+            auto& [ch, g] = walkers[i];
+            const int64_t c = first + i * M::LANES;
             ch.read(in, c);
-            read_sums<M>(s, checkpoints + ((n + 1) * rows - 1) * 3 * in.C + c, in.C, ch.width);
-            g = {};
-            if (gstate) read_sums<M>(g.sums, gstate + n * 3 * in.C + c, in.C, ch.width);
-            for (int j = 0; j < VECTORS; ++j) g.sums[j].p = -s[j].p;
+            if (gstate) g.sums = read_sums<M>(gstate + n * 3 * C + c, C, ch.width);
+            g.sums.p = -saved(rows - 1, c, ch.width).p;
         }
-        Loaded<M> tile;
-        Tile<M> gys;
+        Edge<M, Number> k_edge, v_edge, gy_edge, gk_edge, gv_edge;
+        Keys<M> keys;
         for (int64_t start = (tiles - 1) * CPU_TILE; start >= 0; start -= CPU_TILE) {
             const int steps = steps_of(in.T, start);
             for (int64_t i = 0; i < count; ++i) {
-                auto& [ch, s, g] = blocks[i];
-                const int64_t c = first + i * WIDTH<M>, offset = (n * in.T + start) * in.C + c;
-                read_sums<M>(s, checkpoints + (n * rows + start / CPU_TILE) * 3 * in.C + c, in.C, ch.width);
-                tile.read(in, offset, steps, ch, s);
-                for (int t = 0; t < steps; ++t) read_row<M>(gys[t], gy + offset + t * in.C, ch.width);
-                if (tile.exact)
-                    backward_exact<M>(g, s, tile, gys, steps, ch);
+                auto& [ch, g] = walkers[i];
+                const int64_t c = first + i * M::LANES, offset = (n * in.T + start) * C + c;
+                constexpr int64_t ahead = AHEAD * M::LANES;
+                const BackwardTile<M, Number> tile = {k_edge.read(in.k + offset, C, ahead, steps, ch.width),
+                                                      v_edge.read(in.v + offset, C, ahead, steps, ch.width),
+                                                      gy_edge.read(gy + offset, C, ahead, steps, ch.width),
+                                                      gk_edge.place(gk + offset, C, ahead, ch.width),
+                                                      gv_edge.place(gv + offset, C, ahead, ch.width),
+                                                      steps};
+                const Sums<F> s = saved(start / CPU_TILE, c, ch.width);
+                keys.read(tile.k, steps, ch, s.p);
+                if (keys.exact)
+                    backward_exact(g, s, keys, tile, ch);
                 else
-                    backward_tile<M>(g, s, tile, gys, steps, ch);
-                for (int t = 0; t < steps; ++t) {
-                    Row<M> raw;
-                    read_row<M>(raw, in.k + offset + t * in.C, ch.width);
-                    for (int j = 0; j < VECTORS; ++j) tile.k[t][j] = raw[j] > ch.k_max ? F{} : tile.k[t][j];
-                    write_row<M>(gk + offset + t * in.C, tile.k[t], ch.width);
-                    write_row<M>(gv + offset + t * in.C, tile.v[t], ch.width);
-                }
+                    backward_tile(g, s, keys, tile, ch);
+                gk_edge.write(gk + offset, C, steps, ch.width);
+                gv_edge.write(gv + offset, C, steps, ch.width);
             }
         }
         for (int64_t i = 0; i < count; ++i) {
-            auto& [ch, s, g] = blocks[i];
-            const int64_t c = first + i * WIDTH<M>;
-            read_sums<M>(s, checkpoints + n * rows * 3 * in.C + c, in.C, ch.width);
-            for (int j = 0; j < VECTORS; ++j) {
-                const F lift = M::exp(g.sums[j].p + s[j].p), ga = g.sums[j].a * lift, gb = g.sums[j].b * lift;
-                s[j] = {ga, gb, ga * s[j].a + gb * s[j].b};
-            }
-            write_sums<M>(gstate_in + n * 3 * in.C + c, s, in.C, ch.width);
-            write_row<M>(gw + n * in.C + c, g.w, ch.width);
-            write_row<M>(gu + n * in.C + c, g.u, ch.width);
+            const auto& [ch, g] = walkers[i];
+            const int64_t c = first + i * M::LANES;
+            const Sums<F> s = saved(0, c, ch.width);
+            const F lift = M::exp(g.sums.p + s.p), ga = g.sums.a * lift, gb = g.sums.b * lift;
+            write_sums<M>(gstate_in + n * 3 * C + c, {ga, gb, ga * s.a + gb * s.b}, C, ch.width);
+            write_row<M>(gw + n * C + c, g.w, ch.width);
+            write_row<M>(gu + n * C + c, g.u, ch.width);
         }
     });
 }

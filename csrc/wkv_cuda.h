@@ -15,11 +15,18 @@ struct Sizes {
     Type type;              // of k, v, y and their gradients; everything else is float32
 };
 
-// Shapes as in wkv_cpu.h. Both return null, or why the launch failed.
+// Floats of device memory that the kernels need beside their results; 0 where time is not cut.
+struct Scratch {
+    int64_t forward, backward;
+};
+
+Scratch scratch_of(const Sizes& sizes);
+
+// Shapes as in wkv_cpu.h, none of them empty. Both return null, or why the launch failed.
 const char* forward(const Sizes& sizes, const float* w, const float* u, const void* k, const void* v, const float* state,
-                    void* y, float* state_out, float* checkpoints, void* stream);
+                    void* y, float* state_out, float* checkpoints, float* scratch, void* stream);
 const char* backward(const Sizes& sizes, const float* w, const float* u, const void* k, const void* v,
                      const float* checkpoints, const void* gy, const float* gstate, float* gw, float* gu, void* gk, void* gv,
-                     float* gstate_in, void* stream);
+                     float* gstate_in, float* scratch, void* stream);
 
 }  // namespace wkv::gpu

@@ -1,18 +1,19 @@
 // What the CUDA kernels of the WKV scan share. Every byte is read once, no atomics, the same result on every run.
 //
-// A block owns W channels of one sequence and walks time in tiles. Its threads lie over the channels and over sub-chunks of
-// STEPS consecutive steps, which each thread holds in registers while the next tile is already on its way. A thread sums up
-// its sub-chunk, the summaries meet in shared memory, and every thread combines those before it (after it, for gradients)
-// with what the block carries from tile to tile. A narrow W spreads few channels over more blocks and more of time over a
-// block.
+// A block owns W channels of a segment of one sequence and walks time in tiles. Its threads lie over the channels and over
+// sub-chunks of STEPS consecutive steps, which each thread holds in registers while the next tile is already on its way. A
+// thread sums up its sub-chunk, the summaries meet in shared memory, and every thread combines those before it (after it, for
+// gradients) with what the block carries from tile to tile. A narrow W spreads few channels over more blocks and more of time
+// over a block.
 //
-// Within a sub-chunk all weights share one scale, its largest key. A sub-chunk whose keys spread beyond GUARD, or that the end of the sequence cuts
-// short, is walked step by step instead, each step with its own scale, reading its inputs again.
+// Within a sub-chunk all weights share one scale, its largest key. A sub-chunk whose keys spread beyond GUARD, or that the end
+// of the sequence cuts short, is walked step by step instead, each step with its own scale, reading its inputs again.
 #pragma once
 
 #include <cstdint>
 
 #include "wkv_math.h"
+#include "wkv_split.h"
 
 #ifdef __CUDACC__
 #define WKV_DEVICE __device__ __forceinline__
@@ -22,8 +23,9 @@
 
 namespace wkv::gpu {
 
-constexpr int THREADS = 256;
 constexpr int CHECKPOINT = 64;  // steps between two saved states
+constexpr int FORWARD_STEPS = 16;
+constexpr int BACKWARD_STEPS = 8;  // all the registers hold
 
 struct bf16 {
     uint16_t bits;
@@ -81,10 +83,33 @@ WKV_INLINE void narrow(bf16& to, float x) {
 }
 #endif
 
+// A number that waits in a register for its tile: as wide as the register, which spares moving halves about.
+template <class Number>
+struct Held {
+    uint32_t bits;
+};
+
+template <>
+struct Held<float> {
+    float x;
+};
+
+template <class Number>
+WKV_INLINE Held<Number> hold(Number x) {
+    return {x.bits};
+}
+template <class Number>
+WKV_INLINE float widen(Held<Number> x) {
+    return widen(Number{static_cast<uint16_t>(x.bits)});
+}
+WKV_INLINE float widen(Held<float> x) { return x.x; }
+WKV_INLINE Held<float> hold(float x) { return {x}; }
+
 // k, v, gy and their kind [B,T,C]; w, u [C]; -infinity and infinity for no den_eps and no k_max.
 template <class Number>
 struct Inputs {
     int T, C;
+    int segments, length;  // of time, as in Layout
     const float *w, *u;
     const Number *k, *v;
     float log_eps, k_max;
@@ -95,22 +120,38 @@ template <int W, int STEPS>
 struct Place {
     static constexpr int SUBCHUNKS = THREADS / W;
     static constexpr int TILE = SUBCHUNKS * STEPS;
-    int n, c, sub;  // sequence, channel, sub-chunk
-    bool inside;    // the channel exists
+    int n, segment, first, end;  // sequence, segment and the steps of it
+    int64_t row;                 // of an array [B,segments,...]
+    int c, sub;                  // channel, sub-chunk
+    bool inside;                 // the channel exists
 
-    WKV_DEVICE Place(int C) {
-        const int groups = (C + W - 1) / W;
-        n = blockIdx.x / groups;
+    template <class Number>
+    WKV_DEVICE Place(const Inputs<Number>& in) {
+        const int groups = (in.C + W - 1) / W;
+        row = blockIdx.x / groups;
+        n = blockIdx.x / groups / in.segments;
+        segment = blockIdx.x / groups % in.segments;
+        first = segment * in.length;
+        end = in.T - first > in.length ? first + in.length : in.T;
         c = blockIdx.x % groups * W + threadIdx.x % W;
         sub = threadIdx.x / W;
-        inside = c < C;
+        inside = c < in.C;
+    }
+    // where this channel of the sequence begins
+    template <class Number>
+    WKV_DEVICE int64_t sequence(const Inputs<Number>& in) const {
+        return static_cast<int64_t>(n) * in.T * in.C + c;
     }
     // steps of the sub-chunk that begins at `start`
-    WKV_DEVICE int steps(int T, int start) const {
-        const int left = T - start;
+    WKV_DEVICE int steps(int start) const {
+        const int left = end - start;
         return !inside || left <= 0 ? 0 : left < STEPS ? left : STEPS;
     }
 };
+
+// Sums in an array [...,3,C].
+WKV_DEVICE Sums<float> load(const float* from, int64_t C) { return {from[0], from[C], from[2 * C]}; }
+WKV_DEVICE void save(float* to, const Sums<float>& s, int64_t C) { to[0] = s.a, to[C] = s.b, to[2 * C] = s.p; }
 
 // Where the thread of sub-chunk `sub` that has this thread's channel keeps its numbers.
 template <int W>
@@ -125,21 +166,21 @@ struct Board {
     WKV_DEVICE void put(int at, float x, float y, float z) { a[at] = x, b[at] = y, scale[at] = z; }
 };
 
-// The weighted sum of `own`, `gap` steps away, and of the entries from `first` on in steps of `direction`, the nearest last,
-// each whole sub-chunk of log-decay `span` farther than the next.
+// The weighted sum of (a, b), of scale `scale` as it has decayed on its way here, and of `count` sub-chunks from the neighbour
+// of `sub` in `direction` on, each farther by a log-decay `span` than the one before.
 template <int W>
 WKV_DEVICE Sums<float> combine(float a, float b, float scale, const Board& board, int sub, int count, int direction,
                                float span) {
-    float highest = scale;
+    const int nearest = entry<W>(sub + direction), step = direction * W;
+    float highest = scale, gap = 0.0f;
 #pragma unroll 2
-    for (int i = 0; i < count; ++i)
-        highest = larger(highest, board.scale[entry<W>(sub + direction * (i + 1))] + i * span);
+    for (int i = 0, at = nearest; i < count; ++i, at += step, gap += span) highest = larger(highest, board.scale[at] + gap);
     const float own = Scalar::exp(scale - highest);
     Sums<float> sum = {a * own, b * own, highest};
+    gap = -highest;
 #pragma unroll 2
-    for (int i = 0; i < count; ++i) {
-        const int at = entry<W>(sub + direction * (i + 1));
-        const float weight = Scalar::exp(board.scale[at] + i * span - highest);
+    for (int i = 0, at = nearest; i < count; ++i, at += step, gap += span) {
+        const float weight = Scalar::exp(board.scale[at] + gap);
         sum.a += board.a[at] * weight;
         sum.b += board.b[at] * weight;
     }
@@ -147,17 +188,20 @@ WKV_DEVICE Sums<float> combine(float a, float b, float scale, const Board& board
 }
 
 template <class Number, int STEPS>
-WKV_DEVICE void fetch(Number (&to)[STEPS], const Number* from, int C) {
+WKV_DEVICE void fetch(Held<Number> (&to)[STEPS], const Number* from, int C) {
 #pragma unroll
-    for (int t = 0; t < STEPS; ++t) to[t] = from[static_cast<int64_t>(t) * C];
+    for (int t = 0; t < STEPS; ++t) to[t] = hold(from[static_cast<int64_t>(t) * C]);
 }
 
-// A sub-chunk in registers: e = e^{k-m} in the scale of its largest key, and the sums over it alone.
+// A sub-chunk in registers: e = e^{k-m} in the scale of its largest key, and the sums over it alone in that scale. None of it
+// holds where a key is cut off or the keys spread beyond GUARD.
 template <int STEPS>
 struct Chunk {
     float e[STEPS], v[STEPS];
     float highest, lowest;
     Sums<float> sums;
+
+    WKV_DEVICE bool holds(float k_max) const { return highest <= k_max && highest - lowest <= GUARD; }
 };
 
 template <class Number>
@@ -166,16 +210,15 @@ WKV_DEVICE float key(const Number* k, float k_max) {
 }
 
 template <class Number, int STEPS>
-WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Number (&k)[STEPS], const Number (&v)[STEPS], float w, float decay, float k_max) {
-    float p = NO_HISTORY;
-    chunk.highest = chunk.lowest = key(&k[0], k_max);
+WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Held<Number> (&k)[STEPS], const Held<Number> (&v)[STEPS],
+                          float decay) {
+    chunk.highest = chunk.lowest = widen(k[0]);
 #pragma unroll
     for (int t = 0; t < STEPS; ++t) {
-        chunk.e[t] = key(&k[t], k_max);
+        chunk.e[t] = widen(k[t]);
         chunk.v[t] = widen(v[t]);
         chunk.highest = larger(chunk.highest, chunk.e[t]);
         chunk.lowest = smaller(chunk.lowest, chunk.e[t]);
-        p = larger(p + w, chunk.e[t]);
     }
     float a = 0.0f, b = 0.0f;
 #pragma unroll
@@ -183,8 +226,17 @@ WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Number (&k)[STEPS], const N
         chunk.e[t] = Scalar::exp(chunk.e[t] - chunk.highest);
         tile_advance(a, b, decay, chunk.e[t], chunk.e[t] * chunk.v[t]);
     }
-    const float out = Scalar::exp(chunk.highest - p);
-    chunk.sums = {a * out, b * out, p};
+    chunk.sums = {a, b, chunk.highest};
+}
+
+// The same sums in the scale that the recurrence of RWKV-4 would give them: the largest key as it has decayed by the end.
+template <class Number, int STEPS>
+WKV_DEVICE Sums<float> as_recurrence(const Sums<float>& sums, const Held<Number> (&k)[STEPS], float w) {
+    float p = NO_HISTORY;
+#pragma unroll
+    for (int t = 0; t < STEPS; ++t) p = larger(p + w, widen(k[t]));
+    const float out = Scalar::exp(sums.p - p);
+    return {sums.a * out, sums.b * out, p};
 }
 
 template <class Number>

@@ -122,3 +122,9 @@ def test_a_new_field_whose_default_means_as_before_keeps_old_identities():
         limit: int | None = None
 
     assert json.dumps(canonical(Before(), {})) == json.dumps(canonical(After(), {}))
+
+
+def test_unset_and_false_are_two_experiments_where_both_can_be_chosen():
+    unset, off = checked("model=mha_rotary"), checked("model=mha_rotary", "model.small_init_emb=false")
+    assert unset.model.small_init_emb is None
+    assert identity(unset, FILES) != identity(off, FILES)

@@ -83,7 +83,7 @@ def test_offline_run_read_back(lab: Lab) -> None:
     assert begun["tags"] == ["rwkv_v4", "builtin", "seed 1", "mine"]
     assert begun["config"]["update"]["model"]["n_embd"] == 16
     defined = [record["metric"] for record in records if record["type"] == "metric"]
-    assert {metric.get("name") for metric in defined} >= {"step", "tokens"}
+    assert {metric.get("name") for metric in defined} >= {"step", "tokens", "seconds", "flops"}
     assert any(metric.get("step_metric") == "tokens" for metric in defined)
     columns = run.metrics()
     rows = rows_of(records)
@@ -91,8 +91,32 @@ def test_offline_run_read_back(lab: Lab) -> None:
     assert [row["_step"] for row in rows] == columns["step"].tolist()
     for name in ("tokens", "lr", "train_loss", "grad_norm"):
         assert [row[name] for row in rows] == columns[name].tolist()
+    assert [row["flops"] for row in rows] == (columns["tokens"] * run.manifest["flops_per_token"]).tolist()
+    assert begun["config"]["update"]["data"]["name"] == "builtin"
+    assert begun["config"]["update"]["model"]["name"] == "rwkv_v4"
     assert summary_of(records)["val_bpb"] == run.manifest["result"]["val_bpb"]
+    for cost in ("parameters", "flops_per_token", "peak_memory_bytes"):
+        assert summary_of(records)[cost] == run.manifest[cost]
     assert records[-1]["exit"].get("exit_code", 0) == 0
+
+
+@pytest.mark.slow
+def test_a_run_of_a_sweep_agent_belongs_to_its_sweep(lab: Lab, tmp_path: Path) -> None:
+    """Under the environment W&B's agent gives its jobs."""
+    chosen = tmp_path / "config-xyz12345.yaml"
+    chosen.write_text("wandb_version: 1\nmodel:\n  value: rwkv_v4\nschedule.lr_init:\n  value: 0.001\n")
+    agent = {"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "xyz12345", "WANDB_SWEEP_PARAM_PATH": str(chosen)}
+    overrides = ("model=rwkv_v4", "schedule.lr_init=0.001", "study=swept", "tracker=wandb", "tracker.mode=offline")
+    lab.run("debug=smoke", *TINY, *overrides, env=lab.environment | agent)
+    run = load(lab.only_run("swept"))
+    (records,) = read_back(run.path)
+    (begun,) = (record["run"] for record in records if record["type"] == "run")
+    assert (begun["sweep_id"], begun["run_id"]) == ("abc", "xyz12345")
+    assert (begun["run_group"], begun["job_type"], begun["display_name"]) == ("swept", "rwkv_v4", run.name)
+    config = begun["config"]["update"]
+    assert config["schedule.lr_init"] == config["schedule"]["lr_init"] == 0.001
+    assert config["model"] == "rwkv_v4", "the swept value stands in place of the section, as docs/comparing.md says"
+    assert summary_of(records)["val_bpb"] == run.manifest["result"]["val_bpb"]
 
 
 @pytest.mark.slow

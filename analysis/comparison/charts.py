@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from analysis.comparison.axes import loss_limits, scales
 from analysis.comparison.collect import Record
-from analysis.comparison.curves import AXES, axis_values, band, binned
-from analysis.comparison.figures import PANELS, loss_limits, unit_of
-from analysis.comparison.style import style
+from analysis.comparison.curves import AXES, band, binned
+from analysis.comparison.figures import PANELS
+from analysis.comparison.style import style, wrapped
 from analysis.comparison.summary import Block, Row
 
 LARGEST = 6_000  # points of all runs' curves of one kind together: what keeps a page of 100 runs below 3 MB
 MARKS = 7
+DECIMALS = "0.0[00]"  # of a loss axis: 2.0, 2.25
 NOISY = 80  # points of a training loss: each the mean of enough rows to see past their noise
 
 
@@ -29,18 +31,6 @@ def points_for(runs: int) -> int:
 def compact(values: np.ndarray) -> np.ndarray:
     """As float32, which Bokeh writes in half the bytes and which is finer than a screen."""
     return np.asarray(values, dtype=np.float32)
-
-
-def scales(block: Block) -> dict[str, tuple[float, float, str]]:
-    """For each axis ``(divisor, end, label)``: the end in units of the label."""
-    found = {}
-    for axis in AXES:
-        spent = [axis_values(record, axis) for row in block.rows for record in row.group.records]
-        known = np.concatenate([np.ones(0), *spent])
-        end = float(np.max(known, initial=0.0, where=np.isfinite(known))) or 1.0
-        divisor, label = unit_of(axis, end)
-        found[axis] = (divisor, end / divisor, label)
-    return found
 
 
 def _padded(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -104,6 +94,9 @@ def _blank(label: str, x_label: str, x_end: float, y: tuple[float, float], block
 
 def polish(fig: Any) -> Any:
     """The restrained looks every chart shares."""
+    from bokeh.models import NoOverlap
+
+    fig.axis.major_label_policy = NoOverlap(min_distance=4)
     fig.toolbar.logo = None
     fig.outline_line_color = None
     fig.grid.grid_line_color = "#e6e6e6"
@@ -140,13 +133,11 @@ def add(fig: Any, kind: str, index: int, glyph: Any, source: Any) -> Any:
     return fig.add_glyph(source, glyph, tags=[kind, index])
 
 
-def _draw(
-    fig: Any, row: Row, index: int, column: str, points: int, divisors: dict[str, float]
-) -> tuple[str, Any] | None:
+def _draw(fig: Any, row: Row, column: str, points: int, divisors: dict[str, float]) -> tuple[str, Any] | None:
     """Draws a group into ``fig``: each run, the band, the main line, its markers; kind and renderer of that line."""
     from bokeh.models import ColumnDataSource, Line, Scatter, VArea
 
-    look = style(index)
+    index, look = row.look, style(row.look)
     colours: dict[str, Any] = {"line_color": look.colour}
     dashed = colours | {"line_dash": look.bokeh_dash}
     # All seeds of a group have one learning rate.
@@ -187,19 +178,21 @@ def curve_chart(block: Block, number: int, column: str, label: str, points: int)
     units = scales(block)
     divisors = {axis: divisor for axis, (divisor, _, _) in units.items()}
     fig = _blank(label, units["tokens"][2], units["tokens"][1], _limits(block, column), number)
-    lines = [_draw(fig, row, index, column, points, divisors) for index, row in enumerate(block.rows)]
+    lines = [_draw(fig, row, column, points, divisors) for row in block.rows]
     fig.add_tools(*_hovers([line for line in lines if line], label))
     return fig
 
 
 def final_chart(block: Block, number: int) -> Any:
     """Final bits per byte: every seed, the mean and one standard deviation, the best on top."""
-    from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, Scatter, Segment
+    from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d, Scatter, Segment
     from bokeh.plotting import figure
 
-    rows = [(index, row) for index, row in enumerate(block.rows) if row.values["final"]]
+    rows = [(row.look, row) for row in block.rows if row.values["final"]]
+    names = [wrapped(row.label) for _, row in rows]
+    line = 12 + 14 * max((name.count("\n") + 1 for name in names), default=1)
     fig: Any = figure(
-        height=110 + 26 * max(2, len(rows)),
+        height=110 + line * max(2, len(rows)),
         sizing_mode="stretch_width",
         tools="pan,box_zoom,reset,save",
         active_drag=None,
@@ -239,28 +232,25 @@ def final_chart(block: Block, number: int) -> Any:
     fig.add_tools(HoverTool(renderers=[fig.add_glyph(groups, dot)], tooltips=tips, visible=False))
     fig.yaxis.ticker = FixedTicker(ticks=list(range(len(rows))))
     fig.yaxis.major_label_overrides = {
-        place: f"{style(index).glyph} {shortened(row.label)}" for place, (index, row) in enumerate(rows)
+        place: f"{style(index).glyph} {name}" for place, ((index, _), name) in enumerate(zip(rows, names, strict=True))
     }
+    fig.xaxis.formatter = NumeralTickFormatter(format=DECIMALS)
     fig.ygrid.grid_line_color = None
     return polish(fig)
 
 
-def shortened(label: str, longest: int = 26) -> str:
-    """``label`` with its middle left out where it would take the chart's room; its marker tells it apart."""
-    return label if len(label) <= longest else f"{label[: longest - 11]}…{label[-10:]}"
-
-
 def charts(block: Block, number: int, runs: int) -> dict[str, Any]:
     """Every chart of a block by name; ``runs`` of the whole page set how fine the curves are."""
-    from bokeh.models import PrintfTickFormatter
+    from bokeh.models import NumeralTickFormatter, PrintfTickFormatter
 
     points = points_for(runs)
     (quality, quality_label), (training, training_label) = PANELS
     rates = curve_chart(block, number, "lr", "learning rate", points)
     rates.yaxis.formatter = PrintfTickFormatter(format="%.3g")
-    return {
-        f"final{number}": final_chart(block, number),
+    losses = {
         f"bpb{number}": curve_chart(block, number, quality, quality_label, points),
         f"loss{number}": curve_chart(block, number, training, training_label, min(points, NOISY)),
-        f"lr{number}": rates,
     }
+    for chart in losses.values():
+        chart.yaxis.formatter = NumeralTickFormatter(format=DECIMALS)
+    return {f"final{number}": final_chart(block, number), **losses, f"lr{number}": rates}

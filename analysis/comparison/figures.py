@@ -3,88 +3,84 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from analysis.comparison.axes import loss_limits, scales
 from analysis.comparison.curves import AXES, band, binned
-from analysis.comparison.style import style
-from analysis.comparison.summary import Block, Comparison
+from analysis.comparison.style import shortened, style
+from analysis.comparison.summary import Block, Comparison, Row
 from analysis.saving import paper, save
 
 POINTS = {"val_bpb": 200, "train_loss": 80}  # a training loss needs wider means to show past its noise
 PANELS = (("val_bpb", "held-out loss (bits per byte)"), ("train_loss", "training loss (nats per token)"))
-UNITS: dict[str, tuple[tuple[float, str], ...]] = {
-    "tokens": (
-        (1e9, "training tokens (billions)"),
-        (1e6, "training tokens (millions)"),
-        (1e3, "training tokens (thousands)"),
-    ),
-    "seconds": ((3600, "training time (hours)"), (60, "training time (minutes)"), (1, "training time (seconds)")),
-    "flops": (
-        (1e18, "training compute (EFLOP)"),
-        (1e15, "training compute (PFLOP)"),
-        (1e12, "training compute (TFLOP)"),
-        (1e9, "training compute (GFLOP)"),
-    ),
-}
+COLOURED = 14  # groups with looks of their own in a figure of curves: what an eye can follow
+GREY = "#b0b0b0"
+WIDTH = 9.0  # inches
+LETTER = 0.078  # inches a letter of a legend takes
+LONGEST = 96  # letters of a name in a legend
 
 
-def unit_of(axis: str, largest: float) -> tuple[float, str]:
-    """``(divisor, label)`` that makes numbers up to ``largest`` easy to read."""
-    units = UNITS[axis]
-    return next((unit for unit in units if largest >= unit[0]), units[-1])
-
-
-def loss_limits(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float] | None:
-    """The range of a loss axis that leaves out the steep start, a sixth of the run; None without any curve."""
-    end = max((x[-1] for x, _ in curves), default=0.0)
-    late = [np.interp(np.linspace(max(x[0], end / 6), x[-1], 50), x, y) for x, y in curves if x[-1] >= end / 6]
-    if not late:
-        return None
-    low, high = min(map(np.min, late)), max(map(np.max, late))
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return float(low - margin), float(high + margin)
+def _draw(ax: Any, row: Row, axis: str, column: str, divisor: float, coloured: bool) -> list[tuple[Any, Any]]:
+    """Draws a group and names it for the legend; the curves drawn."""
+    look = style(row.look)
+    drawn: list[tuple[Any, Any]] = []
+    colour = look.colour if coloured else GREY
+    mean = band(row.group.counted, axis, column, POINTS[column])
+    for record in row.group.unfinished:
+        x, y = binned(record, axis, column, POINTS[column])
+        if len(x):
+            name = None if mean or drawn or not coloured else f"{row.label} (not finished)"
+            ax.plot(x / divisor, y, ":", color=colour, linewidth=0.9, label=name)
+            drawn.append((x / divisor, y))
+    if mean is None:
+        return drawn
+    x, low, high = mean.x / divisor, mean.mean - mean.std, mean.mean + mean.std
+    if coloured:
+        every = max(1, len(x) // 6)
+        ax.plot(x, mean.mean, look.mpl_dash, color=colour, linewidth=1.4, label=row.label,
+                marker=look.mpl_marker, markersize=4.5, markevery=(row.look % every, every))  # fmt: skip
+    else:
+        ax.plot(x, mean.mean, color=colour, linewidth=0.6, zorder=1.5)
+    if mean.n > 1 and coloured:
+        ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    return [*drawn, (x, mean.mean)]
 
 
 def _panel(ax: Any, block: Block, axis: str, column: str) -> None:
-    drawn: list[tuple[np.ndarray, np.ndarray]] = []
-    for index, row in enumerate(block.rows):
-        look = style(index)
-        for record in row.group.unfinished:
-            x, y = binned(record, axis, column, POINTS[column])
-            ax.plot(x, y, ":", color=look.colour, linewidth=0.9)
-            drawn += [(x, y)] * (len(x) > 0)
-        mean = band(row.group.counted, axis, column, POINTS[column])
-        if mean is None:
-            continue
-        every = max(1, len(mean.x) // 6)
-        ax.plot(mean.x, mean.mean, look.mpl_dash, color=look.colour, linewidth=1.4, label=row.label,
-                marker=look.mpl_marker, markersize=4.5, markevery=(index % every, every))  # fmt: skip
-        if mean.n > 1:
-            ax.fill_between(
-                mean.x, mean.mean - mean.std, mean.mean + mean.std, color=look.colour, alpha=0.2, linewidth=0
-            )
-        drawn.append((mean.x, mean.mean))
-    scale, label = unit_of(axis, max((x[-1] for x, _ in drawn), default=1.0))
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
+    divisor, _, label = scales(block)[axis]
+    drawn = []
+    # Grey for one group alone would save nothing.
+    coloured = COLOURED if len(block.rows) > COLOURED + 1 else len(block.rows)
+    for place, row in enumerate(block.rows):
+        drawn += _draw(ax, row, axis, column, divisor, coloured=place < coloured)
+    if coloured < len(block.rows):
+        ax.plot([], [], color=GREY, linewidth=0.6, label=f"{len(block.rows) - coloured} others")
     ax.set_xlabel(label)
     limits = loss_limits(drawn)
     if limits:
+        ax.set_xlim(left=0)
         ax.set_ylim(*limits)
+
+
+def legend_columns(labels: list[str]) -> int:
+    """As many columns as fit under the figure, four at most."""
+    longest = max(map(len, labels), default=0)
+    return max(1, min(4, len(labels), int(WIDTH / (0.55 + LETTER * longest))))
 
 
 def loss_figure(block: Block, axis: str) -> Any:
     """Held-out and training loss against ``axis``; mean and one standard deviation over seeds."""
     from matplotlib.figure import Figure
 
-    rows = len(block.rows)
-    figure = Figure(figsize=(9, 3.6 + 0.16 * -(-rows // 3)))
+    figure = Figure(figsize=(WIDTH, 3.6))
     axes = figure.subplots(1, 2)
     for ax, (column, label) in zip(axes, PANELS, strict=True):
         _panel(ax, block, axis, column)
         ax.set_ylabel(label)
     handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+        names = [shortened(name, LONGEST) for name in handles]
+        columns = legend_columns(names)
+        figure.set_figheight(3.6 + 0.18 * -(-len(names) // columns))
+        figure.legend(handles.values(), names, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -93,20 +89,18 @@ def final_figure(block: Block) -> Any:
     from matplotlib.figure import Figure
 
     rows = [row for row in block.rows if row.values["final"]]
-    figure = Figure(figsize=(6.5, 0.9 + 0.32 * max(2, len(rows))))
+    names = [shortened(row.label) for row in rows]
+    figure = Figure(figsize=(5.2 + LETTER * max(map(len, names), default=0), 0.9 + 0.32 * max(2, len(rows))))
     ax = figure.subplots()
-    for index, row in enumerate(block.rows):
-        values = row.values["final"]
-        if not values:
-            continue
-        place, look = rows.index(row), style(index)
+    for place, row in enumerate(rows):
+        values, look = row.values["final"], style(row.look)
         ax.plot(values, [place + 0.28] * len(values), "o", color=look.colour, markersize=2.8, markerfacecolor="white")
         error = row.std("final") if len(values) > 1 else 0.0
         ax.errorbar(row.mean("final"), place, xerr=error or None, fmt=look.mpl_marker, color=look.colour, capsize=3)
-    ax.set_yticks(range(len(rows)), [row.label for row in rows])
-    ax.invert_yaxis()
+    ax.set_yticks(range(len(rows)), names)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("final held-out loss (bits per byte): seeds, mean ± one standard deviation")
+    ax.set_xlabel("final bits per byte, held out: seeds, mean ± one standard deviation")
     return figure
 
 

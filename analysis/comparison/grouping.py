@@ -11,6 +11,7 @@ from rwkv_lab.config import GROUPS, Config, schema_of
 
 FILE_KEYS = {"data.path", "data.train_path", "data.val_path", "data.test_path"}
 BARE = ("model.name", "data.name", "tokenizer.name", "optimizer.name", "schedule.name")
+OFF = (0, "none")  # and False, which equals 0
 FIRST = ("model.name", "data.name", "tokenizer.name", "model", "schedule", "optimizer", "trainer")
 
 
@@ -37,33 +38,43 @@ class Group:
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``(dotted key, value)`` pairs of a nested mapping; lists as JSON text; None and False left out."""
+    """``(dotted key, value)`` pairs of a nested mapping; lists as JSON text; None left out."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, list):
         yield prefix, json.dumps(value)
-    elif value is not None and value is not False:
+    elif value is not None:
         yield prefix, value
 
 
-def ignored(config: Mapping[str, Any]) -> set[str]:
-    """Dotted keys that are not compared: the seed, and all that by the schema cannot change a result."""
-    keys = {"seed"} | {f.name for f in dataclasses.fields(Config) if not f.metadata.get("identity", True)}
+def fields_of(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
+    """The schema's fields for ``config`` by dotted key; none for a section whose name is no longer known."""
+    found = {f.name: f for f in dataclasses.fields(Config)}
     for group in GROUPS:
         section: Any = config.get(group)
         try:
             schema = schema_of(group, section["name"] if group in ("model", "schedule") else "")
         except (KeyError, TypeError):
             continue
-        keys |= {f"{group}.{f.name}" for f in dataclasses.fields(schema) if not f.metadata.get("identity", True)}
-    return keys
+        found |= {f"{group}.{f.name}": f for f in dataclasses.fields(schema)}
+    return found
 
 
 def compared(record: Record) -> dict[str, Any]:
-    """The configuration of a run as far as it is compared within one corpus, whose files therefore do not count."""
-    left_out = ignored(record.config) | FILE_KEYS
-    return {key: value for key, value in flatten(record.config) if key not in left_out}
+    """The configuration of a run as far as it is compared within one corpus, whose files therefore do not count.
+
+    Left out are the seed, what by the schema cannot change a result, and False, which means the same as no field at
+    all, but for fields that are unset by default: there it is a choice of its own, as in model.small_init_emb.
+    """
+    fields = fields_of(record.config)
+    left_out = {"seed"} | FILE_KEYS | {key for key, f in fields.items() if not f.metadata.get("identity", True)}
+    chosen = {key for key, f in fields.items() if f.default is None}
+    return {
+        key: value
+        for key, value in flatten(record.config)
+        if key not in left_out and (value is not False or key in chosen)
+    }
 
 
 def _importance(key: str) -> int:
@@ -97,8 +108,39 @@ def _part(key: str, value: Any, keys: Sequence[str]) -> str:
         return str(value)
     leaf = key.rsplit(".", 1)[-1]
     short = leaf if sum(other.rsplit(".", 1)[-1] == leaf for other in keys) == 1 else key
-    shown = f"{value:.4g}" if isinstance(value, float) else value
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value).lower() if value is False else value
     return short if value is True else f"{short}={shown}"
+
+
+def _is_off(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether ``key`` is a part of the model that this one does without unless it is asked for."""
+    value = config[key]
+    default = getattr(fields_of({"model": {"name": config.get("model.name")}}).get(key), "default", dataclasses.MISSING)
+    return key.startswith("model.") and value in OFF and (default is None or default == value)
+
+
+def _shown(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[str]]:
+    """For each of ``configs`` the keys that name it.
+
+    What all groups of a model share goes without saying once the model is named; so does what is off, where the names
+    stay apart.
+    """
+    shown = [[key for key in keys if key in config] for config in configs]
+    if "model.name" in keys:
+        models = [[other for other in configs if other.get("model.name") == c.get("model.name")] for c in configs]
+        shown = [
+            [key for key in names if key == "model.name" or _partition(alike, [key]) > 1]
+            for names, alike in zip(shown, models, strict=True)
+        ]
+    whole = _partition(configs, keys)
+    for key in keys:
+        fewer = [
+            [other for other in names if other != key or not _is_off(key, config)]
+            for config, names in zip(configs, shown, strict=True)
+        ]
+        left = [{name: config[name] for name in names} for config, names in zip(configs, fewer, strict=True)]
+        shown = fewer if _partition(left, keys) == whole else shown
+    return shown
 
 
 def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -107,11 +149,12 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     Where one of them would have none, being the plain model beside those with a trick, each starts with its model.
     """
     keys = telling_keys(configs)
-    if not all(any(key in config for key in keys) for config in configs):
-        keys = ["model.name", *(key for key in keys if key != "model.name")]
+    shown = _shown(configs, keys)
+    if not all(shown) and all("model.name" in config for config in configs):
+        shown = [["model.name", *(key for key in names if key != "model.name")] for names in shown]
     names: list[str] = []
-    for config in configs:
-        name = " ".join(_part(key, config[key], keys) for key in keys if key in config) or "run"
+    for config, parts in zip(configs, shown, strict=True):
+        name = " ".join(_part(key, config[key], keys) for key in parts) or "run"
         taken = sum(other == name or other.startswith(f"{name} #") for other in names)
         names.append(f"{name} #{taken + 1}" if taken else name)
     return names

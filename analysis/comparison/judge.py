@@ -9,7 +9,7 @@ spread of its own and is not judged: its noise is unknown, not zero.
 On demand all groups are taken to share one noise, estimated from all of them together: three seeds a group then tell
 differences less than half as large, and a single seed is judged too, as far as that assumption holds.
 
-Sources: Welch 1947 (Biometrika 34, 28-35); Satterthwaite 1946; Holm 1979 (Scand. J. Statist. 6, 65-70).
+Sources: Welch 1947 (Biometrika 34, 28-35); Satterthwaite 1946; Holm 1979 (Scand. J. Statist. 6, 65-70); Bartlett 1937.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import chdtrc, stdtr, stdtrit
 
 BEYOND, WITHIN, UNJUDGED = "beyond noise", "within noise", "not judged"
 
@@ -126,3 +126,15 @@ def pooled_std(samples: Mapping[str, Sequence[float]]) -> tuple[float, int]:
     spread = [(np.var(values, ddof=1), len(values) - 1) for values in samples.values() if len(values) > 1]
     freedom = sum(n for _, n in spread)
     return (float(np.sqrt(sum(v * n for v, n in spread) / freedom)), freedom) if freedom else (float("nan"), 0)
+
+
+def bartlett(samples: Mapping[str, Sequence[float]]) -> float:
+    """p of all groups with some spread having the same noise, by Bartlett's test; NaN where fewer than two have any."""
+    spread = [(np.var(values, ddof=1), len(values) - 1) for values in samples.values() if len(values) > 1]
+    variance, freedom = np.array([(v, n) for v, n in spread if v > 0]).reshape(-1, 2).T
+    if len(variance) < 2:
+        return float("nan")
+    whole, others = freedom.sum(), len(variance) - 1
+    excess = whole * np.log((variance * freedom).sum() / whole) - (freedom * np.log(variance)).sum()
+    # Of equal spreads rounding makes an excess below 0.
+    return float(chdtrc(others, max(0.0, excess) / (1 + ((1 / freedom).sum() - 1 / whole) / (3 * others))))

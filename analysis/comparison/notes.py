@@ -1,10 +1,12 @@
 """What a reader must know before trusting the comparison, one sentence each."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from analysis.comparison.collect import STATUSES, Record
+from analysis.comparison.judge import BEYOND, against, bartlett, judge
 from analysis.comparison.summary import Block, Comparison, Judging
 
 METHOD = (
@@ -14,6 +16,7 @@ METHOD = (
 )
 OWN_NOISE = "Welch's t-test, which takes each group's noise from its own seeds and cannot judge a group of one seed"
 SHARED_NOISE = "t-test with one noise for all groups, estimated from all of them together"
+UNEQUAL = 0.01  # p of Bartlett's test below which one noise for all groups is a doubtful assumption
 METRIC_NAMES = {"final": "final", "tokens": "equal-tokens", "seconds": "equal-time", "flops": "equal-compute"}
 BUDGETS = (
     "Values at equal tokens, seconds and FLOPs are read off each run's own curve, between its evaluations linearly. "
@@ -90,9 +93,41 @@ def _about_measures(records: Sequence[Record]) -> Iterator[str]:
     yield from sorted(f"Data: {note}" for note in said)
 
 
+def _about_noise(block: Block, judging: Judging) -> Iterator[str]:
+    """Where judging by the other notion of noise would say something else."""
+    samples = {row.label: row.values[judging.metric] for row in block.rows}
+    if judging.shared_noise:
+        p = bartlett(samples)
+        if p < UNEQUAL:
+            yield (
+                f"On {block.corpus}, some groups are steadier than others (Bartlett's test, p = {p:.1g}), against what "
+                "--noise shared supposes: --noise own judges each by its own seeds."
+            )
+        return
+    baseline = judging.baseline if judging.baseline in samples else None
+    shared = against(judge(samples, baseline, judging.level, shared=True), block.reference or "")
+    more = [
+        row.label
+        for row in block.rows
+        if row.verdict and row.verdict.verdict != BEYOND and shared[row.label].verdict == BEYOND
+    ]
+    if more:
+        yield (
+            f"On {block.corpus}, few seeds see large differences only. With --noise shared, which takes all groups to "
+            f"be equally steady, these also differ from {block.reference} beyond noise: {listed(more)}."
+        )
+
+
 def _about_block(block: Block, judging: Judging) -> Iterator[str]:
     metric = judging.metric
     where = f"On {block.corpus}"
+    lengths = {record.number("tokens") for row in block.rows for record in row.group.counted}
+    known = [length for length in lengths if math.isfinite(length)]
+    if len(known) > 1:
+        yield (
+            f"{where}, the groups were trained for {min(known):,.0f} to {max(known):,.0f} tokens, and each final value "
+            "is that of a run's own end: --metric tokens, seconds or flops compares at equal budgets."
+        )
     repeated = [row.label for row in block.rows if sum(r.finished for r in row.group.records) > len(row.group.counted)]
     if repeated:
         yield f"{where}, a seed was trained more than once and counts once: {listed(repeated)}."
@@ -104,6 +139,7 @@ def _about_block(block: Block, judging: Judging) -> Iterator[str]:
             f"{where}, the standard deviation between seeds is {block.seed_std:.4f} bits per byte, pooled over the "
             f"groups ({count(block.seed_freedom, 'degree')} of freedom)."
         )
+    yield from _about_noise(block, judging)
     empty = [row.label for row in block.rows if row.group.counted and not row.values[metric]]
     if empty:
         yield f"{where}, these have no {METRIC_NAMES[metric]} value: {listed(empty)}."

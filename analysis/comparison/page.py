@@ -12,12 +12,13 @@ from importlib.resources import files
 from typing import Any
 
 from analysis.comparison import report
-from analysis.comparison.charts import charts, scales
+from analysis.comparison.axes import scales
+from analysis.comparison.charts import charts
 from analysis.comparison.collect import Record
 from analysis.comparison.grouping import common
 from analysis.comparison.notes import BUDGETS, census, count, method, notes
 from analysis.comparison.style import style
-from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, speed, spent
+from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
 
 SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
@@ -47,7 +48,7 @@ def _cell(text: str, value: float | str | None = None) -> dict[str, Any]:
     return {"text": text, "order": order, "words": isinstance(value, str)}
 
 
-def _result(row: Row, block: Block, index: int) -> dict[str, Any]:
+def _result(row: Row, block: Block) -> dict[str, Any]:
     texts = report.quality(row, block)
     difference = 0.0 if row.label == block.reference else row.verdict.difference if row.verdict else math.nan
     orders: list[float | str] = [
@@ -61,25 +62,37 @@ def _result(row: Row, block: Block, index: int) -> dict[str, Any]:
     cells = [_cell(text, order) for text, order in zip(texts, orders, strict=True)]
     cells += [_cell(text, value) for text, value in zip(report.cost(row)[1:], costs, strict=True)]
     states = sorted({record.status for record in row.group.records} - {"complete"})
-    return {"look": style(index), "cells": cells, "states": states}
+    return {"look": style(row.look), "cells": cells, "states": states}
 
 
 def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
     names = [key for row in block.rows for key in row.group.own]
     keys = list(dict.fromkeys(names))
+    head = report.headings(block, comparison)
+    column = {"final": 2} | {metric: place for place, metric in enumerate(METRICS[1:], start=4)}
     return {
         "number": number,
         "corpus": block.corpus,
-        "head": report.headings(block, comparison) + report.COST_HEADINGS[1:],
-        "results": [_result(row, block, index) for index, row in enumerate(block.rows)],
-        "legend": [{"label": row.label, "look": style(index)} for index, row in enumerate(block.rows)],
+        "head": head + report.COST_HEADINGS[1:],
+        "ranked": head[column[comparison.judging.metric]],
+        "results": [_result(row, block) for row in block.rows],
+        "legend": [{"label": row.label, "number": row.look, "look": style(row.look)} for row in block.rows],
         "pairs": report.pair_rows(block) if len(block.verdicts) <= MOST_PAIRS else [],
         "verdicts": len(block.verdicts),
+        "interval": f"{100 * (1 - comparison.judging.level):g} % interval",
         "keys": keys,
-        "differences": [[row.label, *(str(row.group.own.get(key, report.NONE)) for key in keys)] for row in block.rows],
+        "differences": [[row.label, *(setting(row.group.own.get(key)) for key in keys)] for row in block.rows],
         "configs": [(row.label, yaml(row.group.records[0].config)) for row in block.rows],
-        "common": common([record for row in block.rows for record in row.group.records]),
+        "common": {
+            key: setting(value)
+            for key, value in common([record for row in block.rows for record in row.group.records]).items()
+        },
     }
+
+
+def setting(value: Any) -> str:
+    """A value of the configuration as one would type it; a dash where there is none."""
+    return report.NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def yaml(config: dict[str, Any]) -> str:
@@ -101,7 +114,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
     found = []
     for record in comparison.records:
         corpus, label = place.get(record.path, (report.NONE, report.NONE))
-        value, tokens, seconds = final_value(record), spent(record, "tokens"), spent(record, "seconds")
+        tokens, seconds = spent(record, "tokens"), spent(record, "seconds")
         found.append(
             {
                 "name": record.name if one_study else f"{record.study}/{record.name}",
@@ -112,7 +125,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                     _cell(label, label),
                     _cell(corpus, corpus),
                     _cell(str(report.NONE if record.seed is None else record.seed), _number(record.seed)),
-                    _cell(f"{value:.4f}" if math.isfinite(value) else report.NONE, value),
+                    *(_cell(report.bpb(value), value) for value in (final_value(record), last_measured(record))),
                     _cell(report.scaled(tokens), tokens),
                     _cell(report.duration(seconds), seconds),
                     _cell(report.scaled(speed(record)), speed(record)),

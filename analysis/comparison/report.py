@@ -4,41 +4,50 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from analysis.comparison.collect import Record
 from analysis.comparison.judge import UNJUDGED
 from analysis.comparison.notes import BUDGETS, METRIC_NAMES, census, count, method, notes
-from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, speed, spent
+from analysis.comparison.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
 
 NONE = "–"
+PIPED = 130  # columns of the terminal's tables where there is no terminal
 
 
-def scaled(value: float, unit: str = "", digits: int = 3) -> str:
-    """``1.62 M``: ``value`` with a decimal prefix; a dash where it is not known."""
+def scaled(value: float, unit: str = "", even: bool = True) -> str:
+    """``1.60 M``: ``value`` in three digits with a decimal prefix; a dash where it is not known.
+
+    Where numbers do not stand under one another, ``even=False`` leaves out zeros that say nothing.
+    """
     if not math.isfinite(value):
         return NONE
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.{digits}g} {prefix}{unit}"
-    return f"{value:.{digits}g} {unit}".rstrip()
+    prefixes = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (0.0, ""))
+    # From 999.5 on three digits are a thousand of the next prefix.
+    factor, prefix = next((f or 1.0, prefix) for f, prefix in prefixes if abs(value) >= 0.9995 * f)
+    digits = f"{value / factor:#.3g}".rstrip(".") if even else f"{value / factor:.3g}"
+    return f"{digits} {prefix}{unit}".rstrip()
 
 
 def duration(seconds: float) -> str:
     """``2 h 05 min``, ``3 min 20 s`` or ``8.1 s``."""
     if not math.isfinite(seconds):
         return NONE
-    if seconds < 60:
-        return f"{seconds:.3g} s"
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bpb(value: float) -> str:
+    """``1.8312``; a dash where it is not known."""
+    return f"{value:.4f}" if math.isfinite(value) else NONE
 
 
 def spread(row: Row, metric: str) -> str:
     """``1.8312 ± 0.0021``; without the spread where there is one seed."""
     mean, std = row.mean(metric), row.std(metric)
-    if not math.isfinite(mean):
-        return NONE
-    return f"{mean:.4f} ± {std:.4f}" if math.isfinite(std) else f"{mean:.4f}"
+    return f"{mean:.4f} ± {std:.4f}" if math.isfinite(std) else bpb(mean)
 
 
 def seeds(row: Row) -> str:
@@ -57,9 +66,9 @@ def judgement(row: Row, block: Block) -> str:
 
 def headings(block: Block, comparison: Comparison) -> list[str]:
     budgets = [
-        f"at {scaled(block.budgets['tokens'])} tokens",
+        f"at {scaled(block.budgets['tokens'], even=False)} tokens",
         f"at {duration(block.budgets['seconds'])}",
-        f"at {scaled(block.budgets['flops'], 'FLOP')}",
+        f"at {scaled(block.budgets['flops'], 'FLOP', even=False)}",
     ]
     reference, metric = "baseline" if comparison.judging.baseline else "best", comparison.judging.metric
     judged = "" if metric == "final" else f", {METRIC_NAMES[metric]}"
@@ -91,31 +100,68 @@ def outcome(record: Record) -> str:
 
 
 def print_terminal(comparison: Comparison) -> None:
-    """The tables and notes on standard output."""
+    """The tables and notes on standard output, in no more columns than it has."""
     from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=None if Console().is_terminal else PIPED, highlight=False)
+    with console.capture() as captured:
+        runs = count(len(comparison.records), "run")
+        console.print(Text(f"{comparison.title}: {runs} ({census(comparison.records)})"))
+        for block in comparison.blocks:
+            _print_block(console, block, comparison)
+        others = [record for record in comparison.records if not record.finished]
+        if others:
+            listed = [[f"{r.study}/{r.name}", outcome(r)] for r in others]
+            _print_table(console, "Runs that did not finish", ["run", "status"], listed, words=True)
+        for note in notes(comparison):
+            _print_note(console, note)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _width(head: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of a terminal that a table takes with every cell in one line."""
+    return sum(3 + max(map(len, column)) for column in zip(head, *rows, strict=True))
+
+
+def _print_block(console: Any, block: Block, comparison: Comparison) -> None:
+    head, rows = headings(block, comparison), [quality(row, block) for row in block.rows]
+    title = f"{block.corpus}: held-out bits per byte, mean ± standard deviation over seeds"
+    if _width(head, rows) <= console.width:
+        _print_table(console, title, head, rows)
+    else:
+        _print_table(console, title, head[:4], [row[:4] for row in rows])
+        equal = [[row[0], *row[4:]] for row in rows]
+        _print_table(console, f"{block.corpus}: the same at equal budgets", [head[0], *head[4:]], equal)
+    _print_table(console, f"{block.corpus}: cost", COST_HEADINGS, [cost(row) for row in block.rows])
+
+
+def _print_table(
+    console: Any, title: str, head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False
+) -> None:
+    """Numbers to the right, ``words`` to the left."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if Console().is_terminal else 130, highlight=False)
+    # Cells that take several lines would run into those of the next row.
+    apart = int(_width(head, rows) > console.width)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", leading=apart)
+    for index, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if index and not words else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(Text(f"\n{title}", style="bold"))
+    console.print(table)
 
-    def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="bold")
-        for index, name in enumerate(head):
-            table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
 
-    console.print(Text(f"{comparison.title}: {count(len(comparison.records), 'run')} ({census(comparison.records)})"))
-    for block in comparison.blocks:
-        title = f"{block.corpus}: held-out bits per byte, mean ± standard deviation over seeds"
-        show(title, headings(block, comparison), [quality(row, block) for row in block.rows])
-        show(f"{block.corpus}: cost", COST_HEADINGS, [cost(row) for row in block.rows])
-    others = [record for record in comparison.records if not record.finished]
-    if others:
-        show("Runs that did not finish", ["run", "status"], [[f"{r.study}/{r.name}", outcome(r)] for r in others])
-    for note in notes(comparison):
-        console.print(Text(f"* {note}"))
+def _print_note(console: Any, note: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 1))
+    table.add_row("*", Text(note))
+    console.print(table)
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -195,12 +241,14 @@ def runs_csv(comparison: Comparison) -> str:
         for row in block.rows
         for record in row.group.records
     }
-    head = ["study", "run", "status", "reason", "corpus", "group", "seed", "val_bpb", "tokens", "seconds"]
+    head = ["study", "run", "status", "reason", "corpus", "group", "seed", "val_bpb_final", "val_bpb_last_measured"]
+    head += ["tokens", "seconds"]
     head += ["tokens_per_second", "peak_memory_bytes", "parameters", "flops_per_token", "commit", "dirty"]
     rows: list[list[object]] = [list(head)]
     for r in comparison.records:
         seed = "" if r.seed is None else r.seed
-        numbers = [final_value(r), spent(r, "tokens"), spent(r, "seconds"), speed(r), r.number("peak_memory_bytes")]
+        numbers = [final_value(r), last_measured(r), spent(r, "tokens"), spent(r, "seconds"), speed(r)]
+        numbers += [r.number("peak_memory_bytes")]
         numbers += [r.number("parameters"), r.number("flops_per_token")]
         cells: list[object] = [r.study, r.name, r.status, r.reason, *place.get(r.path, ("", "")), seed]
         rows.append([*cells, *map(_plain, numbers), r.fact("git", "commit") or "", r.fact("git", "dirty") or ""])

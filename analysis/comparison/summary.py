@@ -1,7 +1,7 @@
 """What the tables, the figures and the page all show: the groups of each corpus with their numbers and verdicts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Row:
     tokens_per_second: float  # mean over the counted seeds
     peak_memory_bytes: float  # the largest of the counted seeds
     verdict: Verdict | None = None  # against the reference; None for the reference itself and where there is no value
+    look: int = 0  # number of its looks: a label has the same in every corpus
 
     @property
     def label(self) -> str:
@@ -74,13 +75,16 @@ class Comparison:
     judging: Judging
 
 
-def final_value(record: Record) -> float:
-    """val_bpb of the finished run as its manifest has it, else the last one of metrics.csv."""
-    value = record.number("result", QUALITY)
-    if np.isfinite(value):
-        return value
+def last_measured(record: Record) -> float:
+    """The last val_bpb of metrics.csv, that of the fixed held-out part; NaN where nothing was measured."""
     _, y = measured(record, "tokens", QUALITY)
     return float(y[-1]) if len(y) else float("nan")
+
+
+def final_value(record: Record) -> float:
+    """val_bpb of a finished run as its manifest has it, else the last one of metrics.csv; NaN of an unfinished run."""
+    value = record.number("result", QUALITY)
+    return float("nan") if not record.finished else value if np.isfinite(value) else last_measured(record)
 
 
 def speed(record: Record) -> float:
@@ -141,8 +145,17 @@ def make_block(
     verdicts = judge(samples, chosen, judging.level, judging.shared_noise)
     reference = chosen or next((row.label for row in rows if row.values[metric]), None)
     turned = against(verdicts, reference) if reference else {}
-    judged = tuple(Row(**{**row.__dict__, "verdict": turned.get(row.label)}) for row in rows)
+    judged = tuple(replace(row, verdict=turned.get(row.label)) for row in rows)
     return Block(corpus, judged, known, reference, tuple(verdicts), *pooled_std(samples))
+
+
+def with_looks(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """``blocks`` with their groups numbered by first appearance, so that a model has one colour on every corpus."""
+    looks: dict[str, int] = {}
+    return tuple(
+        replace(block, rows=tuple(replace(row, look=looks.setdefault(row.label, len(looks))) for row in block.rows))
+        for block in blocks
+    )
 
 
 def compare(
@@ -153,7 +166,7 @@ def compare(
 ) -> Comparison:
     """Groups, measures, ranks and judges ``records``; a Mistake where the baseline names no group."""
     corpora = by_corpus(records)
-    blocks = tuple(make_block(name, members, budgets or {}, judging) for name, members in corpora.items())
+    blocks = with_looks([make_block(name, members, budgets or {}, judging) for name, members in corpora.items()])
     names = [row.label for block in blocks for row in block.rows]
     baseline = judging.baseline
     if baseline is not None and baseline not in names:

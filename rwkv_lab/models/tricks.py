@@ -1,5 +1,7 @@
 """The tricks any architecture may use: token shift, head-QK, L2Wrap, tiny attention."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,8 +35,7 @@ class TokenShift(nn.Module):
     def forward(self, x: Tensor, last: Tensor | None = None) -> tuple[Tensor, ...]:
         """x [B,T,C], the input before it [B,C] (None: zeros) -> one [B,T,C] per role."""
         if self.kind == "learned":
-            x_prev = previous(x, last)
-            mixed = tuple(torch.lerp(x_prev, x, share.to(x.dtype)) for share in self.parameters())
+            mixed = LearnedShift.apply(x, last, *(share.to(x.dtype) for share in self.parameters()))
             return mixed * len(self.roles) if self.shared else mixed
         if self.kind == "half":
             last_half = None if last is None else last[:, : self.n_shifted]
@@ -43,6 +44,32 @@ class TokenShift(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.roles}"
+
+
+class LearnedShift(torch.autograd.Function):
+    """x m + x_prev (1 - m) for several m [C]: x [B,T,C], the input before it [B,C] or None -> one [B,T,C] per m.
+
+    The gradients by hand, because their sums over the several uses of x and x_prev take half of the passes that way.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, last: Tensor | None, *shares: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, last, *shares)
+        x_prev = previous(x, last)
+        return tuple(torch.lerp(x_prev, x, m) for m in shares)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, last, *shares = ctx.saved_tensors
+        difference = x - previous(x, last)
+        g_shares = [(g * difference).sum((0, 1)) for g in grads]
+        gx, g_both = grads[0] * shares[0], grads[0].clone()
+        for g, m in zip(grads[1:], shares[1:], strict=True):
+            gx.addcmul_(g, m)
+            g_both += g
+        g_prev = g_both.sub_(gx)
+        gx[:, :-1] += g_prev[:, 1:]
+        return gx, None if last is None else g_prev[:, 0], *g_shares
 
 
 class HeadQK(nn.Module):

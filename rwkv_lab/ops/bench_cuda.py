@@ -18,6 +18,7 @@ SHAPES = [
     ((8, 1024, 2048), torch.bfloat16),
     ((12, 1024, 512), torch.float32),
     ((1, 16384, 2048), torch.float32),
+    ((1, 16384, 256), torch.float32),
 ]
 ROTATE_BYTES = 256 << 20
 Turn = Callable[[int], object]

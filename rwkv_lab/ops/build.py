@@ -29,10 +29,11 @@ from rwkv_lab.errors import Mistake, main_guard
 Kind = Literal["cpu", "cuda", "bench"]
 
 CSRC = Path(__file__).parents[2] / "csrc"
+KERNELS = ("wkv_kernels.h", "wkv_math.h", "wkv_split.h")
 HEADERS = {
     "cpu": ("checks.h", "lanes.h", "wkv_cpu.h", "wkv_math.h"),
-    "bench": ("wkv_kernels.h", "wkv_math.h"),
-    "cuda": ("checks.h", "wkv_backward.h", "wkv_cuda.h", "wkv_forward.h", "wkv_kernels.h", "wkv_math.h"),
+    "bench": KERNELS,
+    "cuda": (*KERNELS, "checks.h", "wkv_backward.h", "wkv_cuda.h", "wkv_forward.h", "wkv_segments.h"),
 }
 # no -ffast-math: it would switch denormal numbers off in the whole process
 CXX_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden", "-Wno-psabi")

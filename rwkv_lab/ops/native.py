@@ -93,6 +93,7 @@ def backward_shapes(
 def save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     w, u, k, v, state, ctx.den_eps, ctx.k_max, _ = inputs
     ctx.has_state = state is not None
+    ctx.set_materialize_grads(False)  # the checkpoints never have a gradient, the state rarely has one
     ctx.save_for_backward(w, u, k, v, output[2])
 
 

@@ -12,6 +12,7 @@ from rwkv_lab.config import Config
 def canonical(config: Any, files: Mapping[str, str], prefix: str = "") -> Any:
     """What is hashed: plain data of a dataclass tree, without None, False and fields marked ``identity=False``.
 
+    False stays where the default is None, because unset means something else there.
     ``files`` maps a dotted key that names a file to the sha256 of its content, which stands in for the name.
     """
     if dataclasses.is_dataclass(config):
@@ -19,7 +20,8 @@ def canonical(config: Any, files: Mapping[str, str], prefix: str = "") -> Any:
         for field in dataclasses.fields(config):
             key = f"{prefix}{field.name}"
             value = getattr(config, field.name)
-            if not field.metadata.get("identity", True) or value is None or value is False:
+            off = value is None or (value is False and field.default is not None)
+            if off or not field.metadata.get("identity", True):
                 continue
             kept[field.name] = {"sha256": files[key]} if key in files else canonical(value, files, key + ".")
         return kept

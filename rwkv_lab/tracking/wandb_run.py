@@ -10,6 +10,8 @@ from rwkv_lab.runs import Run
 
 INIT_SECONDS = 10.0
 TAG_LENGTH = 64
+AXES = ("step", "tokens", "seconds", "flops")
+COSTS = ("parameters", "flops_per_token", "peak_memory_bytes")
 
 
 def open_run(run: Run, mode: str, place: Path, project: str | None = None, entity: str | None = None) -> Any:
@@ -45,8 +47,8 @@ def open_run(run: Run, mode: str, place: Path, project: str | None = None, entit
         dir=str(place),
         settings=settings,
     )
-    opened.define_metric("step")
-    opened.define_metric("tokens")
+    for axis in AXES:
+        opened.define_metric(axis)
     opened.define_metric("*", step_metric="tokens")
     return opened
 
@@ -74,14 +76,18 @@ def log(opened: Any, rows: Iterable[Mapping[str, float]]) -> int:
 def close(opened: Any, run: Run) -> None:
     """Ends the wandb run with the run's result as its summary; failed where the run is not complete."""
     manifest = run.manifest
-    summary = {key: value for key, value in (manifest.get("result") or {}).items() if value is not None}
-    opened.summary.update(summary | {"status": run.status})
+    costs = {key: manifest.get(key) for key in COSTS}
+    found = {key: value for key, value in (costs | (manifest.get("result") or {})).items() if value is not None}
+    opened.summary.update(found | {"status": run.status})
     opened.finish(exit_code=0 if run.status == "complete" else 1)
 
 
 def rows_after(run: Run, step: int) -> Iterator[dict[str, float]]:
-    """The whole rows of metrics.csv behind update number ``step``."""
+    """The whole rows of metrics.csv behind update number ``step``, with the training FLOPs spent where known."""
     columns = run.metrics()
+    flops_per_token = run.manifest.get("flops_per_token")
+    if flops_per_token and "tokens" in columns:
+        columns["flops"] = columns["tokens"] * flops_per_token
     for i, done in enumerate(columns.get("step", ())):
         if done > step:
             yield {name: float(values[i]) for name, values in columns.items()}

@@ -113,7 +113,7 @@ def test_optimal_writes_a_schedule_file(fitted, tmp_path, capsys):
 
 
 def test_a_folder_of_runs_is_expanded(tmp_path):
-    from analysis.cli_fit import expand
+    from analysis.commands.fit import expand
 
     for name in ("b", "a"):
         (tmp_path / "study" / name).mkdir(parents=True)
@@ -168,8 +168,8 @@ def test_a_schedule_that_is_none_is_named(fitted, arguments, message):
 
 def test_no_part_of_the_analysis_imports_torch():
     code = (
-        "import sys, analysis.fit, analysis.optimal, analysis.figures, analysis.report, analysis.cli_fit, "
-        "analysis.cli_predict, analysis.cli_optimal; assert 'torch' not in sys.modules"
+        "import sys, analysis.fit, analysis.optimal, analysis.figures, analysis.report, analysis.commands.fit, "
+        "analysis.commands.predict, analysis.commands.optimal; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from analysis import rates, tables
-from analysis.curves import LossCurve, bin_means, load
-from analysis.wandb_runs import from_history
+from analysis.curves import LossCurve, bin_means, from_history, load
 from rwkv_lab.errors import Mistake
 from rwkv_lab.training import schedules
 

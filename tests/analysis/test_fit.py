@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from analysis.curves import LossCurve
 from analysis.fit import MIXTURE, Fit, fit
-from analysis.intervals import Evidence, LeftOut
+from analysis.fitting.intervals import Evidence, LeftOut
 from rwkv_lab.errors import Mistake
 
 PAIR = ("cosine", "wsd")

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from analysis import kernels, optimal, shapes
 from analysis.curves import LossCurve
 from analysis.fit import fit
-from analysis.member import Member
+from analysis.fitting.member import Member
 from rwkv_lab.errors import Mistake
 from rwkv_lab.training.schedules import rates
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from analysis.curves import LossCurve
 from analysis.fit import fit
-from analysis.variational_fit import fit_variational
+from analysis.fitting.variational_fit import fit_variational
 from rwkv_lab.training.schedules import rates
 
 STEPS = 600

@@ -70,7 +70,7 @@ def test_figures_of_decays(decays, capsys):
     names = {path.name for path in (decays / "weights").iterdir()}
     assert names == {"time_decay.png", "time_decay.svg", "decay_curves.png", "decay_curves.svg"}
     shown = capsys.readouterr().out
-    assert str(decays / "weights" / "time_decay.png") in shown and "half-life" in shown
+    assert f"{decays / 'weights'}/: time_decay, decay_curves (.png, .svg)" in shown and "half-life" in shown
     assert "layer 2" in (decays / "weights" / "time_decay.svg").read_text()
 
 
@@ -85,12 +85,22 @@ def test_figures_of_curves_of_heads(tmp_path):
     assert {path.name for path in (tmp_path / "figures").glob("*.svg")} == {"time_w.svg", "time_gamma.svg"}
 
 
+def test_heads_are_named_where_there_are_several():
+    figure = weights.factors_figure("time_alpha", {0: np.ones((3, 8)), 1: np.ones((3, 8))})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["head 0", "head 1", "head 2"]
+    assert not weights.factors_figure("time_gamma", {0: np.ones(8)}).legends
+
+
 def test_mistakes(tmp_path, decays):
     with pytest.raises(Mistake, match="does not exist"):
         main(["weights", str(tmp_path / "missing")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(Mistake, match="has not finished"):
         main(["weights", str(tmp_path / "empty")])
+    (tmp_path / "study" / "a run").mkdir(parents=True)
+    (tmp_path / "study" / "a run" / "run.json").write_text("{}")
+    with pytest.raises(Mistake, match=r"a folder of runs: name one of them, such as .*a run"):
+        main(["weights", str(tmp_path / "study")])
     with pytest.raises(Mistake, match="at least 2"):
         main(["weights", str(decays), "--distance", "1"])
     save_file({"head.weight": np.zeros((2, 2), np.float32)}, tmp_path / "none.safetensors")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from rwkv_lab import models
 from rwkv_lab.models.registry import MODELS
-from rwkv_lab.models.tricks import HeadQK, TinyAttention, TokenShift, l2_wrap
+from rwkv_lab.models.tricks import HeadQK, LearnedShift, TinyAttention, TokenShift, l2_wrap
 
 SMALL = {"n_layer": 2, "n_embd": 16, "ctx_len": 9}
 
@@ -195,3 +195,17 @@ def test_bfloat16_autocast_stays_close(name):
     assert rough.dtype == torch.float32
     assert abs(rough.item() - exact.item()) < 0.05
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("T", [1, 4])
+def test_gradients_of_the_learned_shift(T, first):
+    generator = torch.Generator().manual_seed(T)
+    sizes = [(2, T, 3)] if first else [(2, T, 3), (2, 3)]
+    inputs = [torch.randn(*size, generator=generator, dtype=torch.float64) for size in (*sizes, (3,), (3,))]
+    inputs = [x.requires_grad_() for x in inputs]
+
+    def shift(x, *rest):
+        return LearnedShift.apply(x, None, *rest) if first else LearnedShift.apply(x, *rest)
+
+    assert torch.autograd.gradcheck(shift, inputs)

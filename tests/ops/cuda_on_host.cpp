@@ -1,7 +1,8 @@
 // Runs the CUDA kernels of csrc/ on the CPU: every thread of a block is a fiber, __syncthreads hands over to the next one.
 //
 // Between two barriers the threads run one after the other in an order drawn afresh each time, so that a result that depends on
-// the order shows a barrier that is missing. A barrier that only some threads reach is an error.
+// the order shows a barrier that is missing. A barrier that only some threads reach is an error. The blocks of a kernel run one
+// after the other, also in an order drawn afresh.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -75,7 +76,10 @@ bool run_grid(int blocks, unsigned seed, Kernel kernel) {
     std::mt19937 random(seed);
     body = [](void* context) { (*static_cast<Kernel*>(context))(); };
     argument = &kernel;
-    for (int block = 0; block < blocks; ++block) {
+    std::vector<int> order(blocks);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), random);
+    for (const int block : order) {
         blockIdx.x = block;
         if (!run_block(random)) return false;
     }
@@ -92,11 +96,20 @@ bool with_kernel(bool half, int width, Run run) {
     return run(float{}, std::integral_constant<int, 32>{});
 }
 
-template <class Number>
-wkv::gpu::Inputs<Number> inputs(int T, int C, const float* w, const float* u, const void* k, const void* v, float log_eps,
-                                float k_max) {
-    return {T, C, w, u, static_cast<const Number*>(k), static_cast<const Number*>(v), log_eps, k_max};
-}
+struct Arrays {
+    int B, T, C, length;
+    const float *w, *u;
+    const void *k, *v;
+    float log_eps, k_max;
+
+    int segments() const { return (T + length - 1) / length; }
+    int blocks(int width) const { return B * ((C + width - 1) / width) * segments(); }
+
+    template <class Number>
+    wkv::gpu::Inputs<Number> inputs() const {
+        return {T, C, segments(), length, w, u, static_cast<const Number*>(k), static_cast<const Number*>(v), log_eps, k_max};
+    }
+};
 
 }  // namespace
 
@@ -105,27 +118,42 @@ void __syncthreads() {
     swapcontext(&self->context, &scheduler);
 }
 
-extern "C" bool forward(bool half, int width, unsigned seed, int B, int T, int C, float log_eps, float k_max, const float* w,
-                        const float* u, const void* k, const void* v, const float* state, void* y, float* state_out,
-                        float* checkpoints) {
+// Time is cut into segments of `length` steps; scratch as the launches in wkv_cuda.cu lay it out.
+extern "C" bool forward(bool half, int width, unsigned seed, Arrays arrays, const float* state, void* y, float* state_out,
+                        float* checkpoints, float* scratch) {
     return with_kernel(half, width, [&](auto number, auto W) {
         using Number = decltype(number);
-        return run_grid(B * ((C + W - 1) / W), seed, [&] {
-            wkv::gpu::forward_kernel<Number, W>(inputs<Number>(T, C, w, u, k, v, log_eps, k_max), state,
-                                                static_cast<Number*>(y), state_out, checkpoints);
+        const auto in = arrays.inputs<Number>();
+        const auto sum_up = [&] { wkv::gpu::forward_summary_kernel<Number, W>(in, scratch); };
+        const auto kernel = [&] {
+            wkv::gpu::forward_kernel<Number, W>(in, state, scratch, static_cast<Number*>(y), state_out, checkpoints);
+        };
+        return (in.segments == 1 || run_grid(arrays.blocks(W), seed, sum_up)) && run_grid(arrays.blocks(W), seed + 1, kernel);
+    });
+}
+
+extern "C" bool backward(bool half, int width, unsigned seed, Arrays arrays, const float* checkpoints, const void* gy,
+                         const float* gstate, float* gw, float* gu, void* gk, void* gv, float* gstate_in, float* scratch) {
+    return with_kernel(half, width, [&](auto number, auto W) {
+        using Number = decltype(number);
+        const auto in = arrays.inputs<Number>();
+        const int row = arrays.B * arrays.C, part = in.segments * row, blocks = arrays.blocks(W);
+        const bool split = in.segments > 1;
+        float *gw_to = split ? scratch + 3 * part : gw, *gu_to = split ? scratch + 4 * part : gu;
+        const auto kernel = [&](auto summary) {
+            wkv::gpu::backward_kernel<Number, W, summary>(in, checkpoints, static_cast<const Number*>(gy), gstate, scratch,
+                                                          gw_to, gu_to, static_cast<Number*>(gk), static_cast<Number*>(gv),
+                                                          gstate_in);
+        };
+        if (split && !run_grid(blocks, seed, [&] { kernel(std::true_type{}); })) return false;
+        if (!run_grid(blocks, seed + 1, [&] { kernel(std::false_type{}); })) return false;
+        return !split || run_grid((row + wkv::gpu::THREADS - 1) / wkv::gpu::THREADS, seed + 2, [&] {
+            wkv::gpu::add_segments_kernel(row, in.C, in.segments, gw_to, gu_to, gw, gu);
         });
     });
 }
 
-extern "C" bool backward(bool half, int width, unsigned seed, int B, int T, int C, float log_eps, float k_max, const float* w,
-                         const float* u, const void* k, const void* v, const float* checkpoints, const void* gy,
-                         const float* gstate, float* gw, float* gu, void* gk, void* gv, float* gstate_in) {
-    return with_kernel(half, width, [&](auto number, auto W) {
-        using Number = decltype(number);
-        return run_grid(B * ((C + W - 1) / W), seed, [&] {
-            wkv::gpu::backward_kernel<Number, W>(inputs<Number>(T, C, w, u, k, v, log_eps, k_max), checkpoints,
-                                                 static_cast<const Number*>(gy), gstate, gw, gu, static_cast<Number*>(gk),
-                                                 static_cast<Number*>(gv), gstate_in);
-        });
-    });
+extern "C" void layout(int64_t B, int64_t T, int64_t C, int narrowest, int steps, int64_t multiprocessors, int* found) {
+    const wkv::gpu::Layout layout = wkv::gpu::layout_of(B, T, C, narrowest, steps, multiprocessors);
+    found[0] = layout.width, found[1] = layout.segments, found[2] = layout.length;
 }

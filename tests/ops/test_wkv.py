@@ -50,13 +50,43 @@ def test_long(scan, device):
     assert_close(scan, scan.case(1, 1025, 33), device, tolerance=2e-5)
 
 
-def test_very_long(scan, device):
+# on a GPU so few channels take more than one segment of time
+LONG = [
+    ((1, 16384, 40), torch.float32, 2e-5),
+    ((1, 9001, 33), torch.bfloat16, 6e-3),
+    ((2, 8191, 130), torch.float32, 2e-5),
+    ((1, 5000, 20), torch.float16, 1e-3),
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "tolerance"), LONG)
+@pytest.mark.parametrize("state", [False, True])
+def test_very_long(scan, device, shape, dtype, tolerance, state):
     """Against the float64 kernel, itself compared with the reference above: the reference takes a minute."""
-    case = scan.case(1, 16384, 40)
-    expected = scan.results(case, "native", dtype=torch.float64)
-    found = scan.results(case, "native", device)
+    skip_unless_supported(device, dtype)
+    case = scan.case(*shape, dtype, state=state)
+    kwargs = {"den_eps": 1e-8, "k_max": 1.5}
+    expected = scan.results(case, "native", dtype=torch.float64, **kwargs)
+    found = scan.results(case, "native", device, **kwargs)
     for name, distance in scan.distances(found, expected).items():
-        assert distance < 2e-5, f"{name}: {distance}"
+        assert distance < tolerance, f"{name}: {distance}"
+
+
+@pytest.mark.parametrize("spread", [50, 61, 148, 1e4])
+def test_very_long_with_extreme_keys(scan, device, spread):
+    """Keys jump at multiples of 64, where segments of time may begin."""
+    case = scan.case(1, 8200, 33)
+    case.k[:, 63::64], case.k[:, 64::64] = 0.5 * spread, -0.5 * spread
+    expected = scan.results(case, "native", dtype=torch.float64, den_eps=1e-8)
+    found = scan.results(case, "native", device, den_eps=1e-8)
+    for name, distance in scan.distances(found, expected, floor=1.0).items():
+        assert distance < 2e-5 + 2e-6 * spread, f"{name}: {distance}"
+
+
+def test_very_long_repeats_bit_for_bit(scan, device):
+    case = scan.case(1, 8200, 33)
+    first, again = (scan.results(case, "native", device) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 KEYS = {

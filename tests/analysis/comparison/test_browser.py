@@ -153,11 +153,16 @@ def test_the_table_sorts_both_ways_by_number_and_by_name(browser, page):
         return head.get_attribute("aria-sort")
 
     assert column(3) == ["1.8015 ± 0.0007", "1.9515 ± 0.0007", "2.1015 ± 0.0007"]
-    assert press(3) == "ascending" and press(3) == "descending"
+    sorted_by = "return [...document.querySelectorAll('#results thead th')].map(h => h.getAttribute('aria-sort'))"
+    assert [place for place, order in enumerate(browser.execute_script(sorted_by), 1) if order == "ascending"] == [3]
+    assert press(3) == "descending"
     assert column(3)[0].startswith("2.1015") and column(3)[2].startswith("1.8015")
+    assert press(3) == "ascending"
+    assert column(3)[0].startswith("1.8015")
     press(1)
     names = [line.text for line in browser.find_elements("css selector", "#results tbody th")][:3]
     assert [name.split()[1] for name in names] == ["mha_pro", "rwkv_v1", "rwkv_v4"]
+    assert errors(browser) == []
 
 
 @pytest.mark.slow
@@ -183,4 +188,26 @@ def test_hovering_tells_the_group(browser, page):
     )
     wait(browser, tip, 10)
     assert browser.title == "study: comparison of runs"
+    assert errors(browser) == []
+
+
+@pytest.mark.slow
+def test_a_box_zooms_and_the_groups_stay_in_view(browser, page):
+    open_at(browser, page, 1366)
+    from selenium.webdriver import ActionChains
+
+    chart = charts(browser)[1]
+    view = (
+        "const f = Bokeh.documents[0].roots().find(f => f.tags[0] === 'curves');"
+        "return [f.x_range.start, f.x_range.end, f.y_range.start, f.y_range.end]"
+    )
+    before = browser.execute_script(view)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    drag = ActionChains(browser).move_to_element_with_offset(chart, -100, -60).click_and_hold()
+    drag.move_by_offset(200, 120).release().perform()
+    wait(browser, f"const [a, b] = [{before[0]}, {before[1]}]; {view.replace('return', 'const v =')};"
+                  " return v[0] > a && v[1] < b")  # fmt: skip
+    assert browser.execute_script(view)[3] < before[3]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'end'})", charts(browser)[2])
+    assert browser.execute_script("return document.querySelector('.controls').getBoundingClientRect().top") == 0
     assert errors(browser) == []

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from analysis.__main__ import main
+from analysis.__main__ import COMMANDS, main
 from rwkv_lab.errors import Mistake
 from rwkv_lab.runs import find
 
@@ -66,6 +66,12 @@ def test_mistakes_are_one_sentence(study, arguments, said):
     assert "\n" not in str(raised.value)
 
 
+def test_paths_without_a_folder_in_common_need_one(study, monkeypatch):
+    monkeypatch.setattr("os.path.commonpath", lambda paths: "/")
+    with pytest.raises(Mistake, match="--out DIR"):
+        main(["compare", str(study)])
+
+
 def test_a_folder_that_cannot_be_made(study, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Mistake, match="cannot be made"):
@@ -73,7 +79,8 @@ def test_a_folder_that_cannot_be_made(study, tmp_path):
 
 
 def test_importing_the_commands_imports_nothing_heavy():
-    code = "import sys, analysis.compare, analysis.weights; print({'torch', 'matplotlib', 'bokeh'} & set(sys.modules))"
+    modules = ", ".join(module for module, _ in COMMANDS.values())
+    code = f"import sys, {modules}; print({{'torch', 'matplotlib', 'bokeh'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

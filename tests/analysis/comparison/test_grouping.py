@@ -1,5 +1,7 @@
 """Groups differ in more than the seed, and are named by what sets them apart."""
 
+from itertools import product
+
 import pytest
 
 from analysis.comparison.collect import collect
@@ -32,7 +34,7 @@ def test_what_cannot_change_a_result_separates_nothing(make_run, groups):
 
 
 def test_a_field_that_is_off_is_a_field_that_is_absent(make_run, groups):
-    make_run(seed=1, fields={"head_qk_dim": None, "small_init_emb": False})
+    make_run(seed=1, fields={"head_qk_dim": None, "l2_wrap": False})
     make_run(seed=2)
     assert groups() == {"rwkv_v4": [1, 2]}
 
@@ -53,6 +55,54 @@ def test_the_plain_model_beside_its_tricks_is_named_by_the_model(make_run, group
         "mha_rotary token_shift=half",
         "mha_rotary token_shift=half head_qk_dim=256",
     ]
+
+
+def test_what_is_off_is_not_named(make_run, groups):
+    for i, (width, shift, small) in enumerate(product((0, 256), ("none", "half"), (False, True))):
+        tricks = {"head_qk_dim": width, "token_shift": shift, "small_init_emb": small}
+        make_run("mha_rotary", 1, suffix=str(i), fields=tricks)
+    assert list(groups()) == [
+        "mha_rotary",
+        "mha_rotary small_init_emb",
+        "mha_rotary token_shift=half",
+        "mha_rotary token_shift=half small_init_emb",
+        "mha_rotary head_qk_dim=256",
+        "mha_rotary head_qk_dim=256 small_init_emb",
+        "mha_rotary head_qk_dim=256 token_shift=half",
+        "mha_rotary head_qk_dim=256 token_shift=half small_init_emb",
+    ]
+
+
+def test_what_is_off_is_named_where_the_model_has_it_by_itself(make_run, groups):
+    for shift in ("none", "half", "learned"):
+        make_run("rwkv_v4", 1, suffix=shift, fields={"token_shift": shift})
+    assert list(groups()) == ["token_shift=half", "token_shift=learned", "token_shift=none"]
+    for shift in ("none", "half"):
+        make_run("mha_rotary", 1, suffix=shift, fields={"token_shift": shift})
+    assert "mha_rotary" in groups() and "rwkv_v4 token_shift=none" in groups()
+
+
+def test_what_all_groups_of_a_model_share_is_not_named(make_run, groups):
+    make_run("rwkv_v4", 1, fields={"token_shift": "learned"})
+    make_run("rwkv_v2", 1, fields={"token_shift": "learned", "norm": "post"})
+    make_run("mha_rotary", 1, fields={"token_shift": "none"})
+    make_run("mha_rotary", 1, suffix="1", fields={"token_shift": "half"})
+    make_run("mha_rotary", 1, suffix="2", fields={"token_shift": "half", "head_qk_dim": 256})
+    assert sorted(groups()) == [
+        "mha_rotary",
+        "mha_rotary token_shift=half",
+        "mha_rotary token_shift=half head_qk_dim=256",
+        "rwkv_v2",
+        "rwkv_v4",
+    ]
+
+
+def test_unset_and_false_are_apart_where_both_can_be_chosen(make_run, groups):
+    """model.small_init_emb: unset keeps the model's own recipe, false is unit scale."""
+    make_run("mha_rotary", 1, fields={"small_init_emb": None})
+    make_run("mha_rotary", 1, suffix="1", fields={"small_init_emb": False})
+    make_run("mha_rotary", 1, suffix="2", fields={"small_init_emb": True})
+    assert list(groups()) == ["mha_rotary", "mha_rotary small_init_emb=false", "mha_rotary small_init_emb"]
 
 
 def test_fields_that_follow_from_the_model_are_not_in_its_name(make_run, groups):

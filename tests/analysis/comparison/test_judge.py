@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.comparison.judge import BEYOND, UNJUDGED, WITHIN, against, holm, judge, pooled_std, welch
+from analysis.comparison.judge import BEYOND, UNJUDGED, WITHIN, against, bartlett, holm, judge, pooled_std, welch
 
 samples = st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=2, max_size=6).filter(
     lambda x: np.ptp(x) > 0.01
@@ -83,3 +83,13 @@ def test_pooled_std():
     spread, freedom = pooled_std({"a": [1.0, 3.0], "b": [2.0, 2.0, 5.0], "one": [9.0]})
     assert freedom == 3 and spread == pytest.approx(np.sqrt((2.0 + 6.0) / 3))
     assert pooled_std({"one": [9.0]})[1] == 0
+
+
+@given(st.lists(samples, min_size=2, max_size=5))
+def test_bartlett_is_scipys(groups):
+    found, expected = bartlett(dict(enumerate(groups))), stats.bartlett(*groups).pvalue
+    assert found == pytest.approx(1.0 if np.isnan(expected) else expected, rel=1e-6, abs=1e-7)
+
+
+def test_bartlett_without_spread_says_nothing():
+    assert np.isnan(bartlett({"a": [1.0, 1.0], "b": [1.0, 2.0], "one": [3.0]})) and np.isnan(bartlett({}))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
@@ -105,6 +106,15 @@ def test_two_corpora_are_two_tables(make_run, comparison):
     assert any("different texts do not compare" in note for note in notes(found))
 
 
+def test_a_model_looks_the_same_on_every_corpus(make_run, comparison):
+    for model, here, there in (("rwkv_v4", 1.8, 1.3), ("mha_pro", 1.9, 1.2)):
+        make_run(model, 1, here, data="enwik8")
+        make_run(model, 1, there, data="simplebooks")
+    first, second = comparison().blocks
+    assert [row.label for row in first.rows] != [row.label for row in second.rows]
+    assert {row.label: row.look for row in first.rows} == {row.label: row.look for row in second.rows}
+
+
 def test_markdown_and_csv(study, comparison):
     found = comparison()
     text = report.markdown(found, "python -m analysis compare runs/study")
@@ -117,7 +127,9 @@ def test_markdown_and_csv(study, comparison):
     runs = list(csv.DictReader(io.StringIO(report.runs_csv(found))))
     assert len(runs) == 8
     assert [row["status"] for row in runs if row["reason"]] == ["failed"]
-    assert float(next(row for row in runs if row["status"] == "failed")["tokens"]) == pytest.approx(3e5)
+    failed = next(row for row in runs if row["status"] == "failed")
+    assert float(failed["tokens"]) == pytest.approx(3e5)
+    assert failed["val_bpb_final"] == "" and float(failed["val_bpb_last_measured"]) > 1.85
 
 
 def test_a_bar_in_a_name_stays_in_its_cell(make_run, comparison):
@@ -126,15 +138,63 @@ def test_a_bar_in_a_name_stays_in_its_cell(make_run, comparison):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1_620_000, "1.62 M"), (950, "950"), (9.7e12, "9.7 T"), (0.5, "0.5"), (float("nan"), "–")]
+    ("value", "text"),
+    [(1_620_000, "1.62 M"), (950, "950"), (999_700, "1.00 M"), (9.7e12, "9.70 T"), (0.5, "0.500"), (np.nan, "–")],
 )
-def test_scaled(value, text):
+def test_scaled_numbers_stand_in_line(value, text):
     assert report.scaled(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(8.12, "8.12 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_scaled_alone():
+    assert report.scaled(2e6, even=False) == "2 M" and report.scaled(2.5e15, "FLOP", even=False) == "2.5 PFLOP"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(8.12, "8.1 s"), (59.97, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
 def test_duration(value, text):
     assert report.duration(value) == text
+
+
+def test_a_note_says_what_the_other_notion_of_noise_would_see(make_run, comparison):
+    for seed, step in ((1, -0.01), (2, 0.0), (3, 0.01)):
+        for model, level in (("rwkv_v4", 1.80), ("rwkv_v1", 1.82), ("mha_pro", 2.5), ("mha_shift", 2.7)):
+            make_run(model, seed, level + step * (1 if model == "rwkv_v1" else 0.5))
+    (note,) = [note for note in notes(comparison()) if "--noise shared" in note]
+    assert note.endswith("also differ from rwkv_v4 beyond noise: rwkv_v1.")
+    assert not [note for note in notes(comparison(judging=Judging(shared_noise=True))) if "--noise" in note]
+
+
+def test_a_note_says_where_noise_is_not_shared(make_run, comparison):
+    for seed in range(8):
+        for model, spread in (("rwkv_v4", 0.0001), ("mha_pro", 0.1)):
+            make_run(model, seed, 1.8 + spread * (-1) ** seed)
+    assert any("--noise own" in note for note in notes(comparison(judging=Judging(shared_noise=True))))
+
+
+def wide(text: str) -> int:
+    return max(map(len, text.splitlines()))
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_terminal_tables_fit(make_run, comparison, capsys, monkeypatch, columns):
+    """Names of a study of three tricks, on terminals of two widths and piped."""
+    tricks = {"token_shift": "half", "head_qk_dim": 256, "small_init_emb": True}
+    for seed in (1, 2):
+        make_run("mha_rotary", seed, 1.9 + seed / 100)
+        make_run("mha_rotary", seed, 1.8 + seed / 100, suffix="1", fields=tricks)
+    make_run("rwkv_v1", 1, status="failed", facts={"reason": "out of memory " * 10})
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    report.print_terminal(comparison())
+    shown = capsys.readouterr().out
+    assert wide(re.sub(r"\x1b\[[0-9;]*m", "", shown)) <= columns
+    for cell in ("1.8150 ± 0.0071", "-0.1000" if "-0.1000" in shown else "+0.1000", "beyond noise"):
+        assert cell in shown, "a number is never broken"
+    monkeypatch.undo()
+    report.print_terminal(comparison())
+    piped = capsys.readouterr().out
+    assert wide(piped) <= report.PIPED and not [line for line in piped.splitlines() if line != line.rstrip()]
 
 
 def test_another_metric_ranks_and_judges(study, comparison):
@@ -145,6 +205,13 @@ def test_another_metric_ranks_and_judges(study, comparison):
     assert slow.verdict.difference == pytest.approx(slow.mean("seconds") - fast.mean("seconds")) != pytest.approx(0.1)
     assert "vs best, equal-time" in report.headings(block, found)
     assert "equal-time values" in report.markdown(found, "x")
+
+
+def test_runs_of_different_length_are_noted(make_run, comparison):
+    make_run("rwkv_v4", 1)
+    assert not any("own end" in note for note in notes(comparison()))
+    make_run("mha_pro", 1, trainer__tokens=2_000_000, facts={"tokens": 2_000_000})
+    assert any("trained for 1,000,000 to 2,000,000 tokens" in note for note in notes(comparison()))
 
 
 def test_different_evaluations_are_named(make_run, comparison):

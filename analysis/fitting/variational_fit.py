@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 
 from analysis.curves import LossCurve, bin_means
+from analysis.fitting.varpro import OUTLIER, Solution, huber_weights, solve_linear
 from analysis.laws.variational import LAW, columns, pieces
 from analysis.path import Path
-from analysis.varpro import OUTLIER, Solution, huber_weights, solve_linear
 
 STRETCHES = 300  # of one run in the search
 GRID = 32  # values of beta tried, from a lag of a few updates to one of many runs

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis.curves import LossCurve, bin_means
-from analysis.member import Member, fit_member
+from analysis.fitting.member import Member, fit_member
 from analysis.path import warmup_steps
 from rwkv_lab.errors import Mistake
 

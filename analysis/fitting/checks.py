@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis import windows
 from analysis.curves import LossCurve
+from analysis.fitting import windows
 from analysis.laws.registry import LAWS, NAMED
 from rwkv_lab.errors import Mistake, nearest
 

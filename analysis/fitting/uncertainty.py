@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.curves import LossCurve
-from analysis.member import Member, binned
+from analysis.fitting.member import Member, binned
 
 STEP = 1e-4
 CLOSE = 0.8  # beyond this correlation two numbers are known only together

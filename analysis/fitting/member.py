@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from analysis.curves import LossCurve, bin_means
+from analysis.fitting.variational_fit import fit_variational
+from analysis.fitting.varpro import Data, fit_law, predict
 from analysis.laws.registry import LAWS
 from analysis.path import Path
-from analysis.variational_fit import fit_variational
-from analysis.varpro import Data, fit_law, predict
 
 POINTS = 100  # points a run is binned to for the laws other than the variational one
 EXACT = 3e-4  # relative residual below which the binning itself is the error and every point is fitted

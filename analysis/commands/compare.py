@@ -44,17 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metric",
         choices=("final", "tokens", "seconds", "flops"),
         default="final",
-        help="rank and judge by the final value, or by that at equal tokens, seconds or FLOPs",
+        help="rank and judge by the final value (default), or by that at equal tokens, seconds or FLOPs",
     )
     parser.add_argument("--baseline", metavar="GROUP", help="judge every group against this one, not every pair")
     parser.add_argument(
         "--noise",
         choices=("own", "shared"),
         default="own",
-        help="seed noise from each group's own seeds, or one for all groups: sees smaller differences, assumes more",
+        help="seed noise from each group's own seeds (default), or one for all groups: sees smaller differences, "
+        "assumes more",
     )
     parser.add_argument(
-        "--level", type=probability, default=LEVEL, help="adjusted p below which a difference exceeds the noise"
+        "--level",
+        type=probability,
+        default=LEVEL,
+        metavar="P",
+        help=f"adjusted p below which a difference exceeds the noise (default {LEVEL})",
     )
     for axis, what in (("tokens", "training tokens"), ("seconds", "training seconds"), ("flops", "training FLOPs")):
         parser.add_argument(
@@ -73,7 +78,10 @@ def output_folder(paths: list[str], out: str | None) -> Path:
         folder = Path(out)
     else:
         places = [Path(path).resolve() for path in paths]
-        folder = Path(os.path.commonpath([place.parent if is_run(place) else place for place in places])) / "compare"
+        above = Path(os.path.commonpath([place.parent if is_run(place) else place for place in places]))
+        if above == above.parent:
+            raise Mistake("the paths have no folder in common but the root: say with --out DIR where the files go")
+        folder = above / "compare"
     if is_run(folder):
         raise Mistake(f"--out {folder} is a run directory; name a folder that is none")
     try:
@@ -130,7 +138,9 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise Mistake(f"{folder / name} cannot be written: {error.strerror}") from None
     figures = write_figures(comparison, folder)
-    print(f"\npage     {folder / PAGE}")
-    print(f"tables   {', '.join(str(folder / name) for name in texts if name != PAGE)}")
-    print(f"figures  {folder}/: {', '.join(path.name for path in figures)}")
+    near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    drawn = dict.fromkeys(path.stem for path in figures)
+    print(f"\npage     {near / PAGE}")
+    print(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
+    print(f"figures  {near}/: {', '.join(drawn)} (.png, .svg)")
     return 0

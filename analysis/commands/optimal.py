@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from analysis import proposal, report
-    from analysis.cli_predict import fit_path
+    from analysis.commands.predict import fit_path
     from analysis.figures import draw_optimum
     from analysis.fit import Fit
 

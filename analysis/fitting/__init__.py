@@ -1,0 +1,1 @@
+"""What fitting a law is made of: windows, the two ways of solving, uncertainty, intervals, checks."""
