@@ -8,7 +8,7 @@
 namespace wkv {
 
 // Steps between two checkpoints of the sums; also the length of the tile that is recomputed in the backward pass.
-constexpr int64_t CPU_TILE = 16;
+constexpr int64_t CPU_TILE = 32;
 
 // Calls task(begin, end, context) on disjoint ranges that cover [0, count).
 using Parallel = void (*)(int64_t count, void (*task)(int64_t begin, int64_t end, void* context), void* context);

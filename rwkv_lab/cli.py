@@ -25,7 +25,13 @@ def main(argv: list[str]) -> int:
     flags = [argument for argument in arguments if argument in FLAGS_FIRST]
     sys.argv = [argv[0], *flags, *(argument for argument in arguments if argument not in FLAGS_FIRST)]
     with like_ctrl_c():
-        return main_guard(_guarded)
+        code = main_guard(_guarded)
+    if torchrun.ranks() and code not in torchrun.ENDED_TOGETHER:
+        # Python's own way out aborts in gloo's destructors where the other ranks are gone already.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _help() -> None:

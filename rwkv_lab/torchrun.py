@@ -5,6 +5,9 @@ import re
 
 _RUN_ID = "TORCHELASTIC_RUN_ID"
 
+# Exit codes of a run all of whose ranks end alike and have left their process group.
+ENDED_TOGETHER = (0, 130)
+
 
 def ranks() -> int:
     """How many processes there are on the run; 0 where neither torchrun nor run.py started this one as one of them."""

@@ -106,13 +106,19 @@ def test_a_run_of_a_sweep_agent_belongs_to_its_sweep(lab: Lab, tmp_path: Path) -
     chosen = tmp_path / "config-xyz12345.yaml"
     chosen.write_text("wandb_version: 1\nmodel:\n  value: rwkv_v4\nschedule.lr_init:\n  value: 0.001\n")
     agent = {"WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "xyz12345", "WANDB_SWEEP_PARAM_PATH": str(chosen)}
-    overrides = ("model=rwkv_v4", "schedule.lr_init=0.001", "study=swept", "tracker=wandb", "tracker.mode=offline")
+    overrides = (
+        "model=rwkv_v4",
+        "schedule.lr_init=0.001",
+        "study=under_agent",
+        "tracker=wandb",
+        "tracker.mode=offline",
+    )
     lab.run("debug=smoke", *TINY, *overrides, env=lab.environment | agent)
-    run = load(lab.only_run("swept"))
+    run = load(lab.only_run("under_agent"))
     (records,) = read_back(run.path)
     (begun,) = (record["run"] for record in records if record["type"] == "run")
     assert (begun["sweep_id"], begun["run_id"]) == ("abc", "xyz12345")
-    assert (begun["run_group"], begun["job_type"], begun["display_name"]) == ("swept", "rwkv_v4", run.name)
+    assert (begun["run_group"], begun["job_type"], begun["display_name"]) == ("under_agent", "rwkv_v4", run.name)
     config = begun["config"]["update"]
     assert config["schedule.lr_init"] == config["schedule"]["lr_init"] == 0.001
     assert config["model"] == "rwkv_v4", "the swept value stands in place of the section, as docs/comparing.md says"

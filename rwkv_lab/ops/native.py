@@ -11,7 +11,7 @@ from rwkv_lab.errors import Mistake
 from rwkv_lab.ops.build import BuildFailed, Kind, library
 
 # steps between two saved states, as in csrc/wkv_cpu.h and csrc/wkv_cuda.h
-TILE = {"cpu": 16, "cuda": 64}
+TILE = {"cpu": 32, "cuda": 64}
 DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),

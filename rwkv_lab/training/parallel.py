@@ -5,13 +5,12 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rwkv_lab import torchrun
 from rwkv_lab.config import Config
 from rwkv_lab.errors import Mistake
 from rwkv_lab.runs.claim import Claim, claim
 from rwkv_lab.training import distributed
 from rwkv_lab.training.distributed import World
-
-ENDED_TOGETHER = (0, 130)
 
 
 def run(config: Config, path: Path, work: Callable[[Claim, World], tuple[int, float]]) -> tuple[int, float]:
@@ -21,7 +20,7 @@ def run(config: Config, path: Path, work: Callable[[Claim, World], tuple[int, fl
     try:
         with _one_voice(world):
             code, loss = work(held, world)
-        if code in ENDED_TOGETHER or held.state == "busy":
+        if code in torchrun.ENDED_TOGETHER or held.state == "busy":
             distributed.leave()
         # Otherwise this rank may be the only one that failed: elastic stops the others, which wait for it in vain.
         return code, loss
