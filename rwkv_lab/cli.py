@@ -4,7 +4,8 @@ import dataclasses
 import os
 import sys
 import time
-from typing import NoReturn
+import warnings
+from typing import Any, NoReturn
 
 from rwkv_lab import torchrun
 from rwkv_lab.children import end_with_parent
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> int:
     # Hydra takes flags before overrides only.
     flags = [argument for argument in arguments if argument in FLAGS_FIRST]
     sys.argv = [argv[0], *flags, *(argument for argument in arguments if argument not in FLAGS_FIRST)]
+    warnings.formatwarning = _as_a_sentence  # type: ignore[assignment]
     with like_ctrl_c():
         code = main_guard(_guarded)
     if torchrun.ranks() and code not in torchrun.ENDED_TOGETHER:
@@ -32,6 +34,11 @@ def main(argv: list[str]) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _as_a_sentence(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning as a user reads it, without the place in the code that Python adds."""
+    return f"warning: {message}\n"
 
 
 def _help() -> None:
