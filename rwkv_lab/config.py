@@ -2,7 +2,8 @@
 
 The dataclasses of models and data live beside what they configure (``models/config.py``, ``data/config.py``); this
 module registers all of them with Hydra. A field marked ``identity=False`` cannot change a run's result and is left out
-of its identity. A new field's default must mean "as before", because None and False are left out too. Imports no torch.
+of its identity. A new field's default must mean "as before", because None is left out too, and False where the default
+is not None. Imports no torch.
 """
 
 from dataclasses import dataclass, field, fields

@@ -136,6 +136,7 @@ def causal_gradients(w: Tensor, x: Tensor, gy: Tensor, halvings: int, longest_pr
 
 
 def halves(T: int, halvings: int) -> list[int]:
+    """Lengths of the halves of T steps halved so many times, the longest first."""
     return [T >> (i + 1) for i in range(halvings)]
 
 
