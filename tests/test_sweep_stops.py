@@ -100,4 +100,5 @@ def test_a_killed_worker_is_replaced_and_a_killed_parent_leaves_nothing_behind(l
     _, err = sweep.communicate(timeout=PATIENCE_SECONDS)
     assert "a worker of the launcher was killed" in err
     until(lambda: not Path(f"/proc/{second}").exists())
-    assert Run(run.path).status in ("interrupted", "complete")
+    left = Run(run.path)
+    assert left.status in ("interrupted", "complete"), left.manifest.get("reason")
