@@ -262,8 +262,6 @@ def as_rates(eta: Any, steps: int | None, parameters: dict[str, Any]) -> np.ndar
             if callable(eta):
                 return np.array([eta(step, steps, **parameters) for step in range(steps)], dtype=float)
             return schedules.rates(eta, steps, **parameters)
-        except KeyError as error:
-            raise UserError(f"schedule: unknown '{eta}'; choose one of {', '.join(schedules.SCHEDULES)}") from error
         except (TypeError, ValueError) as error:
             raise UserError(f"schedule {eta}: {error}") from error
     rates = np.asarray(eta, dtype=float)

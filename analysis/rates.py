@@ -1,14 +1,15 @@
 """Every update's rate, from a run's config, a schedules.json beside its log, or the logged column."""
 
-import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.registry import get, names
 from rwkv_lab.training import schedules
 
 KINDS = ("constant", "cosine", "exp_tail", "linear_tail", "steps")
@@ -58,20 +59,15 @@ def of_config(schedule: Mapping[str, Any], total: int) -> np.ndarray | None:
     """Rates ``[total]`` of a run's ``schedule`` group; None where its file of rates is gone or of another length."""
     parameters = dict(schedule)
     name = parameters.pop("name", None)
-    if name not in schedules.SCHEDULES:
+    if name not in names("schedule"):
         return None
     if name == "fitted":
         path = Path(str(parameters.get("fit", "")))
         proposal = json.loads(path.read_text(encoding="utf-8")).get("proposal") if path.is_file() else None
         eta = np.array(proposal["rates"] if proposal else [], dtype=float)
         return eta if len(eta) == total else None
-    if name == "piecewise":
-        parameters["stages"] = [
-            (stage["until"], stage["lr"], stage["shape"]) if isinstance(stage, Mapping) else tuple(stage)
-            for stage in parameters["stages"]
-        ]
-    known = inspect.signature(schedules.SCHEDULES[name]).parameters
-    return schedules.rates(name, total, **{key: value for key, value in parameters.items() if key in known})
+    known = [field.name for field in fields(get("schedule", str(name)))]
+    return schedules.rates(str(name), total, **{key: value for key, value in parameters.items() if key in known})
 
 
 def of_column(step: np.ndarray, rate: np.ndarray) -> np.ndarray:

@@ -5,21 +5,43 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rwkv_lab.config import registry
+from rwkv_lab.config.check import top_level_schema, without_its_group
 from rwkv_lab.config.errors import UserError, nearest
+from rwkv_lab.config.fields import schema
 from rwkv_lab.config.omegaconf_messages import one_line, sentence
-from rwkv_lab.config.schema import register, without_its_group
+from rwkv_lab.config.schema import COMPONENT_GROUPS, PLAIN_GROUPS
 from rwkv_lab.sweeps.gpu_locks import visible_gpus
 from rwkv_lab.sweeps.launchers import EXTRAS
 from rwkv_lab.util.paths import REPOSITORY, RUNS
 
 
+def register_schemas() -> None:
+    """Put every schema into Hydra's config store as ``schema/<group>[/<name>]``.
+
+    A component without a YAML, as another package adds it, is an option of its group all the same.
+    """
+    store = ConfigStore.instance()
+    store.store(group="schema", name="config", node=top_level_schema(groups=True))
+    for group, owner in PLAIN_GROUPS.items():
+        store.store(group="schema", name=group, node=schema(owner))
+    for group in COMPONENT_GROUPS:
+        for name, member in registry.members(group).items():
+            node = OmegaConf.structured(schema(member))
+            node.name = name
+            store.store(group=f"schema/{group}", name=name, node=node)
+            if not (REPOSITORY / "conf" / group / f"{name}.yaml").is_file():
+                store.store(group=group, name=name, node=node)
+
+
 def prepare() -> None:
     """Registers schemas and the resolvers ``repository``, ``runs``, ``gpus`` and ``pick``; safe to call again."""
-    register()
+    register_schemas()
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
     OmegaConf.register_new_resolver("runs", lambda: str(RUNS), replace=True)
     OmegaConf.register_new_resolver("gpus", lambda: max(1, len(visible_gpus())), replace=True)

@@ -1,51 +1,57 @@
 """Schema of the groups ``data`` and ``tokenizer``, and the checks that need no file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
-from rwkv_lab.config.errors import UserError, nearest
+from rwkv_lab.config import kinds
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.fields import setting
+from rwkv_lab.config.registry import register
+from rwkv_lab.config.schema import Config
 
 DATA_NAMES = ("builtin", "text", "npy", "enwik8", "simplebooks_92", "simplebooks_2", "kjv")
 TOKENIZER_NAMES = ("char", "byte", "bpe", "ids")
-ORDERS = ("random", "cube", "sequential")
 
 
 @dataclass
-class DataConfig:
+class DataConfig(kinds.DataConfig):
     """Which text a run trains on, how it is divided and in which order it is read."""
 
-    # which corpus: one of DATA_NAMES
-    name: str = "builtin"
-    # own file, folder or glob; for a corpus that is downloaded, a local copy of it
-    path: str | None = None
-    # own files, already divided: these instead of path
-    train_path: str | None = None
+    name: str = "builtin"  # which corpus
+    path: str | None = None  # own file, folder or glob; for a corpus that is downloaded, a local copy of it
+    train_path: str | None = None  # own files, already divided: these instead of path
     val_path: str | None = None
     test_path: str | None = None
-    # [train, val] or [train, val, test] as fractions of the whole or as bytes; unused where the parts are own files
-    split: list[float] | None = None
-    # order of the training sequences: random offsets, cube (a permutation of the chunks) or sequential
-    order: str = "random"
-    # where downloads and tokens are kept; null: rwkv_lab in the user's cache folder
-    cache_dir: str | None = field(default=None, metadata={"identity": False})
+    split: list[float] | None = None  # [train, val] or [train, val, test] as fractions of the whole or as bytes
+    order: Literal["random", "cube", "sequential"] = "random"  # random offsets, a permutation of chunks, or in order
+    cache_dir: str | None = setting(None, identity=False)  # of downloads and tokens; unset: the user's cache folder
+
+    def check_run(self, run: Config) -> None:
+        check(self, run.tokenizer)  # type: ignore[arg-type]
+
+    def file_hashes(self, group: str) -> dict[str, str]:
+        from rwkv_lab.data.dataset import content_hashes
+
+        return content_hashes(self)
 
 
 @dataclass
-class TokenizerConfig:
+class TokenizerConfig(kinds.TokenizerConfig):
     """How text becomes token ids."""
 
-    # char (vocabulary of the training text), byte, bpe (a tokenizer.json) or ids (token ids without text)
-    name: str = "char"
-    # bpe: the tokenizer.json; unused by the others
-    path: str | None = None
-    # ids: the number of token ids; null: the largest one in the data plus one
-    vocab_size: int | None = None
+    name: str = "char"  # which kind of token
+    path: str | None = setting(None, file=True)  # bpe: the tokenizer.json
+    vocab_size: int | None = None  # ids: the number of token ids; unset: the largest one in the data plus one
+
+
+for _name in DATA_NAMES:
+    register("data", _name)(DataConfig)
+for _name in TOKENIZER_NAMES:
+    register("tokenizer", _name)(TokenizerConfig)
 
 
 def check(data: DataConfig, tokenizer: TokenizerConfig) -> None:
     """Raises ``UserError`` for values and combinations that no file could make right."""
-    _one_of("data.name", data.name, DATA_NAMES)
-    _one_of("data.order", data.order, ORDERS)
-    _one_of("tokenizer.name", tokenizer.name, TOKENIZER_NAMES)
     own = [key for key in ("train_path", "val_path", "test_path") if getattr(data, key)]
     if data.name in ("builtin", "kjv") and (data.path or own):
         raise UserError(
@@ -76,11 +82,6 @@ def check(data: DataConfig, tokenizer: TokenizerConfig) -> None:
         raise UserError("tokenizer=char has no use with data=npy: choose ids, byte, or bpe with its tokenizer.path")
     if tokenizer.vocab_size is not None and (tokenizer.name != "ids" or tokenizer.vocab_size < 1):
         raise UserError(f"tokenizer.vocab_size={tokenizer.vocab_size} is allowed only with tokenizer=ids and from 1 up")
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{key}={value} is unknown{nearest(value, allowed)}: choose from {', '.join(allowed)}")
 
 
 def _check_split(split: list[float]) -> None:

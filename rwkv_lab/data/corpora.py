@@ -9,9 +9,9 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import archives
 from rwkv_lab.data.config import DataConfig
 from rwkv_lab.data.download import fetch, record
-from rwkv_lab.data.hashing import expand, file_sha256, text_sha256
 from rwkv_lab.data.reading import Segment, boundary
 from rwkv_lab.data.token_cache import locked, write_once, writing
+from rwkv_lab.util.hashing import expand, file_sha256, text_sha256
 
 PARTS = ("train", "val", "test")
 

@@ -9,11 +9,11 @@ from typing import Any
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.config import DataConfig, TokenizerConfig, check
 from rwkv_lab.data.corpora import PARTS, Sources, builtin_text, kjv_text, locate
-from rwkv_lab.data.hashing import file_sha256, text_sha256
 from rwkv_lab.data.npy import largest_id, locate_ids, stream_ids
 from rwkv_lab.data.token_cache import Part, Split, entry, open_split
 from rwkv_lab.data.tokenizers.bpe import BpeTokenizer, read_bpe
 from rwkv_lab.data.tokenizers.text import ByteTokenizer, IdsTokenizer, Tokenizer, char_vocabulary, from_json
+from rwkv_lab.util.hashing import file_sha256, text_sha256
 
 # above this number of source files the manifest gives one hash of all
 FILES_NAMED = 16
@@ -71,18 +71,17 @@ def require_length(corpus: Corpus, ctx_len: int) -> None:
             )
 
 
-def source_files(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:
+def source_files(data: DataConfig) -> dict[str, str]:
     """Config keys that name files, with their values: these count in a run's identity by content, not by name."""
     named = {f"data.{key}": getattr(data, key) for key in ("path", "train_path", "val_path", "test_path")}
-    named["tokenizer.path"] = tokenizer.path
     return {key: path for key, path in named.items() if path}
 
 
-def content_hashes(data: DataConfig, tokenizer: TokenizerConfig) -> dict[str, str]:
+def content_hashes(data: DataConfig) -> dict[str, str]:
     """sha256 of the content behind every key of ``source_files``, and of text that varies with the installation."""
     suffix = ".npy" if data.name == "npy" else ".txt"
     memo = cache_dir(data) / "hashes"
-    hashes = {key: file_sha256(path, key, suffix, memo) for key, path in source_files(data, tokenizer).items()}
+    hashes = {key: file_sha256(path, key, suffix, memo) for key, path in source_files(data).items()}
     if data.name in ("builtin", "kjv"):
         hashes["data.name"] = text_sha256(builtin_text() if data.name == "builtin" else kjv_text())
     return hashes

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.data.hashing import file_sha256
 from rwkv_lab.data.token_cache import locked, write_once, writing
+from rwkv_lab.util.hashing import file_sha256
 
 RETRIES = 3
 TIMEOUT = 30

@@ -8,8 +8,8 @@ import numpy as np
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.config import DataConfig
 from rwkv_lab.data.corpora import PARTS, Sources, between, cut_points
-from rwkv_lab.data.hashing import expand, file_sha256
 from rwkv_lab.data.reading import Segment
+from rwkv_lab.util.hashing import expand, file_sha256
 
 BLOCK = 1 << 22
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from rwkv_lab.config.schema import TrackerConfig
+from rwkv_lab.tracking.config import TrackerConfig
 from rwkv_lab.util.console import warn
 from rwkv_lab.util.paths import REPOSITORY
 

@@ -47,13 +47,13 @@ def training_step(model: "nn.Module", batch: int, ctx_len: int, precision: str, 
     """One update of ``model`` on fresh random tokens each time."""
     import torch
 
-    from rwkv_lab.config.schema import OptimizerConfig
-    from rwkv_lab.training import optim
     from rwkv_lab.training.device import Resolved
+    from rwkv_lab.training.optim.adam import AdamConfig
 
     model.to(device).train()
-    optimizer = optim.build(model, OptimizerConfig())
-    optim.set_step(optimizer, OptimizerConfig(), 0, 1e-4)
+    settings = AdamConfig()
+    optimizer = settings.build(model)
+    settings.set_step(optimizer, 0, 1e-4)
     resolved = Resolved(device, precision, "native", torch.get_num_threads())
     generator = torch.Generator().manual_seed(0)
 

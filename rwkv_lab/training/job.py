@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rwkv_lab.cli import summary
-from rwkv_lab.config import check
+from rwkv_lab.config import check, run_hash
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.run_hash import run_name
 from rwkv_lab.config.schema import Config
@@ -63,7 +63,7 @@ class Outcome:
 def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
     """Runs the job in this process; (exit code, final val_loss or infinity)."""
     config = check.check(composed)
-    files = check.named_files(config)
+    files = run_hash.named_files(config)
     path = RUNS / config.study / run_name(config, files)
     if config.dry_run:
         summary.dry_run(config, path)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rwkv_lab.cli import train
 from rwkv_lab.config import check, hydra
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.run_hash import named_files
 from rwkv_lab.sweeps import plan
 from rwkv_lab.training import job
 from tests.lab import TINY, Lab
@@ -267,7 +268,7 @@ def complaint(config: DictConfig, overrides: str) -> str | None:
             key, _, value = override.partition("=")
             if key:
                 OmegaConf.update(config, key, yaml.safe_load(value))
-        check.named_files(check.check(config))
+        named_files(check.check(config))
     except UserError as mistake:
         return str(mistake)
     except Exception as error:

@@ -7,8 +7,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rwkv_lab.config import check
+from rwkv_lab.config.check import schema_of
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.schema import GROUPS, schema_of
+from rwkv_lab.config.schema import GROUPS
 from rwkv_lab.sweeps import plan
 from rwkv_lab.util.paths import REPOSITORY
 from tests.composing import checked, compose, hydra_context

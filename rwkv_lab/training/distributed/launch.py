@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rwkv_lab.config import check
+from rwkv_lab.config import derived
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config, TrainerConfig
 from rwkv_lab.runs import Run
@@ -29,7 +29,7 @@ def run(config: Config, path: Path) -> tuple[int, float]:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     processes = count(config.trainer)
-    check.check_shares(config.trainer, processes)
+    derived.check_shares(config.trainer, processes)
     _silence()
     os.environ["OMP_NUM_THREADS"] = str(threads(processes, os.environ))
     settings = LaunchConfig(
