@@ -55,7 +55,7 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
     for group in GROUPS:
         section: Any = config.get(group)
         try:
-            schema = schema_of(group, section["name"] if group in ("model", "schedule") else "")
+            schema = schema_of(group, str(section.get("name")))
         except (KeyError, TypeError):
             continue
         found |= {f"{group}.{f.name}": f for f in dataclasses.fields(schema)}
