@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rwkv_lab.config.run_hash import identity
+from rwkv_lab.ops import resolve_backend
 from rwkv_lab.runs import load
 from rwkv_lab.training import job
 from rwkv_lab.util.paths import write_json
@@ -53,6 +55,7 @@ def test_an_interrupted_run_goes_on(earlier) -> None:
     for leftover in ("checkpoints/step-000000008.json", "checkpoints/step-000000008.safetensors", "model.safetensors"):
         (folder / leftover).unlink()
     manifest = json.loads((folder / "run.json").read_text())
+    manifest["resolved"]["ops_backend"] = resolve_backend("auto", torch.device("cpu"))
     write_json(folder / "run.json", {**manifest, "status": "running", "result": None, "ended": None})
     assert run() == 0
     resumed = load(folder)
