@@ -13,11 +13,11 @@ from typing import NoReturn
 from rwkv_lab.errors import Mistake, main_guard, nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("analysis.commands.fit", "fit a law of loss against learning rate to the curves of runs"),
-    "predict": ("analysis.commands.predict", "the loss a fit predicts for a schedule, with its interval"),
-    "optimal": ("analysis.commands.optimal", "the schedule a fit says is best, beside the usual ones"),
-    "compare": ("analysis.commands.compare", "the table, the figures and the page that compare runs"),
-    "weights": ("analysis.commands.weights", "the time-decay and time_w curves a run learned"),
+    "fit": ("analysis.cli.fit", "fit a law of loss against learning rate to the curves of runs"),
+    "predict": ("analysis.cli.predict", "the loss a fit predicts for a schedule, with its interval"),
+    "optimal": ("analysis.cli.optimal", "the schedule a fit says is best, beside the usual ones"),
+    "compare": ("analysis.cli.compare", "the table, the figures and the page that compare runs"),
+    "weights": ("analysis.cli.weights", "the time-decay and time_w curves a run learned"),
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from analysis.laws.law import Law, Nonlinear
-from analysis.path import Path
+from analysis.schedules.features import Path
 
 
 def injected_noise(path: Path, tau: float, kappa: float, d: float) -> np.ndarray:

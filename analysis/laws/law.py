@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.path import Path
+from analysis.schedules.features import Path
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from analysis.laws.law import Law, Nonlinear
-from analysis.path import Path
+from analysis.schedules.features import Path
 
 
 def change_gain(path: Path, C: float, g: float, b: float) -> np.ndarray:

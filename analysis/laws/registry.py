@@ -1,6 +1,6 @@
 """The laws by name. ``NAMED`` may be fitted alone; ``LAWS`` has all that a mixture may hold."""
 
-from analysis.laws import annealing, functional, multi_power, own_time, variational, vplus
+from analysis.laws import annealing, functional, multi_power, power_time, variational, vplus
 from analysis.laws.law import Law
 
 NAMED: dict[str, Law] = {
@@ -13,5 +13,5 @@ NAMED: dict[str, Law] = {
 
 LAWS: dict[str, Law] = {
     **NAMED,
-    "vplus_own_time": own_time.LAW,
+    "vplus_own_time": power_time.LAW,
 }

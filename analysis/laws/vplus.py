@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from analysis.laws.law import Law, Nonlinear
-from analysis.path import Path, recurrence
+from analysis.schedules.features import Path, recurrence
 
 
 def lagged_rate(path: Path, beta: float) -> np.ndarray:

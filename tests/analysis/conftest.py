@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from analysis.curves import LossCurve, load
-from analysis.fitting.member import Member
+from analysis.fit.fitted_law import Member
 from rwkv_lab.training.schedules import rates
 
 STEPS = 1500

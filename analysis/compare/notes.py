@@ -1,0 +1,153 @@
+"""What a reader must know before trusting the comparison, one sentence each."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from analysis.compare.collect import STATUSES, Record
+from analysis.compare.significance import BEYOND, against, bartlett, judge
+from analysis.compare.summary import Block, Comparison, Judging
+
+METHOD = (
+    "Final bits per byte are those of the whole held-out text after training; all other values are those of the fixed "
+    "part of it that is measured during training. Verdicts: {test}, on the groups' {metric} values, one a seed; "
+    "p-values adjusted by Holm's method over every pair compared; beyond noise where the adjusted p is below {level:g}."
+)
+OWN_NOISE = "Welch's t-test, which takes each group's noise from its own seeds and cannot judge a group of one seed"
+SHARED_NOISE = "t-test with one noise for all groups, estimated from all of them together"
+UNEQUAL = 0.01  # p of Bartlett's test below which one noise for all groups is a doubtful assumption
+METRIC_NAMES = {"final": "final", "tokens": "equal-tokens", "seconds": "equal-time", "flops": "equal-compute"}
+BUDGETS = (
+    "Values at equal tokens, seconds and FLOPs are read off each run's own curve, between its evaluations linearly. "
+    "Where that is before the run's end, its learning rate has not come down yet: a run planned for that budget would "
+    "end lower."
+)
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def census(records: Sequence[Record]) -> str:
+    """``18 complete, 2 failed, 1 running``."""
+    counted = Counter(record.status for record in records)
+    return ", ".join(f"{counted[status]} {status}" for status in STATUSES if counted[status])
+
+
+def method(comparison: Comparison) -> str:
+    """How values were measured and judged."""
+    judging = comparison.judging
+    test = SHARED_NOISE if judging.shared_noise else OWN_NOISE
+    return METHOD.format(test=test, metric=METRIC_NAMES[judging.metric], level=judging.level)
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """``a, b, c`` or, where there are many, the first and how many more."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _distinct(records: Sequence[Record], *keys: str) -> list[Any]:
+    values = {str(value): value for record in records if (value := record.fact(*keys)) is not None}
+    return [values[text] for text in sorted(values)]
+
+
+def _about_runs(records: Sequence[Record]) -> Iterator[str]:
+    unfinished = [record for record in records if not record.finished]
+    if unfinished:
+        yield (
+            f"{len(unfinished)} of {count(len(records), 'run')} did not finish ({census(unfinished)}): "
+            "listed and drawn dotted, counted in no mean."
+        )
+    stale = [record for record in records if record.status == "stale"]
+    if stale:
+        yield (
+            f"{len(stale)} of {count(len(records), 'run')} {'is' if len(stale) == 1 else 'are'} stale, made by other "
+            "code than this checkout's: counted, marked 'stale'; rerun=true trains again."
+        )
+    codes = _distinct([record for record in records if record.finished], "code")
+    if len(codes) > 1:
+        yield f"The finished runs were made by {len(codes)} different states of the code; see Environment."
+
+
+def _about_measures(records: Sequence[Record]) -> Iterator[str]:
+    finished = [record for record in records if record.finished]
+    places = {
+        "hardware": _distinct(finished, "hardware", "name"),
+        "device": _distinct(finished, "resolved", "device"),
+        "number of threads": _distinct(finished, "resolved", "threads"),
+        "backend of the ops": _distinct(finished, "resolved", "ops_backend"),
+        "precision": _distinct(finished, "resolved", "precision"),
+    }
+    differing = [f"{name} ({', '.join(map(str, values))})" for name, values in places.items() if len(values) > 1]
+    if differing:
+        yield f"Seconds and tokens per second do not compare: the runs differ in {'; '.join(differing)}."
+    evaluations = _distinct(finished, "result", "eval")
+    if len(evaluations) > 1:
+        yield (
+            f"Final values come from different evaluations ({'; '.join(map(str, evaluations))}), which may give one "
+            "model more context than another; --metric tokens judges by one that is the same for all."
+        )
+    said = {str(note) for record in records for note in record.fact("data", "notes") or []}
+    yield from sorted(f"Data: {note}" for note in said)
+
+
+def _about_noise(block: Block, judging: Judging) -> Iterator[str]:
+    """Where judging by the other notion of noise would say something else."""
+    samples = {row.label: row.values[judging.metric] for row in block.rows}
+    if judging.shared_noise:
+        p = bartlett(samples)
+        if p < UNEQUAL:
+            yield (
+                f"On {block.corpus}, some groups are steadier than others (Bartlett's test, p = {p:.1g}), against what "
+                "--noise shared supposes: --noise own judges each by its own seeds."
+            )
+        return
+    baseline = judging.baseline if judging.baseline in samples else None
+    shared = against(judge(samples, baseline, judging.level, shared=True), block.reference or "")
+    more = [
+        row.label
+        for row in block.rows
+        if row.verdict and row.verdict.verdict != BEYOND and shared[row.label].verdict == BEYOND
+    ]
+    if more:
+        yield (
+            f"On {block.corpus}, few seeds see large differences only. With --noise shared, which takes all groups to "
+            f"be equally steady, these also differ from {block.reference} beyond noise: {listed(more)}."
+        )
+
+
+def _about_block(block: Block, judging: Judging) -> Iterator[str]:
+    metric = judging.metric
+    where = f"On {block.corpus}"
+    lengths = {record.number("tokens") for row in block.rows for record in row.group.counted}
+    known = [length for length in lengths if math.isfinite(length)]
+    if len(known) > 1:
+        yield (
+            f"{where}, the groups were trained for {min(known):,.0f} to {max(known):,.0f} tokens, and each final value "
+            "is that of a run's own end: --metric tokens, seconds or flops compares at equal budgets."
+        )
+    repeated = [row.label for row in block.rows if sum(r.finished for r in row.group.records) > len(row.group.counted)]
+    if repeated:
+        yield f"{where}, a seed was trained more than once and counts once: {listed(repeated)}."
+    single = [row.label for row in block.rows if len(row.values[metric]) == 1]
+    if single and len(block.rows) > 1 and not judging.shared_noise:
+        yield f"{where}, one seed tells nothing of the noise, so these are not judged: {listed(single)}."
+    if block.seed_freedom:
+        yield (
+            f"{where}, the standard deviation between seeds is {block.seed_std:.4f} bits per byte, pooled over the "
+            f"groups ({count(block.seed_freedom, 'degree')} of freedom)."
+        )
+    yield from _about_noise(block, judging)
+    empty = [row.label for row in block.rows if row.group.counted and not row.values[metric]]
+    if empty:
+        yield f"{where}, these have no {METRIC_NAMES[metric]} value: {listed(empty)}."
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Every caution that applies, the weightiest first."""
+    found = [*_about_runs(comparison.records), *_about_measures(comparison.records)]
+    if len(comparison.blocks) > 1:
+        found.append("Bits per byte of different texts do not compare: each corpus has its own table.")
+    return found + [note for block in comparison.blocks for note in _about_block(block, comparison.judging)]

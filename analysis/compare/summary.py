@@ -1,0 +1,176 @@
+"""What the tables, the figures and the page all show: the groups of each corpus with their numbers and verdicts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis.compare.collect import Record
+from analysis.compare.curves import AXES, common_budget, measured, value_at
+from analysis.compare.grouping import Group, by_corpus, group
+from analysis.compare.significance import Verdict, against, judge, pooled_std
+from rwkv_lab.errors import Mistake, nearest
+
+METRICS = ("final", *AXES)
+QUALITY = "val_bpb"
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How groups are ranked and judged."""
+
+    metric: str = "final"  # one of METRICS
+    baseline: str | None = None  # label of the group all others are judged against; None judges every pair
+    level: float = 0.05  # adjusted p below which a difference is beyond noise
+    shared_noise: bool = False  # whether all groups are taken to have the same noise
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group and its numbers. ``values[metric]`` has one value of val_bpb a counted seed; NaN are left out."""
+
+    group: Group
+    values: dict[str, list[float]]
+    parameters: float
+    flops_per_token: float
+    tokens_per_second: float  # mean over the counted seeds
+    peak_memory_bytes: float  # the largest of the counted seeds
+    verdict: Verdict | None = None  # against the reference; None for the reference itself and where there is no value
+    look: int = 0  # number of its looks: a label has the same in every corpus
+
+    @property
+    def label(self) -> str:
+        return self.group.label
+
+    def mean(self, metric: str) -> float:
+        values = self.values[metric]
+        return float(np.mean(values)) if values else float("nan")
+
+    def std(self, metric: str) -> float:
+        """Sample standard deviation over the seeds; NaN below two."""
+        values = self.values[metric]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+@dataclass(frozen=True)
+class Block:
+    """The groups of one corpus, the best first."""
+
+    corpus: str
+    rows: tuple[Row, ...]
+    budgets: dict[str, float]  # tokens, seconds, FLOPs at which the groups are compared
+    reference: str | None  # label of the baseline, else of the best group
+    verdicts: tuple[Verdict, ...]
+    seed_std: float  # pooled over the groups with two seeds or more
+    seed_freedom: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All blocks, and every record whatever its state."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    records: tuple[Record, ...]
+    judging: Judging
+
+
+def last_measured(record: Record) -> float:
+    """The last val_bpb of metrics.csv, that of the fixed held-out part; NaN where nothing was measured."""
+    _, y = measured(record, "tokens", QUALITY)
+    return float(y[-1]) if len(y) else float("nan")
+
+
+def final_value(record: Record) -> float:
+    """val_bpb of a finished run as its manifest has it, else the last one of metrics.csv; NaN of an unfinished run."""
+    value = record.number("result", QUALITY)
+    return float("nan") if not record.finished else value if np.isfinite(value) else last_measured(record)
+
+
+def speed(record: Record) -> float:
+    """Training tokens a second as the manifest has them, else the median of metrics.csv."""
+    value = record.number("result", "tokens_per_second")
+    column = record.column("tokens_per_second")
+    column = column[np.isfinite(column)]
+    return value if np.isfinite(value) else float(np.median(column)) if len(column) else float("nan")
+
+
+def spent(record: Record, axis: str) -> float:
+    """Tokens or seconds trained so far: the last of metrics.csv, of which a finished run's manifest has the total."""
+    values = record.column(axis)
+    values = values[np.isfinite(values)]
+    total = record.number(axis) if record.finished else float("nan")
+    return total if np.isfinite(total) else float(values[-1]) if len(values) else float("nan")
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if np.isfinite(value)]
+
+
+def _first(values: Sequence[float]) -> float:
+    return next(iter(_finite(values)), float("nan"))
+
+
+def make_row(group: Group, budgets: Mapping[str, float]) -> Row:
+    """The numbers of a group, from its counted runs; parameters and FLOPs from any run that knows them."""
+    counted = group.counted
+    at = {axis: [value_at(record, axis, QUALITY, budgets[axis]) for record in counted] for axis in AXES}
+    speeds = _finite([speed(record) for record in counted])
+    memory = _finite([record.number("peak_memory_bytes") for record in counted])
+    return Row(
+        group,
+        {"final": _finite([final_value(r) for r in counted])} | {axis: _finite(values) for axis, values in at.items()},
+        _first([record.number("parameters") for record in group.records]),
+        _first([record.number("flops_per_token") for record in group.records]),
+        float(np.mean(speeds)) if speeds else float("nan"),
+        max(memory, default=float("nan")),
+    )
+
+
+def make_block(
+    corpus: str,
+    records: Sequence[Record],
+    budgets: Mapping[str, float],
+    judging: Judging,
+) -> Block:
+    """The groups of one corpus, judged. A budget not given is the largest that every finished run has spent."""
+    groups, metric = group(records), judging.metric
+    counted = [record for member in groups for record in member.counted]
+    known = {axis: budgets.get(axis, common_budget(counted, axis, QUALITY)) for axis in AXES}
+    rows = sorted(
+        (make_row(member, known) for member in groups), key=lambda row: (np.isnan(row.mean(metric)), row.mean(metric))
+    )
+    samples = {row.label: row.values[metric] for row in rows}
+    chosen = judging.baseline if judging.baseline in samples else None
+    verdicts = judge(samples, chosen, judging.level, judging.shared_noise)
+    reference = chosen or next((row.label for row in rows if row.values[metric]), None)
+    turned = against(verdicts, reference) if reference else {}
+    judged = tuple(replace(row, verdict=turned.get(row.label)) for row in rows)
+    return Block(corpus, judged, known, reference, tuple(verdicts), *pooled_std(samples))
+
+
+def with_looks(blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """``blocks`` with their groups numbered by first appearance, so that a model has one colour on every corpus."""
+    looks: dict[str, int] = {}
+    return tuple(
+        replace(block, rows=tuple(replace(row, look=looks.setdefault(row.label, len(looks))) for row in block.rows))
+        for block in blocks
+    )
+
+
+def compare(
+    title: str,
+    records: Sequence[Record],
+    budgets: Mapping[str, float] | None = None,
+    judging: Judging = Judging(),
+) -> Comparison:
+    """Groups, measures, ranks and judges ``records``; a Mistake where the baseline names no group."""
+    corpora = by_corpus(records)
+    blocks = with_looks([make_block(name, members, budgets or {}, judging) for name, members in corpora.items()])
+    names = [row.label for block in blocks for row in block.rows]
+    baseline = judging.baseline
+    if baseline is not None and baseline not in names:
+        raise Mistake(
+            f"--baseline '{baseline}' names no group{nearest(baseline, names)}; the groups are: {', '.join(names)}"
+        )
+    return Comparison(title, blocks, tuple(records), judging)
