@@ -159,7 +159,7 @@ def prefix(comparison: Comparison, block: Block) -> str:
 
 
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write every figure as PNG and SVG into ``folder``; return the paths. Mistake if that is impossible."""
+    """Write every figure as PNG and SVG into ``folder``; return the paths. UserError if that is impossible."""
     named: dict[str, Any] = {}
     with paper():
         for block in comparison.blocks:

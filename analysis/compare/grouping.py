@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.compare.records import Record
-from rwkv_lab.config import GROUPS, Config, schema_of
+from rwkv_lab.config.check import schema_of
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.schema import GROUPS, Config
 
 FILE_KEYS = {"data.path", "data.train_path", "data.val_path", "data.test_path"}
 BARE = ("model.name", "data.name", "tokenizer.name", "optimizer.name", "schedule.name")
@@ -54,9 +56,11 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, dataclasses.Field]:
     found = {f.name: f for f in dataclasses.fields(Config)}
     for group in GROUPS:
         section: Any = config.get(group)
+        if not isinstance(section, Mapping):
+            continue
         try:
-            schema = schema_of(group, section["name"] if group in ("model", "schedule") else "")
-        except (KeyError, TypeError):
+            schema = schema_of(group, str(section.get("name")))
+        except UserError:
             continue
         found |= {f"{group}.{f.name}": f for f in dataclasses.fields(schema)}
     return found
@@ -66,15 +70,17 @@ def compared(record: Record) -> dict[str, Any]:
     """Return the part of a run's configuration that is compared within one corpus.
 
     Left out are the seed, the corpus's files, fields that cannot change a result, and False, which means the same as an
-    absent field, except for fields that are unset by default, such as model.small_init_emb.
+    absent field, except for fields that are unset by default, such as model.small_init_emb. A field added later counts
+    as absent at its default.
     """
     fields = fields_of(record.config)
     left_out = {"seed"} | FILE_KEYS | {key for key, f in fields.items() if not f.metadata.get("identity", True)}
+    later = {key: f.default for key, f in fields.items() if not f.metadata.get("hash_default", True)}
     chosen = {key for key, f in fields.items() if f.default is None}
     return {
         key: value
         for key, value in flatten(record.config)
-        if key not in left_out and (value is not False or key in chosen)
+        if key not in left_out and (value is not False or key in chosen) and (key not in later or value != later[key])
     }
 
 

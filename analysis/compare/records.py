@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis.curves.curve import bin_means
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, find
 
 STATUSES = ("complete", "stale", "running", "interrupted", "failed", "unreadable")
@@ -80,7 +80,7 @@ def read(run: Run, fingerprint: str) -> Record:
     """Return the record of ``run``, with the status ``unreadable`` if it cannot be read."""
     try:
         manifest, config, status, columns = run.manifest, run.config, run.status, run.metrics()
-    except (Mistake, OSError, AttributeError) as error:
+    except (UserError, OSError, AttributeError) as error:
         return Record(run.path, "unreadable", reason=str(error))
     reason = str(manifest.get("reason") or "")
     if status == "complete" and run.stale(fingerprint):

@@ -8,7 +8,7 @@ import numpy as np
 from analysis.compare.grouping import Group, by_corpus, group
 from analysis.compare.records import AXES, Record, common_budget, measured, value_at
 from analysis.compare.significance import Verdict, against, pairwise_verdicts, pooled_std
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.config.errors import UserError, nearest
 
 METRICS = ("final", *AXES)
 QUALITY = "val_bpb"
@@ -165,13 +165,13 @@ def compare(
     budgets: Mapping[str, float] | None = None,
     criteria: Criteria = Criteria(),
 ) -> Comparison:
-    """Group, measure, rank and test ``records``; Mistake if the baseline is not the name of a group."""
+    """Group, measure, rank and test ``records``; UserError if the baseline is not the name of a group."""
     corpora = by_corpus(records)
     blocks = with_looks([make_block(name, members, budgets or {}, criteria) for name, members in corpora.items()])
     names = [row.label for block in blocks for row in block.rows]
     baseline = criteria.baseline
     if baseline is not None and baseline not in names:
-        raise Mistake(
+        raise UserError(
             f"--baseline '{baseline}' is not a group{nearest(baseline, names)}; choose one of {', '.join(names)}"
         )
     return Comparison(title, blocks, tuple(records), criteria)

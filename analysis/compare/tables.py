@@ -10,7 +10,7 @@ from analysis.compare.notes import BUDGETS, METRIC_NAMES, census, method, notes,
 from analysis.compare.records import Record
 from analysis.compare.significance import UNJUDGED
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
-from rwkv_lab.console import count, duration
+from rwkv_lab.util.units import count, duration
 
 NONE = "–"
 PIPED = 130  # width of the tables if the output is not a terminal

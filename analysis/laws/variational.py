@@ -20,10 +20,10 @@ import numpy as np
 
 from analysis.curves.curve import LossCurve, bin_curve
 from analysis.laws.law import Law, Nonlinear, Parameters, Solution
-from analysis.laws.registry import register
 from analysis.laws.varpro import OUTLIER, huber_weights, solve_linear
 from analysis.schedules.closed_form import warmup_ramp
 from analysis.schedules.features import ScheduleFeatures, recurrence
+from rwkv_lab.config.registry import register
 
 Solve = Callable[[float], tuple[np.ndarray, np.ndarray]]
 STRETCHES = 300  # of one run in the search
@@ -213,7 +213,7 @@ def _polish(solve: Solve, log_beta: float, low: float, high: float) -> float:
     return log_beta
 
 
-LAW = register(
+LAW = register("law", "variational")(
     Law(
         name="variational",
         formula="L[t+1] = L[t] - beta eta_t (L[t] - L0 - alpha eta_t)",

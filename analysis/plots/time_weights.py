@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 NAME = re.compile(r"(?:^|\.)blocks\.(\d+)\.(?:\w+\.)*(time_(?:decay|first|w|alpha|beta|gamma))$")
 CHANNELS = 48  # curves drawn in a layer's panel; more are even quantiles of them
@@ -48,7 +48,7 @@ def against_distance(time_w: np.ndarray) -> np.ndarray:
 
 
 def read(path: Path) -> dict[str, Layers]:
-    """Read the time weights of a run directory or a .safetensors file; Mistake if it has none."""
+    """Read the time weights of a run directory or a .safetensors file; UserError if it has none."""
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         study = next(path.glob("*/run.json"), None)
@@ -59,17 +59,17 @@ def read(path: Path) -> dict[str, Layers]:
             if study
             else "has no model.safetensors: the run has not finished"
         )
-        raise Mistake(f"{path} {what}")
+        raise UserError(f"{path} {what}")
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise Mistake(f"{file} cannot be read as safetensors: {error}") from None
+        raise UserError(f"{file} cannot be read as safetensors: {error}") from None
     layers = by_layer(tensors)
     if "time_decay" not in layers and "time_w" not in layers:
-        raise Mistake(f"{file} has neither time_decay nor time_w, the time weights that RWKV and MHA_pro learn")
+        raise UserError(f"{file} has neither time_decay nor time_w, the time weights that RWKV and MHA_pro learn")
     return layers
 
 

@@ -11,7 +11,7 @@ from analysis.compare import tables
 from analysis.compare.notes import census, notes
 from analysis.compare.records import collect
 from analysis.compare.summary import Criteria, compare
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_baseline(study, comparison):
     assert block.reference == "mha_pro" and len(block.verdicts) == 2
     assert block.rows[0].verdict.difference == pytest.approx(-0.1)
     assert "vs baseline" in tables.headings(block, found)
-    with pytest.raises(Mistake, match="did you mean 'mha_pro'"):
+    with pytest.raises(UserError, match="did you mean 'mha_pro'"):
         comparison(criteria=Criteria(baseline="mha_pros"))
 
 
@@ -82,7 +82,7 @@ def test_notes_name_what_stands_against_the_numbers(study, make_run, comparison)
     assert "1 of 10 runs did not finish (1 failed)" in text
     assert "1 of 10 runs is stale" in text
     assert "hardware (A processor, Another processor)" in text
-    assert "a seed was trained more than once and counts once: rwkv_v4" in text
+    assert "a seed that was trained more than once counts once: rwkv_v4" in text
     assert "not tested: rwkv_v1" in text
 
 

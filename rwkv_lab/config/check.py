@@ -1,0 +1,98 @@
+"""The check of a composed configuration: known keys, strict types, bounds, rules across fields. Imports no torch."""
+
+import dataclasses
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rwkv_lab.config import derived, registry
+from rwkv_lab.config.errors import UserError, nearest
+from rwkv_lab.config.fields import instance, schema, validate
+from rwkv_lab.config.kinds import Component
+from rwkv_lab.config.omegaconf_messages import sentence
+from rwkv_lab.config.schema import COMPONENT_GROUPS, GROUPS, PLAIN_GROUPS, Config
+
+
+def check(composed: DictConfig) -> Config:
+    """Return the configuration as checked dataclasses.
+
+    Raises UserError, one sentence that names the key and what is allowed, for whatever is wrong with it.
+    """
+    try:
+        content = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=False))
+    except OmegaConfBaseException as error:
+        raise UserError(sentence(error)) from None
+    groups = {group: _group(group, content.pop(group, None)) for group in GROUPS}
+    top = OmegaConf.structured(top_level_schema())
+    plain = cast(dict[str, Any], OmegaConf.to_container(_merge("", top, content)))
+    config = Config(**plain, **groups)
+    validate(config)
+    config.check()
+    config.trainer.check()
+    derived.check_shares(config.trainer, config.trainer.processes or 1)
+    components = [cast(Component, getattr(config, group)) for group in COMPONENT_GROUPS]
+    for component in components:
+        component.check()
+    for component in components:
+        component.check_run(config)
+    return config
+
+
+def schema_of(group: str, name: str) -> type:
+    """Return the dataclass of the option ``name`` of ``group``; UserError lists the names if there is none."""
+    if group in PLAIN_GROUPS:
+        return PLAIN_GROUPS[group]
+    return registry.get(group, name, f"{group}.name")
+
+
+def top_level_schema(groups: bool = False) -> type:
+    """Return the schema of the keys at the top level; with ``groups`` these too, each of any content."""
+    fields = [
+        (field.name, Any if field.name in GROUPS else field.type, dataclasses.field(default=field.default))
+        for field in dataclasses.fields(Config)
+        if groups or field.name not in GROUPS
+    ]
+    return dataclasses.make_dataclass("Top", fields)
+
+
+def _group(group: str, content: Any) -> Any:
+    """Return a group's content as an instance of its dataclass."""
+    if not isinstance(content, dict):
+        raise UserError(f"the group {group} is missing or has no fields: choose one with {group}=...")
+    owner = schema_of(group, str(content.get("name")))
+    merged = _merge(f"{group}.", OmegaConf.structured(schema(owner)), content)
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
+    if missing:
+        raise UserError(f"{group}.{missing[0]} must be given")
+    return instance(owner, cast(dict[str, Any], OmegaConf.to_container(merged)))
+
+
+def _merge(prefix: str, schema: DictConfig, content: dict[str, Any]) -> DictConfig:
+    known = [str(name) for name in schema]
+    for key in content:
+        if key not in known:
+            place = f"{prefix[:-1]} '{content['name']}'" if content.get("name") else prefix[:-1] or "the top level"
+            likely = ("" if prefix else without_its_group(str(key))) or nearest(str(key), known)
+            raise UserError(f"{prefix}{key} is unknown{likely}: {place} has {', '.join(known)}")
+    try:
+        return cast(DictConfig, OmegaConf.merge(schema, content))
+    except OmegaConfBaseException as error:
+        raise UserError(sentence(error, f"{prefix}{error.full_key or 'fields'}")) from None
+
+
+def without_its_group(key: str) -> str:
+    """Return `` (did you mean 'trainer.steps'?)`` for ``steps``, or an empty string."""
+    schemas = list(PLAIN_GROUPS.items())
+    for group in COMPONENT_GROUPS:
+        schemas += [(group, member) for member in registry.members(group).values()]
+    for group, owner in schemas:
+        for each in dataclasses.fields(owner):
+            if each.name == key or each.name.startswith(f"{key}_"):
+                return f" (did you mean '{group}.{each.name}'?)"
+    return ""
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return the checked configuration as plain nested data."""
+    return dataclasses.asdict(config)
