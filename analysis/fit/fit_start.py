@@ -1,4 +1,4 @@
-"""Where a fit starts: the first step from which a law is expected to describe the loss.
+"""Start of a fit: the first step from which a law is expected to describe the loss.
 
 Several runs: the start whose fits to all but one run best predict the run left out. One run: the first start after
 which the residuals are about as white as they get.

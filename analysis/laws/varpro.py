@@ -1,4 +1,4 @@
-"""Variable projection, the fitter of every law without one of its own.
+"""Variable projection, the fitter of every law that does not bring another.
 
 For fixed nonlinear parameters the best linear coefficients follow from a bounded least-squares problem with three
 unknowns, so only the nonlinear ones are searched (Golub and Pereyra 1973), from several starts, on a log scale. The
