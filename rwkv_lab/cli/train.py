@@ -11,7 +11,7 @@ from rwkv_lab.config.errors import UserError, main_guard, nearest
 from rwkv_lab.sweeps.subprocesses import end_with_parent
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.training.signals import like_ctrl_c
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.util.paths import CONF, REPOSITORY
 
 FLAGS_FIRST = ("-m", "--multirun")
 OTHER_RANK_SECONDS = 15.0
@@ -124,7 +124,7 @@ def _compose_and_run() -> int:
 
     # Hydra prints and exits by itself otherwise, with several lines and exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    entry = hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")
+    entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     try:
         entry(outcome.run)()
         if outcome.error is not None:

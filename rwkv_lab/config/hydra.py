@@ -18,7 +18,7 @@ from rwkv_lab.config.omegaconf_messages import one_line, sentence
 from rwkv_lab.config.schema import COMPONENT_GROUPS, PLAIN_GROUPS
 from rwkv_lab.sweeps.gpu_locks import visible_gpus
 from rwkv_lab.sweeps.launchers import EXTRAS
-from rwkv_lab.util.paths import REPOSITORY, RUNS
+from rwkv_lab.util.paths import CONF, EXPERIMENTS, REPOSITORY, runs_dir
 
 
 def register_schemas() -> None:
@@ -35,7 +35,7 @@ def register_schemas() -> None:
             node = OmegaConf.structured(schema(member))
             node.name = name
             store.store(group=f"schema/{group}", name=name, node=node)
-            if not (REPOSITORY / "conf" / group / f"{name}.yaml").is_file():
+            if not (CONF / group / f"{name}.yaml").is_file():
                 store.store(group=group, name=name, node=node)
 
 
@@ -43,7 +43,7 @@ def prepare() -> None:
     """Registers schemas and the resolvers ``repository``, ``runs``, ``gpus`` and ``pick``; safe to call again."""
     register_schemas()
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
-    OmegaConf.register_new_resolver("runs", lambda: str(RUNS), replace=True)
+    OmegaConf.register_new_resolver("runs", lambda folder: str(runs_dir(folder)), replace=True)
     OmegaConf.register_new_resolver("gpus", lambda: max(1, len(visible_gpus())), replace=True)
     # ${pick:${model.name},{mha_pro:4e-4},6e-4}: a value by another key's, so that a study can state a recipe per model.
     OmegaConf.register_new_resolver("pick", lambda key, table, other: table.get(key, other), replace=True)
@@ -131,18 +131,18 @@ def _several_values(text: str) -> str | None:
 
 def groups() -> list[str]:
     """The configuration groups a user can choose from."""
-    folders = sorted(path.name for path in (REPOSITORY / "conf").iterdir() if path.is_dir() and path.name != "hydra")
+    folders = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
     return [*folders, "experiments"]
 
 
 def studies() -> list[str]:
     """The studies a user can choose from."""
-    return sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.yaml"))
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 
 
 def check_studies() -> None:
     """A Mistake for a study that sets more of Hydra than its sweep: some of those settings name code to run."""
-    for path in sorted((REPOSITORY / "experiments").glob("*.yaml")):
+    for path in sorted(EXPERIMENTS.glob("*.yaml")):
         try:
             settings = (yaml.safe_load(path.read_bytes()) or {}).get("hydra") or {}
         except (yaml.YAMLError, AttributeError):
