@@ -14,7 +14,7 @@ from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.sweeps.subprocesses import end_with_parent
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.training.signals import like_ctrl_c
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.util.paths import CONF
 
 HELP = ("--help", "-h")
 OTHER_RANK_SECONDS = 15.0
@@ -119,7 +119,7 @@ def _compose_and_run(argv: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["run.py", *argv]
     outcome = Outcome()
-    entry = hydra_main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")
+    entry = hydra_main(version_base="1.3", config_path=str(CONF), config_name="config")
     try:
         entry(outcome.run)()
         if outcome.error is not None:

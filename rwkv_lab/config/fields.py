@@ -63,7 +63,7 @@ def defaults(cls: type) -> dict[str, Any]:
     """Return the fields of a config dataclass with their defaults as plain data; ``???`` for required ones."""
     found = {}
     for field in dataclasses.fields(cls):
-        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        made: Any = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         found[field.name] = dataclasses.asdict(made) if dataclasses.is_dataclass(made) else made
     return found
 
@@ -82,11 +82,10 @@ def instance(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
             raise UserError(f"{prefix}{key} is unknown{nearest(str(key), named)}: {place} has {', '.join(named)}")
     filled = {}
     for name, field in named.items():
-        value = values.get(name, dataclasses.MISSING)
-        if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
-        elif value is dataclasses.MISSING:
-            value = field.default
+        value: Any = values.get(name, dataclasses.MISSING)
+        if value is dataclasses.MISSING:
+            factory = field.default_factory
+            value = field.default if factory is dataclasses.MISSING else factory()
         if value in ("???", dataclasses.MISSING):
             raise UserError(f"{prefix}{name} must be given")
         filled[name] = convert(hints[name], value, f"{prefix}{name}")

@@ -1,6 +1,6 @@
 """Held-out loss and bits per byte: quick and repeatable during training, complete at its end.
 
-python -m rwkv_lab.evaluate RUN [--split test|val] [--device auto|cpu|cuda] [--json]
+    rwkv-lab evaluate RUN [--split test|val] [--device auto|cpu|cuda] [--json]
 
 The functions put the model in evaluation mode for their time, draw nothing at random and leave precision to the
 caller's autocast. Loss is the mean cross-entropy in nats per token, without the penalty terms of training.
