@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from analysis.comparison.page import render
     from analysis.comparison.summary import Judging, compare
     from rwkv_lab.runs.provenance import code_fingerprint
-    from rwkv_lab.util.paths import write_atomic
+    from rwkv_lab.util.io import write_atomic
 
     records = collect(args.paths, code_fingerprint())
     wanted = {"tokens": args.at_tokens, "seconds": args.at_seconds, "flops": args.at_flops}
