@@ -8,6 +8,7 @@ import warnings
 from typing import Any, NoReturn
 
 from rwkv_lab.config.errors import UserError, main_guard, nearest
+from rwkv_lab.config.quoting import with_home
 from rwkv_lab.sweeps.subprocesses import end_with_parent
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.training.signals import like_ctrl_c
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> int:
         return main_guard(_help)
     # Hydra takes flags before overrides only.
     flags = [argument for argument in arguments if argument in FLAGS_FIRST]
-    sys.argv = [argv[0], *flags, *(argument for argument in arguments if argument not in FLAGS_FIRST)]
+    sys.argv = [argv[0], *flags, *with_home([argument for argument in arguments if argument not in FLAGS_FIRST])]
     warnings.formatwarning = _as_a_sentence  # type: ignore[assignment]
     with like_ctrl_c():
         code = main_guard(_guarded)

@@ -73,7 +73,8 @@ def _merge(prefix: str, schema: DictConfig, content: dict[str, Any]) -> DictConf
     for key in content:
         if key not in known:
             place = f"{prefix[:-1]} '{content['name']}'" if content.get("name") else prefix[:-1] or "the top level"
-            likely = ("" if prefix else without_its_group(str(key))) or nearest(str(key), known)
+            likely = without_its_group(str(key)) if not prefix else other_owners(prefix[:-1], str(key))
+            likely = likely or nearest(str(key), known)
             raise UserError(f"{prefix}{key} is unknown{likely}: {place} has {', '.join(known)}")
     try:
         return cast(DictConfig, OmegaConf.merge(schema, content))
@@ -91,6 +92,14 @@ def without_its_group(key: str) -> str:
             if each.name == key or each.name.startswith(f"{key}_"):
                 return f" (did you mean '{group}.{each.name}'?)"
     return ""
+
+
+def other_owners(group: str, key: str) -> str:
+    """Return `` (a key of data=npy, data=text)``, the components of ``group`` with this field, or an empty string."""
+    if group not in COMPONENT_GROUPS:
+        return ""
+    owners = [name for name, member in registry.members(group).items() if key in member.__dataclass_fields__]
+    return f" (a key of {', '.join(f'{group}={name}' for name in owners)})" if owners else ""
 
 
 def plain(config: Config) -> dict[str, Any]:

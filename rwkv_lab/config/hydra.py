@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rwkv_lab.config import registry
-from rwkv_lab.config.check import top_level_schema, without_its_group
+from rwkv_lab.config.check import check, other_owners, top_level_schema, without_its_group
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import schema
 from rwkv_lab.config.omegaconf_messages import one_line, sentence
-from rwkv_lab.config.schema import COMPONENT_GROUPS, PLAIN_GROUPS
+from rwkv_lab.config.quoting import file_for_corpus, quoted, unreadable, with_home
+from rwkv_lab.config.schema import COMPONENT_GROUPS, PLAIN_GROUPS, Config
 from rwkv_lab.sweeps.gpu_locks import visible_gpus
 from rwkv_lab.sweeps.launchers import EXTRAS
 from rwkv_lab.util.paths import REPOSITORY, RUNS
@@ -49,6 +50,28 @@ def prepare() -> None:
     OmegaConf.register_new_resolver("pick", lambda key, table, other: table.get(key, other), replace=True)
 
 
+def compose(overrides: Sequence[str]) -> Config:
+    """Return the checked configuration of ``overrides``, as ``run.py`` composes it.
+
+    Raises UserError, one sentence, for whatever is wrong with them.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    prepare()
+    try:
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            composed = hydra_compose("config", overrides=with_home(overrides))
+        return check(composed)
+    except UserError:
+        raise
+    except Exception as error:
+        found = explain(error)
+        if found is None:
+            raise
+        raise UserError(found) from None
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
@@ -80,9 +103,7 @@ def explain(error: Exception) -> str | None:
 def _unreadable(chain: Sequence[BaseException]) -> str | None:
     for link in chain:
         if isinstance(link, OverrideParseException):
-            return (
-                f"{link.override} cannot be read as key=value: a value with commas, spaces, braces or quotes is quoted"
-            )
+            return unreadable(str(link.override))
     return None
 
 
@@ -94,6 +115,9 @@ def _missing_plugin(text: str) -> str | None:
 
 
 def _unknown_option(text: str) -> str | None:
+    found = re.search(r"Could not find '(data)/([^']*[/.][^']*)'", text)
+    if found and (proposed := file_for_corpus(found[2])):
+        return proposed
     found = re.search(r"Could not find '([^']*)/([^'/]*)'", text)
     if found:
         group, option = found.groups()
@@ -118,9 +142,13 @@ def _unknown_option(text: str) -> str | None:
 
 
 def _several_values(text: str) -> str | None:
-    found = re.search(r"Ambiguous value for argument '([^']*)'", text)
+    found = re.search(r"Ambiguous value for argument '(.*)'\n", text)
     if found:
-        return f"{found[1]} is several values: add -m for a sweep over them, or write a list as [a,b]"
+        key, _, value = found[1].partition("=")
+        return (
+            f"{found[1]} is several values: add -m for a sweep over them, write a list as [a,b], "
+            f"or quote a value that has commas, as in {quoted(key, value)}"
+        )
     found = re.search(r"(?:Multiple values for |force-add of config groups is not supported: '\+*)(\w+)", text)
     if found:
         return f"{found[1]} has an option already: write {found[1]}=OPTION without a plus"
@@ -167,4 +195,7 @@ def _unknown_key(text: str, chain: Sequence[BaseException]) -> str | None:
     likely = nearest(key, known)
     if place == "the top level":
         likely = without_its_group(key) or likely
+    likely = other_owners(place, key) or likely
+    if "name" in known:
+        place = f"{place}={parent.get('name')}"
     return f"{full} is unknown{likely}" + (f": {place} has {', '.join(known)}" if known else "")

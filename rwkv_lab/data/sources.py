@@ -39,7 +39,9 @@ class Sources:
 class Divided(DataConfig):
     """A corpus that ``data.split`` cuts into its parts."""
 
-    split: list[float] | None = setting(factory=lambda: [0.9, 0.1])  # [train,val] or [train,val,test]: fractions or sizes
+    split: list[float] | None = setting(
+        factory=lambda: [0.9, 0.1]
+    )  # [train,val] or [train,val,test]: fractions or sizes
 
     def check(self) -> None:
         super().check()

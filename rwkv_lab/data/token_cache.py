@@ -20,6 +20,7 @@ from rwkv_lab.util.hashing import Checksum, checksum, intact, read_sealed, write
 from rwkv_lab.util.io import sync, sync_tree
 
 FORMAT = 2
+FILL = 1 << 20
 Stream = Iterator[tuple[np.ndarray, np.ndarray | None]]  # ids, and bytes of text behind each; None: one number for all
 
 
@@ -60,21 +61,26 @@ class Part:
         self.dtype = id_type(vocab_size)
 
     def write(self, stream: Stream, bytes_each: int = 1) -> dict[str, Any]:
-        """Return what meta.json has of the split; ``bytes_each`` counts where the stream gives no lengths."""
+        """Return what meta.json has of the split; a block without lengths has ``bytes_each`` behind every token.
+
+        No lengths are stored until a block comes with its own.
+        """
         count = unknown = text_bytes = 0
-        lengths_type = None
+        lengths_type: np.dtype | None = None
         with (
             _summed(self.folder / f"{self.name}.tokens") as tokens,
             _summed(self.folder / f"{self.name}.lengths") as lengths,
         ):
             for ids, sizes in stream:
                 tokens.write(ids.astype(self.dtype, copy=False))
+                if sizes is not None and lengths_type is None:
+                    lengths_type = sizes.dtype
+                    lengths.fill(bytes_each, count, lengths_type)
+                if lengths_type is not None:
+                    lengths.write(np.full(len(ids), bytes_each, lengths_type) if sizes is None else sizes)
                 count += len(ids)
                 if self.unknown_id is not None:
                     unknown += int(np.count_nonzero(ids == self.unknown_id))
-                if sizes is not None:
-                    lengths.write(sizes)
-                    lengths_type = sizes.dtype.name
                 text_bytes += bytes_each * len(ids) if sizes is None else int(sizes.sum(dtype=np.int64))
         checksums = {tokens.path.name: tokens.total.text(), lengths.path.name: lengths.total.text()}
         if lengths_type is None:
@@ -83,7 +89,7 @@ class Part:
         return {
             "tokens": count,
             "type": np.dtype(self.dtype).name,
-            "lengths": lengths_type or bytes_each,
+            "lengths": bytes_each if lengths_type is None else lengths_type.name,
             "unknown": unknown,
             "text_bytes": text_bytes,
             "checksums": checksums,
@@ -98,14 +104,20 @@ class _Summed(NamedTuple):
     total: Checksum
 
     def write(self, array: np.ndarray) -> None:
-        block = memoryview(np.ascontiguousarray(array)).cast("B")
+        if not array.size:
+            return
+        block = np.ascontiguousarray(array).data.cast("B")
         self.total.update(block)
         self.file.write(block)
+
+    def fill(self, value: int, count: int, dtype: np.dtype) -> None:
+        for start in range(0, count, FILL):
+            self.write(np.full(min(FILL, count - start), value, dtype))
 
 
 @contextmanager
 def _summed(path: Path) -> Iterator[_Summed]:
-    with open(path, "wb", buffering=0) as file:
+    with open(path, "wb") as file:
         yield _Summed(path, file, Checksum())
 
 
@@ -167,5 +179,13 @@ def _opened(folder: Path) -> tuple[dict[str, Any] | None, str]:
     except FileNotFoundError:
         return None, ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None, "meta.json"
+        return None, "meta.json" if _sealed(folder / "meta.json") else ""
     return (None, damaged[0]) if damaged else (meta, "")
+
+
+def _sealed(file: Path) -> bool:
+    """Return whether meta.json is later than format 1, which had no checksums."""
+    try:
+        return b'"format": 1' not in file.read_bytes()
+    except OSError:
+        return True

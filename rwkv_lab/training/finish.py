@@ -48,7 +48,7 @@ def sample(training: Training) -> str:
     with training.resolved.autocast():
         ids = recurrent.generate(
             training.model,
-            tokenizer.encode("\n").tolist(),
+            tokenizer.start(),
             length,
             generator=generator,
             temperature=SAMPLE_TEMPERATURE,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from rwkv_lab.data import Corpus, DataConfig, TokenizerConfig, load
+from rwkv_lab.data import Corpus, load
+from tests.data.configs import data_config, tokenizer_config
 
 # how long an example takes says more of the machine's other work than of the code
 settings.register_profile("without deadline", deadline=None)
@@ -28,8 +29,8 @@ def load_text(tmp_path: Path, cache: Path) -> Callable[..., Corpus]:
     def make(content: bytes, tokenizer: str = "char", split: tuple[float, ...] = (0.9, 0.1), **fields: str) -> Corpus:
         file = tmp_path / "text.txt"
         file.write_bytes(content)
-        data = DataConfig("text", path=str(file), split=list(split), cache_dir=str(cache))
-        return load(data, TokenizerConfig(tokenizer, **fields))
+        data = data_config("text", path=str(file), split=list(split), cache_dir=str(cache))
+        return load(data, tokenizer_config(tokenizer, **fields))
 
     return make
 

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.data import DataConfig, TokenizerConfig, load, token_cache
+from rwkv_lab.data import load, token_cache
+from tests.data.configs import data_config, tokenizer_config
 
 LOAD = """
-from rwkv_lab.data import DataConfig, TokenizerConfig, load
-from rwkv_lab.data import token_cache
-def run(tokenizer="char"):
-    return load(DataConfig("text", path={path!r}, split=[0.9, 0.1], cache_dir={cache!r}), TokenizerConfig(tokenizer))
+from rwkv_lab.data import load, token_cache
+from rwkv_lab.data.corpora.text import TextConfig
+from rwkv_lab.data.tokenizers.char import CharConfig
+def run():
+    return load(TextConfig(path={path!r}, cache_dir={cache!r}), CharConfig())
 """
 
 
@@ -36,8 +38,8 @@ def script(tmp_path, cache):
 
 @pytest.fixture
 def again(tmp_path, cache):
-    data = DataConfig("text", path=str(tmp_path / "text.txt"), split=[0.9, 0.1], cache_dir=str(cache))
-    return lambda tokenizer="char": load(data, TokenizerConfig(tokenizer))
+    data = data_config("text", path=str(tmp_path / "text.txt"), split=[0.9, 0.1], cache_dir=str(cache))
+    return lambda tokenizer="char": load(data, tokenizer_config(tokenizer))
 
 
 def test_two_processes_tokenise_once(script, tmp_path, cache):
@@ -165,11 +167,12 @@ def test_memory_of_tokenising_does_not_grow_with_the_text(tmp_path, cache):
             run_python(f"""
                 import resource
                 from pathlib import Path
-                from rwkv_lab.data import DataConfig, TokenizerConfig, bench, load
+                from rwkv_lab.data import bench, load
+                from rwkv_lab.data.corpora.text import TextConfig
+                from rwkv_lab.data.tokenizers.char import CharConfig
                 text = Path({str(tmp_path)!r}) / "text{megabytes}"
                 bench.synthetic_text(text, {megabytes})
-                data = DataConfig("text", path=str(text), split=[1, 0], cache_dir={str(cache)!r})
-                load(data, TokenizerConfig("char"))
+                load(TextConfig(path=str(text), split=[1, 0], cache_dir={str(cache)!r}), CharConfig())
                 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
             """)
         )

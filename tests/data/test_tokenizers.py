@@ -8,11 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.data import from_json, hashing, reading
+from rwkv_lab.data import from_json, reading, unknown_in
 from rwkv_lab.data.reading import Segment
 from rwkv_lab.data.tokenizers import bpe
 from rwkv_lab.data.tokenizers.bpe import BpeTokenizer, read_bpe
-from rwkv_lab.data.tokenizers.text import ByteTokenizer, CharTokenizer, IdsTokenizer, char_vocabulary, unknown_in
+from rwkv_lab.data.tokenizers.byte import ByteTokenizer
+from rwkv_lab.data.tokenizers.char import CharTokenizer, char_vocabulary
+from rwkv_lab.data.tokenizers.ids import IdsTokenizer
+from rwkv_lab.util import hashing
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)
 ONCE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
@@ -75,7 +78,19 @@ def test_stored_with_a_run_and_read_again(make):
     assert again == tokenizer and again.vocab_size == tokenizer.vocab_size
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "pickle"}', '{"kind": "ids"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"kind": "pickle"}',
+        '{"kind": "ids"}',
+        '{"kind": "run"}',
+        '{"kind": "char", "characters": 5}',
+        "[" * 100000,
+    ],
+)
 def test_a_stored_tokenizer_that_is_none(text):
     with pytest.raises(UserError, match="stored tokenizer"):
         from_json(text)
@@ -92,7 +107,8 @@ def test_streaming_does_not_see_the_blocks(tmp_path, text, block):
     assert tokenizer.characters == "".join(sorted(set(text)))
     for ids, sizes in tokenizer.stream(source):
         assert ids.tolist() == tokenizer.encode(text).tolist()
-        assert sizes.tolist() == [len(character.encode()) for character in text]
+        expected = [len(character.encode()) for character in text]
+        assert (sizes.tolist() if sizes is not None else [1] * len(ids)) == expected
 
 
 def test_bpe_stored_and_read_again(byte_level):

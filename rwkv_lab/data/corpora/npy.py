@@ -32,8 +32,7 @@ class NpyConfig(OwnFiles, Divided):
         def whole(files: list[Path], key: str) -> list[Segment]:
             hashes = [file_sha256(file, key, memo=cache / "hashes") for file in files]
             return [
-                Segment(file, 0, len(_open(file, key)), key, sha256)
-                for file, sha256 in zip(files, hashes, strict=True)
+                Segment(file, 0, len(_open(file, key)), key, sha256) for file, sha256 in zip(files, hashes, strict=True)
             ]
 
         if self.train_path:
