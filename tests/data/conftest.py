@@ -1,5 +1,6 @@
 """A cache of the test's own, small texts, and a scripted web server on loopback."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,11 @@ from tests.data.configs import data_config, tokenizer_config
 # how long an example takes says more of the machine's other work than of the code
 settings.register_profile("without deadline", deadline=None)
 settings.load_profile("without deadline")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda number: None)
 
 
 @pytest.fixture

@@ -197,3 +197,12 @@ def test_enwik8_that_is_another_text_is_refused(server, cache, monkeypatch):
     server.script["/enwik8.zip"] = [(200, archive)]
     with pytest.raises(UserError, match="is not enwik8"):
         load(data_config("enwik8", split=[0.9, 0.05, 0.05], cache_dir=str(cache)), tokenizer_config("byte"))
+
+
+def test_a_damaged_file_of_an_unpacked_archive_is_unpacked_again(tmp_path, cache):
+    (tmp_path / "books.zip").write_bytes(zipped(simplebooks()))
+    data = data_config("simplebooks_2", path=str(tmp_path / "books.zip"), cache_dir=str(cache))
+    before = load(data, tokenizer_config("char"))
+    (part,) = (cache / "corpora").glob("*/*/train.txt")
+    part.write_text(part.read_text().replace("One", "Ane"))
+    assert load(data, tokenizer_config("char")).sha256 == before.sha256

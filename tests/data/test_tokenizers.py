@@ -164,3 +164,33 @@ def test_ids_without_text():
     for prompt in ("a b", "10", "-1"):
         with pytest.raises(UserError):
             tokenizer.encode(prompt)
+
+
+STARTS = [
+    (ByteTokenizer(), "\n"),
+    (CharTokenizer("\nab"), "\n"),
+    (CharTokenizer("ab"), "a"),
+    (IdsTokenizer(7), "0"),
+]
+
+
+@pytest.mark.parametrize("tokenizer,start", STARTS)
+def test_a_sample_starts_from_an_id_of_the_vocabulary(tokenizer, start):
+    assert tokenizer.decode(tokenizer.start()) == start
+
+
+def test_a_sample_starts_where_a_line_break_is_nothing(byte_level):
+    content = json.loads(read_bpe(str(byte_level)).content)
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": r"\s"}, "content": ""}
+    tokenizer = BpeTokenizer(json.dumps(content))
+    assert len(tokenizer.encode("\n")) == 0 and len(tokenizer.start()) > 0
+    assert all(0 <= i < tokenizer.vocab_size for i in tokenizer.start())
+
+
+@pytest.mark.parametrize("make", [lambda text: ByteTokenizer(), lambda text: CharTokenizer("".join(sorted(set(text))))])
+def test_bytes_of_ids_are_those_of_the_text(make):
+    text = "the café 𝄞"
+    tokenizer = make(text)
+    table = tokenizer.bytes_of_ids()
+    lengths = np.full(tokenizer.vocab_size, table) if isinstance(table, int) else table
+    assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
