@@ -9,9 +9,11 @@ DATA and the keys are those of run.py: rwkv-lab data info enwik8 data.path=FILE 
 
 import time
 
-from rwkv_lab.config import registry
+from omegaconf import OmegaConf
+
+from rwkv_lab.config import hydra, overrides, registry
+from rwkv_lab.config.check import check
 from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.config.hydra import compose
 from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
 from rwkv_lab.config.quoting import file_for_corpus
 from rwkv_lab.data import Corpus, Split, load
@@ -48,18 +50,20 @@ def main(argv: list[str]) -> int:
 def configs(arguments: list[str]) -> tuple[DataConfig, TokenizerConfig]:
     """Return the configs of ``[DATA] [key=value]...``, composed as by run.py; token ids default to tokenizer=ids."""
     words = [word for word in arguments if "=" not in word]
-    overrides = [word for word in arguments if "=" in word]
-    chosen = [override.partition("=")[2] for override in overrides if override.startswith("data=")]
+    texts = [word for word in arguments if "=" in word]
+    chosen = [text.partition("=")[2] for text in texts if text.startswith("data=")]
     if len(words) + len(chosen) > 1:
         raise UserError(f"name one corpus, not {len(words) + len(chosen)}: {', '.join(registry.names('data'))}")
     name = (words or chosen or [""])[0]
-    if name and name not in registry.names("data") and (proposed := file_for_corpus(name)):
+    if words and words[0] not in registry.names("data") and (proposed := file_for_corpus(words[0])):
         raise UserError(proposed)
-    overrides += [f"data={word}" for word in words]
+    texts += [f"data={word}" for word in words]
     held = getattr(registry.members("data").get(name), "holds", "text")
-    if held == "token ids" and not any(override.startswith("tokenizer=") for override in overrides):
-        overrides.append("tokenizer=ids")
-    config = compose(overrides)
+    if held == "token ids" and not any(text.startswith("tokenizer=") for text in texts):
+        texts.append("tokenizer=ids")
+    hydra.prepare()
+    composed = hydra.compose(overrides.read(texts, multirun=False).texts)
+    config = check(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
     return config.data, config.tokenizer
 
 

@@ -32,19 +32,19 @@ def with_home(overrides: Sequence[str]) -> list[str]:
     return expanded
 
 
-def unreadable(override: str) -> str:
-    """Return a sentence on an override outside Hydra's grammar, with the quoting that works."""
-    key, equals, value = override.partition("=")
+def unreadable(key: str, value: str) -> str:
+    """Return a sentence on ``key=value`` that is outside Hydra's grammar, with the quoting that works."""
     plain = value.strip()
-    if not equals or not plain:
-        return f"{override} cannot be read as key=value"
     if len(plain) > 1 and plain[0] == plain[-1] and plain[0] in "'\"":
         plain = plain[1:-1]
     if key == "data" and (proposed := file_for_corpus(plain)):
         return proposed
-    if plain[0] in "[{":
-        return f"{override} cannot be read as key=value: write a list as [a,b] and a mapping as {{key:value}}"
-    return f"{override} cannot be read as key=value: quote the value, as in {quoted(key, plain)}"
+    sentence = f"{key}={value} cannot be read as key=value"
+    if plain.isalnum() and plain.isascii():
+        return f"{sentence}: write key.field=value"
+    if plain[:1] in ("[", "{"):
+        return f"{sentence}: write a list as [a,b], a mapping as {{key:value}}, and one value as {quoted(key, plain)}"
+    return f"{sentence}: quote the value, as in {quoted(key, plain)}"
 
 
 def file_for_corpus(path: str) -> str | None:

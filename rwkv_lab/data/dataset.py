@@ -9,7 +9,7 @@ from typing import Any
 
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.fields import validate
+from rwkv_lab.config.fields import instance, validate
 from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
 from rwkv_lab.config.run_hash import canonical
 from rwkv_lab.data.cache import cache_dir
@@ -81,7 +81,7 @@ def _stored(group: str, config: Mapping[str, Any]) -> Any:
     unknown = sorted(str(key) for key, value in content.items() if key not in known and value is not None)
     if unknown:
         raise UserError(f"config.yaml has the unknown key {group}.{unknown[0]}: start the run afresh with rerun=true")
-    return owner(**{key: value for key, value in content.items() if key in known})
+    return instance(owner, {str(key): value for key, value in content.items() if key in known}, f"{group}.")
 
 
 def require_length(corpus: Corpus, ctx_len: int) -> None:
