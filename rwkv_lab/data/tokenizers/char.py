@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from rwkv_lab.data.token_cache import Stream, id_type
 
 CODE_POINTS = 0x110000
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+NOT_ASCII = bytes(range(0x80, 0x100))
 BLOCK = 1 << 18  # bytes; the arrays of a block stay in the processor's cache
 
 
@@ -59,23 +60,23 @@ class CharTokenizer:
                 yield np.frombuffer(text.encode("ascii").translate(of_ascii), np.uint8), None
             else:
                 points = _code_points(text)
-                yield self._ids.take(points), None if text.isascii() else _utf8_lengths().take(points)
+                yield self._ids.take(points), None if text.isascii() else _utf8_lengths(points)
 
     def bytes_of_ids(self) -> np.ndarray:
         """Return the UTF-8 bytes of each character [V]; 0 for the unknown one."""
-        return np.append(_utf8_lengths()[_code_points(self.characters)], np.uint8(0))
+        return np.append(_utf8_lengths(_code_points(self.characters)), np.uint8(0))
 
 
 def char_vocabulary(segments: Sequence[Segment]) -> CharTokenizer:
     """Return the tokenizer of the characters in these segments, read once."""
     seen = np.zeros(CODE_POINTS, bool)
-    known = b""  # the ASCII part of it
+    known = NOT_ASCII  # bytes to pass over: all but the ASCII characters not seen yet
     for text in text_blocks(segments, BLOCK):
-        if text.isascii():
-            known += bytes(set(text.encode("ascii").translate(None, known)))
-        else:
-            seen[_code_points(text)] = True
-    seen[np.frombuffer(known, np.uint8)] = True
+        known += bytes(set(text.encode().translate(None, known)))
+        if not text.isascii():
+            points = _code_points(text)
+            seen[points[points >= 0x80]] = True
+    seen[list(known[len(NOT_ASCII) :])] = True
     return CharTokenizer("".join(map(chr, np.flatnonzero(seen))))
 
 
@@ -83,12 +84,11 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-@cache
-def _utf8_lengths() -> np.ndarray:
-    """Return the bytes that UTF-8 takes for every code point, uint8 [CODE_POINTS]."""
-    lengths = np.ones(CODE_POINTS, np.uint8)
+def _utf8_lengths(points: np.ndarray) -> np.ndarray:
+    """Return the bytes that UTF-8 takes for each code point, uint8 [N]."""
+    lengths = np.ones(len(points), np.uint8)
     for first in (0x80, 0x800, 0x10000):
-        lengths[first:] += 1
+        lengths += points >= first
     return lengths
 
 
