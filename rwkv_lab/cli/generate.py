@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     import torch
 
     from rwkv_lab import models
-    from rwkv_lab.data.tokenizers.text import from_json, unknown_in
+    from rwkv_lab.data import from_json, unknown_in
     from rwkv_lab.inference.recurrent import generate
 
     model = models.load(options.run)

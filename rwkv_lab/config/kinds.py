@@ -6,22 +6,27 @@ imports torch inside.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from omegaconf import MISSING
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
+from rwkv_lab.config.registry import members
 from rwkv_lab.util.hashing import file_sha256
 
 if TYPE_CHECKING:
     import torch
 
     from rwkv_lab.config.schema import Config
+    from rwkv_lab.data.sources import Sources
+    from rwkv_lab.data.tokenizers.base import Tokenizer
     from rwkv_lab.models.lm import LM
+
+Holding = Literal["text", "token ids"]  # what a corpus is made of
 
 
 @dataclass
@@ -82,10 +87,47 @@ class ModelConfig(Component):
 class DataConfig(Component):
     """The text of a run, its division and the order of training."""
 
+    order: Literal["random", "cube", "sequential"] = "random"  # random offsets, a permutation of chunks, or in order
+    cache_dir: str | None = setting(None, identity=False)  # of downloads and tokens; unset: the user's cache folder
+
+    holds: ClassVar[Holding] = "text"  # or token ids
+    suffixes: ClassVar[tuple[str, ...]] = ()  # of files a user may have meant by data=FILE
+
+    @abstractmethod
+    def sources(self, cache: Path) -> "Sources":
+        """Return where the corpus is, downloaded into ``cache`` if need be; UserError names the key and the file."""
+
+    def check_run(self, run: "Config") -> None:
+        run.tokenizer.check_data(self)
+
 
 @dataclass
 class TokenizerConfig(Component):
     """From text to token ids."""
+
+    reads: ClassVar[tuple[Holding, ...]] = ("text",)  # what a corpus may hold
+
+    @abstractmethod
+    def build(self, sources: "Sources") -> "Tokenizer":
+        """Return the tokenizer for a corpus; UserError names the key and the file."""
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Tokenizer":
+        """Return the tokenizer whose ``to_json`` gave ``stored``; KeyError, TypeError or ValueError if none did."""
+
+    def notes(self, sources: "Sources") -> list[str]:
+        """Return what a reader of the result should know of the tokens, one sentence each."""
+        return []
+
+    def check_data(self, data: DataConfig) -> None:
+        """Raise UserError for a corpus that this tokenizer cannot read."""
+        if data.holds not in self.reads:
+            fitting = [name for name, member in members("tokenizer").items() if data.holds in member.reads]
+            raise UserError(
+                f"tokenizer={self.name} cannot read data={data.name}, which has {data.holds}: "
+                f"choose one of {', '.join(fitting)}"
+            )
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from rwkv_lab.inference import recurrent
 from rwkv_lab.training.evaluate import evaluate_full
 from rwkv_lab.training.trainer import NotFinite, Row, Training
-from rwkv_lab.util.paths import write_atomic
+from rwkv_lab.util.io import write_atomic
 
 SAMPLE_TEMPERATURE = 0.8
 
@@ -48,7 +48,7 @@ def sample(training: Training) -> str:
     with training.resolved.autocast():
         ids = recurrent.generate(
             training.model,
-            tokenizer.encode("\n").tolist(),
+            tokenizer.start(),
             length,
             generator=generator,
             temperature=SAMPLE_TEMPERATURE,

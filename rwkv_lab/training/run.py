@@ -25,7 +25,7 @@ from rwkv_lab.training.metrics import MetricsLog
 from rwkv_lab.training.trainer import Listeners, Row, Training, train
 from rwkv_lab.util import console
 from rwkv_lab.util.console import say, warn
-from rwkv_lab.util.paths import write_atomic
+from rwkv_lab.util.io import write_atomic
 
 
 def build_model(config: Config, vocab_size: int, backend: str, initialise: bool = True) -> LM:
