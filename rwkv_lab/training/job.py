@@ -78,11 +78,21 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
 
         found = nothing_to_do(path, config.rerun)
         return _with(found, config, overrides) if found else launch.run(config, path)
+    if nothing_to_do(path, config.rerun) is None:
+        _check_start(config)
     held = claim(path, config.rerun)
     try:
         return _with(held, config, overrides)
     finally:
         held.release()
+
+
+def _check_start(config: Config) -> None:
+    """Raises UserError for weights to start from that do not belong to the text, before a directory is made."""
+    if config.model.init_from:
+        from rwkv_lab import data, models
+
+        models.check_init(config.model, data.load(config.data, config.tokenizer).tokenizer)
 
 
 def _with(held: Claim, config: Config, overrides: list[str], world: Any = None) -> tuple[int, float]:

@@ -5,8 +5,8 @@ import torch
 
 from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.inference.recurrent import filter_logits, generate
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.config.registry import names
+from rwkv_lab.inference.sampling import filter_logits, generate
 
 P = [0.5, 0.25, 0.15, 0.07, 0.03]
 
@@ -63,7 +63,7 @@ def test_filters_out_of_range(filters):
         kept(**filters)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_generation(name):
     """Past ctx_len too; greedy generation takes the model's own most probable token each time."""
     model = models.build(name, vocab_size=13, n_layer=2, n_embd=16, ctx_len=6)

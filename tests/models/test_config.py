@@ -8,7 +8,7 @@ import pytest
 
 from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.config.registry import get, names
 
 
 @pytest.mark.parametrize(
@@ -40,22 +40,22 @@ def test_mistakes(name, fields, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_each_schema_carries_its_name(name):
-    config = MODELS[name].config()
+    config = get("model", name)()
     models.check(config)
     assert config.name == name
     assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(config))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_the_yaml_holds_the_recipe(name, repository):
     """What the YAML sets is what the dataclass defaults to: `build` and the command line give the same model."""
     import yaml
 
     values = yaml.safe_load((repository / "conf" / "model" / f"{name}.yaml").read_text())
     assert values.pop("defaults") == [f"/schema/model/{name}@_here_"]
-    config = MODELS[name].config()
+    config = get("model", name)()
     assert values == {key: getattr(config, key) for key in values}
 
 

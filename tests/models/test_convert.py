@@ -14,7 +14,6 @@ from rwkv_lab import models
 from rwkv_lab.cli import convert
 from rwkv_lab.cli.convert import load_original, to_original
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.models.config import HeadsConfig
 from rwkv_lab.models.rwkv_lm_format import read_checkpoint
 
 SMALL = {"n_layer": 3, "n_embd": 16, "ctx_len": 12}
@@ -46,7 +45,7 @@ def moved(name, model_type="RWKV", **fields):
 
 def widths(config):
     """The sizes a checkpoint shows where the configuration leaves them to n_embd."""
-    if not isinstance(config, HeadsConfig):
+    if not hasattr(config, "n_head"):
         return {}
     return {"n_head": config.heads, "n_attn": config.attention_width, "n_ffn": config.ffn_width}
 

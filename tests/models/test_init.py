@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rwkv_lab import models
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.config.registry import names
 
 HEADS = ("rwkv_v1", "mha_rotary", "mha_shift", "mha_pro")
 V, C, L = 50, 24, 4
@@ -65,7 +65,7 @@ def test_attention_matrices_are_normal(name):
             assert getattr(module, "bias", None) is None or not module.bias.any()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_small_init_emb(name):
     small = built(name, small_init_emb=True).emb.weight.detach()
     assert small.abs().max() <= 1e-4
@@ -75,7 +75,7 @@ def test_small_init_emb(name):
     assert plain.blocks[0].ln0 is None
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_norms_and_factors_start_at_one(name):
     for path, parameter in built(name).named_parameters():
         if ".ln" in path or path.startswith("ln_out"):
@@ -165,7 +165,7 @@ def test_learned_shift_of_the_heads_family_starts_halved(name):
             assert all(share.tolist() == [0.0] * (C // 2) + [1.0] * (C // 2) for share in shares)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_the_seed_alone_decides(name):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -177,7 +177,7 @@ def test_the_seed_alone_decides(name):
     assert not torch.equal(first["emb.weight"], other["emb.weight"])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_every_parameter_is_initialised(name, monkeypatch):
     """Memory full of NaN before initialisation leaves none after it."""
     to_empty = torch.nn.Module.to_empty
