@@ -116,7 +116,7 @@ def test_sizes_that_contradict_or_lack():
         load_original(theirs, "v1", "MHA_rotary")
     with pytest.raises(UserError, match="n_layer is given as 7, but the tensors show 3"):
         load_original(theirs, "v1", "MHA_rotary", n_head=4, n_layer=7)
-    with pytest.raises(UserError, match="n_loyer is no size"):
+    with pytest.raises(UserError, match="n_loyer is not a size"):
         load_original(theirs, "v1", "MHA_rotary", n_head=4, n_loyer=7)
 
 

@@ -129,7 +129,8 @@ def test_every_trick_on_every_model(name, norm, small):
             head_qk_dim=dim,
             head_qk=form,
         )
-        assert (model.blocks[0].ln0 is not None) == (norm == "pre" and small is not False and (small or _tiny(name)))
+        recipe = get("model", name).recipe_emb_norm
+        assert (model.blocks[0].ln0 is not None) == (norm == "pre" and (recipe if small is None else small))
         idx = torch.randint(0, 13, (4, 10), generator=seeded())
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(3):
@@ -140,10 +141,6 @@ def test_every_trick_on_every_model(name, norm, small):
         assert torch.isfinite(loss)
         silent = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
         assert silent == [], f"{shift} {dim} {form}"
-
-
-def _tiny(name):
-    return name in ("rwkv_v2", "rwkv_v3", "rwkv_v4")
 
 
 @pytest.mark.parametrize("name", names("model"))
