@@ -1,12 +1,15 @@
 """Initial values, to the letter of the originals."""
 
+import dataclasses
 import math
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 from rwkv_lab import models
-from rwkv_lab.config.registry import names
+from rwkv_lab.config.fields import choices
+from rwkv_lab.config.registry import get, names
 
 HEADS = ("rwkv_v1", "mha_rotary", "mha_shift", "mha_pro")
 V, C, L = 50, 24, 4
@@ -73,6 +76,63 @@ def test_small_init_emb(name):
     plain = built(name, small_init_emb=False)
     assert abs(plain.emb.weight.std().item() - 1.0) < 0.1
     assert plain.blocks[0].ln0 is None
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_the_two_halves_of_small_init_emb(name):
+    for start, scale in (("unit", 1.0), ("small", 2e-4 / math.sqrt(12))):
+        for norm in (True, False):
+            model = built(name, norm="pre", emb_init=start, emb_norm=norm)
+            assert abs(model.emb.weight.std().item() / scale - 1.0) < 0.1
+            assert (model.blocks[0].ln0 is not None) == norm
+    both, small = (
+        built(name, norm="pre", **f) for f in ({"emb_init": "small", "emb_norm": True}, {"small_init_emb": True})
+    )
+    assert all(torch.equal(a, b) for a, b in zip(both.parameters(), small.parameters(), strict=True))
+    recipe = built(name, emb_init="recipe")
+    assert torch.equal(recipe.emb.weight, built(name).emb.weight)
+    assert (recipe.blocks[0].ln0 is None) == (built(name).blocks[0].ln0 is None)
+
+
+def options(name):
+    """Every value of every switch of a model, one at a time."""
+    owner = get("model", name)
+    hints = get_type_hints(owner)
+    for field in dataclasses.fields(owner):
+        if field.name == "init_vocab":
+            continue
+        values = choices(hints[field.name])
+        if bool in (hints[field.name], *get_args(hints[field.name])):
+            values = [True, False]
+        if hints[field.name] is int and field.default == 0:
+            values = [4]
+        for value in values:
+            yield {field.name: value} | ({"head_qk_dim": 4} if field.name == "head_qk" else {})
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name in names("model") for option in options(name)], ids=str
+)
+def test_every_parameter_moves(name, option):
+    pre = {"norm": "pre"} if option.get("emb_norm") is False else {}
+    model = models.build(name, vocab_size=7, n_layer=2, n_embd=8, ctx_len=6, **option, **pre)
+    before = {key: parameter.clone() for key, parameter in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    idx = torch.randint(0, 7, (4, 7), generator=torch.Generator().manual_seed(1))
+    for _ in range(5):
+        optimizer.zero_grad()
+        model.loss(idx[:, :-1], idx[:, 1:]).backward()
+        optimizer.step()
+    assert [key for key, parameter in model.named_parameters() if torch.equal(parameter, before[key])] == []
+
+
+def test_a_channel_mix_starts_as_one_wherever_it_stands():
+    for name in names("model"):
+        if hasattr(get("model", name), "ffn_pre"):
+            for mix in (built(name, ffn_pre=True).blocks[0].att, built(name, ffn_pre=True).blocks[0].ffn):
+                require_orthogonal(mix.key.weight.detach(), 1.0)
+                assert not mix.value.weight.any()
+                assert not mix.receptance.weight.any()
 
 
 @pytest.mark.parametrize("name", names("model"))
