@@ -1,15 +1,13 @@
 """Initial values, to the letter of the originals."""
 
-import dataclasses
 import math
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 from rwkv_lab import models
-from rwkv_lab.config.fields import choices
 from rwkv_lab.config.registry import get, names
+from tests.models.contract import options, require_every_parameter_moves
 
 HEADS = ("rwkv_v1", "mha_rotary", "mha_shift", "mha_pro")
 V, C, L = 50, 24, 4
@@ -94,36 +92,11 @@ def test_the_two_halves_of_small_init_emb(name):
     assert (recipe.blocks[0].ln0 is None) == (built(name).blocks[0].ln0 is None)
 
 
-def options(name):
-    """Every value of every switch of a model, one at a time."""
-    owner = get("model", name)
-    hints = get_type_hints(owner)
-    for field in dataclasses.fields(owner):
-        if field.name == "init_vocab":
-            continue
-        values = choices(hints[field.name])
-        if bool in (hints[field.name], *get_args(hints[field.name])):
-            values = [True, False]
-        if hints[field.name] is int and field.default == 0:
-            values = [4]
-        for value in values:
-            yield {field.name: value} | ({"head_qk_dim": 4} if field.name == "head_qk" else {})
-
-
 @pytest.mark.parametrize(
     ("name", "option"), [(name, option) for name in names("model") for option in options(name)], ids=str
 )
 def test_every_parameter_moves(name, option):
-    pre = {"norm": "pre"} if option.get("emb_norm") is False else {}
-    model = models.build(name, vocab_size=7, n_layer=2, n_embd=8, ctx_len=6, **option, **pre)
-    before = {key: parameter.clone() for key, parameter in model.named_parameters()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    idx = torch.randint(0, 7, (4, 7), generator=torch.Generator().manual_seed(1))
-    for _ in range(5):
-        optimizer.zero_grad()
-        model.loss(idx[:, :-1], idx[:, 1:]).backward()
-        optimizer.step()
-    assert [key for key, parameter in model.named_parameters() if torch.equal(parameter, before[key])] == []
+    require_every_parameter_moves(name, option)
 
 
 def test_a_channel_mix_starts_as_one_wherever_it_stands():

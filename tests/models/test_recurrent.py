@@ -1,17 +1,15 @@
 """The recurrent form gives the numbers of the parallel one."""
 
-import dataclasses
-
 import pytest
 import torch
 
-from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.registry import get, members
 from rwkv_lab.inference.recurrent import RecurrentModel
 from rwkv_lab.models.blocks.attention import Attention
 from rwkv_lab.models.blocks.channel_mix import GatedMish, GeGLU
 from rwkv_lab.models.lm import LM, Block
+from tests.models.contract import moved, require_recurrent_equals_parallel, tokens
 
 RECURRENT = [name for name, owner in members("model").items() if owner.recurrent]
 WINDOWED = [name for name in members("model") if name not in RECURRENT]
@@ -26,39 +24,6 @@ TRICKS = [
     {"emb_init": "unit", "emb_norm": True, "time_out": False},
     {"tiny_attention": 4, "tiny_attention_heads": 2, "n_head": 2, "n_attn": 8},
 ]
-
-
-def moved(name, **fields):
-    """A small model in float64, every parameter away from its initial value."""
-    known = {field.name for field in dataclasses.fields(get("model", name))}
-    fields = {key: value for key, value in fields.items() if key in known}
-    model = models.build(name, vocab_size=11, **({"n_layer": 2, "n_embd": 12, "ctx_len": 8} | fields)).double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return model
-
-
-def tokens(B, T, V=11):
-    return torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(2))
-
-
-def require_recurrent_equals_parallel(model, T):
-    """Token by token and in chunks of several sizes, the logits are those of all T tokens at once."""
-    recurrent, idx = RecurrentModel(model), tokens(3, T)
-    whole = model(idx)
-    state, steps = None, []
-    for token in idx.unbind(1):
-        logits, state = recurrent.step(token, state)
-        steps.append(logits)
-    torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=0, atol=1e-10)
-    for first in (1, 3, T - 1):
-        state, parts = None, []
-        for chunk in idx.split((first, T - first), dim=1):
-            logits, state = recurrent.prefill(chunk, state)
-            parts.append(logits)
-        torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("fields", TRICKS, ids=str)
