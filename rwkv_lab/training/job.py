@@ -68,6 +68,8 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
     if config.dry_run:
         summary.dry_run(config, path)
         return COMPLETE, float("inf")
+    if config.model.init_from and nothing_to_do(path, config.rerun) is None:
+        _check_start(config)
     ranks = torchrun.ranks()
     if ranks > 1 or (ranks == 1 and config.trainer.strategy):
         from rwkv_lab.training.distributed import parallel
@@ -78,8 +80,6 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
 
         found = nothing_to_do(path, config.rerun)
         return _with(found, config, overrides) if found else launch.run(config, path)
-    if nothing_to_do(path, config.rerun) is None:
-        _check_start(config)
     held = claim(path, config.rerun)
     try:
         return _with(held, config, overrides)
@@ -89,10 +89,9 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
 
 def _check_start(config: Config) -> None:
     """Raises UserError for weights to start from that do not belong to the text, before a directory is made."""
-    if config.model.init_from:
-        from rwkv_lab import data, models
+    from rwkv_lab import data, models
 
-        models.check_init(config.model, data.load(config.data, config.tokenizer).tokenizer)
+    models.check_init(config.model, data.load(config.data, config.tokenizer).tokenizer)
 
 
 def _with(held: Claim, config: Config, overrides: list[str], world: Any = None) -> tuple[int, float]:
