@@ -102,7 +102,7 @@ def save(model: LM, path: str | Path) -> None:
 def load(path: str | Path, backend: str = "auto") -> LM:
     """Return the model of a run, by path, STUDY/NAME, name or id, or of a file that ``save`` wrote.
 
-    On the CPU, in the file's own type. Raises UserError if there is no such file or another program wrote it.
+    On the CPU, in the file's own type. Raises UserError if the file does not exist or another program wrote it.
     """
     file = weights_file(path)
     try:
@@ -112,8 +112,11 @@ def load(path: str | Path, backend: str = "auto") -> LM:
         raise UserError(f"{file} is not a readable .safetensors file: {error}") from error
     if description is None:
         raise UserError(f"{file} does not describe its model: only files written by rwkv_lab do")
-    fields: dict[str, Any] = json.loads(description)
-    vocab_size = fields.pop("vocab_size")
+    try:
+        fields: dict[str, Any] = json.loads(description)
+        vocab_size = int(fields.pop("vocab_size"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} does not describe its model: its metadata {METADATA_KEY} is damaged") from None
     model = skeleton(configure(**fields), vocab_size, backend).to_empty(device="cpu")
     tensors = read_tensors(file)
     require_match(model, tensors, file)

@@ -1,16 +1,17 @@
-"""What several architectures share: the fields and rules of the two families. Imports no torch."""
+"""Fields and rules that several architectures share: the scan family and the heads family. Imports no torch."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import ModelConfig
 
 if TYPE_CHECKING:
-    from torch import Generator, nn
+    from torch import Generator
 
     from rwkv_lab.models.lm import LM
+    from rwkv_lab.models.state import Mix
 
 
 @dataclass
@@ -38,10 +39,10 @@ class ScanConfig(ModelConfig):
         from rwkv_lab.models.blocks.wkv_mix import WKVMix
         from rwkv_lab.models.lm import LM, Block
 
-        def channel_mix() -> "nn.Module":
+        def channel_mix() -> "Mix[Any]":
             return ChannelMix(self.n_embd, self.token_shift, shared_shift)
 
-        def time_mix(layer: int) -> "nn.Module":
+        def time_mix(layer: int) -> "Mix[Any]":
             if layer == 0 and self.ffn_pre:
                 return channel_mix()
             return WKVMix(

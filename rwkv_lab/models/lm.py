@@ -1,5 +1,8 @@
 """The language model every architecture fills with its blocks: embedding, blocks, last norm, output head."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,14 +10,16 @@ from torch import Tensor, nn
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.kinds import ModelConfig
 from rwkv_lab.models.blocks.head_qk import HeadQK
-from rwkv_lab.models.state import BlockState, State, memory_of
+from rwkv_lab.models.state import BlockState, Mix, State, memory_of
 
 
 class Block(nn.Module):
-    """Two sublayers (``state.Mix``) on the residual stream, with the norms of the configuration."""
+    """Two sublayers on the residual stream, with the norms of the configuration."""
 
-    def __init__(self, config: ModelConfig, layer: int, att: nn.Module, ffn: nn.Module):
+    def __init__(self, config: ModelConfig, layer: int, att: Mix[Any], ffn: Mix[Any]):
         super().__init__()
+        assert isinstance(att, nn.Module)
+        assert isinstance(ffn, nn.Module)
         self.pre_norm = config.norm == "pre"
         # a post-norm block's ln1 already is the norm after the embedding
         norm_first = layer == 0 and self.pre_norm and config.embedding_norm
@@ -81,6 +86,17 @@ class LM(nn.Module):
 
         Raises UserError for more tokens, with those before, than the model's per-position parameters.
         """
+        block_states: list[BlockState] = []
+        logits, history = self._logits(idx, state, block_states.append)
+        tokens = None
+        if self.memory == "growing":
+            tokens = idx if state is None or state.tokens is None else torch.cat((state.tokens, idx), dim=1)
+        return logits, State(block_states, history, tokens, idx.shape[1] + (0 if state is None else state.position))
+
+    def _logits(
+        self, idx: Tensor, state: State | None, keep: Callable[[BlockState], None]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Return logits [B,T,V] and head-QK's history; ``keep`` is given the state of each block."""
         past = 0 if state is None else state.position
         end = past + idx.shape[1]
         if self.max_len is not None and end > self.max_len:
@@ -89,23 +105,19 @@ class LM(nn.Module):
                 f"it cannot read {end}"
             )
         x = self.emb(idx)
-        block_states: list[BlockState] = []
         for i, block in enumerate(self.blocks):
             x, block_state = block(x, None if state is None else state.blocks[i])
-            block_states.append(block_state)
+            keep(block_state)
         x = self.ln_out(x)
         logits = self.head(x if self.time_out is None else x * self.time_out[:, past:end])
         history = None
         if self.head_qk is not None:
             logits, history = self.head_qk(logits, x, idx, None if state is None else state.head_qk)
-        tokens = None
-        if self.memory == "growing":
-            tokens = idx if state is None or state.tokens is None else torch.cat((state.tokens, idx), dim=1)
-        return logits, State(block_states, history, tokens, end)
+        return logits, history
 
     def forward(self, idx: Tensor) -> Tensor:
-        """Tokens idx [B,T] -> logits [B,T,V]; errors as ``advance``."""
-        return self.advance(idx)[0]
+        """Tokens idx [B,T] -> logits [B,T,V]; errors as ``advance``. Keeps no state, which may be large."""
+        return self._logits(idx, None, lambda state: None)[0]
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token of targets [B,T] after idx [B,T]; l2_wrap adds to its gradient only."""

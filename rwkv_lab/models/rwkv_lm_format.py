@@ -109,7 +109,7 @@ def _filled(model: LM, tensors: dict[str, Tensor]) -> LM:
     for theirs in ours.keys() ^ tensors.keys():
         if theirs in ours:
             raise UserError(f"the checkpoint has no {theirs}, which {model.config.name} needs")
-        raise UserError(f"the checkpoint has {theirs}, which {model.config.name} does not know")
+        raise UserError(f"the checkpoint has {theirs}, which {model.config.name} lacks")
     renamed = {}
     for theirs, (name, parameter) in ours.items():
         tensor = tensors[theirs]

@@ -20,7 +20,7 @@ S = TypeVar("S", bound=MixState)
 
 
 class Mix(Protocol[S]):
-    """A sublayer: a time mix, an attention or a channel mix."""
+    """A sublayer: a module that is a time mix, an attention or a channel mix."""
 
     def forward(self, x: Tensor, state: S | None) -> tuple[Tensor, S]:
         """Return y [B,T,C] for x [B,T,C] that follows ``state``, and the state after x."""

@@ -153,7 +153,7 @@ def stretch_time_vectors(model: LM, path: str | Path) -> None:
     """Fill the time_* vectors of ``model`` with those of a smaller trained model.
 
     Each vector is sorted and smoothed over its channels, then interpolated over channels and layers. Raises UserError
-    if the file has no such vectors.
+    if the file lacks them.
     """
     file = weights_file(path, "model.time_vectors_from")
     tensors = read_tensors(file)

@@ -1,4 +1,4 @@
-"""What every architecture must do, whoever adds it."""
+"""Requirements on every architecture, whoever adds it."""
 
 import dataclasses
 from typing import get_args, get_type_hints

@@ -99,7 +99,7 @@ def test_gradients_under_original_names():
         ({}, ("v5", "RWKV"), "no v5 model"),
         ({}, ("v1", "RWKV-ffnPre"), "no v1 model of type 'RWKV-ffnPre'"),
         ({}, ("v1", "RWKV"), "no tok_emb.weight"),
-        ({"emb.bias": torch.ones(2)}, ("v4", "RWKV"), "has emb.bias, which rwkv_v4 does not know"),
+        ({"emb.bias": torch.ones(2)}, ("v4", "RWKV"), "has emb.bias, which rwkv_v4 lacks"),
         ({"ln_out.bias": torch.ones(2)}, ("v4", "RWKV"), r"ln_out.bias is \[2\]"),
         ({"ln_out.bias": None}, ("v4", "RWKV"), "the checkpoint has no ln_out.bias"),
     ],

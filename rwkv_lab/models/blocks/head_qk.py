@@ -11,8 +11,8 @@ class HeadQK(nn.Module):
 
         c[t,u] = q_t . k_u / D for u <= t;   logits[t, idx_u] += c[t,u]
 
-    Where a token occurs several times its amounts are summed, or with form="max" the largest counts. Only the last
-    `window` positions are seen, so that a recurrent state stays bounded (Peng 2021, RWKV-LM).
+    The amounts of a token that occurs several times are summed; form="max" takes the largest. Only the last ``window``
+    positions are seen, so that a recurrent state stays bounded (Peng 2021, RWKV-LM).
     """
 
     def __init__(self, n_embd: int, dim: int, window: int, form: str, bias: bool):
