@@ -8,6 +8,7 @@ imports torch inside.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from omegaconf import MISSING
@@ -98,13 +99,17 @@ class ModelConfig(Component):
                 return chosen
         return self.recipe_emb_norm
 
+    @property
+    def start_files(self) -> dict[str, str]:
+        """The fields that name weights to start from, with their values."""
+        named = {field.name: getattr(self, field.name) for field in fields(self) if "file" in field.metadata}
+        return {name: text for name, text in named.items() if text}
+
     def file_hashes(self, group: str) -> dict[str, str]:
         from rwkv_lab.models.weights import weights_file
 
-        paths = {
-            f"{group}.{field.name}": getattr(self, field.name) for field in fields(self) if "file" in field.metadata
-        }
-        return {key: file_sha256(weights_file(path, key), key) for key, path in paths.items() if path}
+        keys = {f"{group}.{name}": text for name, text in self.start_files.items()}
+        return {key: file_sha256(weights_file(text, key), key) for key, text in keys.items()}
 
     def check(self) -> None:
         if self.head_qk != "sum" and self.head_qk_dim == 0:
@@ -129,12 +134,13 @@ class ModelConfig(Component):
             raise UserError("model.emb_norm=false needs model.norm=pre: a post-norm block begins with that norm")
 
     def check_run(self, run: "Config") -> None:
-        """Resolve names of runs, which mean those below ``runs_dir``, to paths."""
+        """Resolve names of runs, which mean those below ``runs_dir``, to their folders."""
         from rwkv_lab.models.weights import weights_file
 
-        for field in fields(self):
-            if "file" in field.metadata and (text := getattr(self, field.name)):
-                setattr(self, field.name, str(weights_file(text, f"model.{field.name}", run.runs_dir)))
+        for name, text in self.start_files.items():
+            file = weights_file(text, f"model.{name}", run.runs_dir)
+            if not Path(text).expanduser().exists():
+                setattr(self, name, str(file.parent))
 
 
 @dataclass

@@ -7,10 +7,10 @@ this package and the configs imports no torch; the functions below do so when fi
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rwkv_lab.models.factory import build, check, construct, load, save, skeleton
+    from rwkv_lab.models.factory import build, check, check_init, construct, load, save, skeleton
     from rwkv_lab.models.flops import flops_per_token
     from rwkv_lab.models.lm import decay_parameters
-    from rwkv_lab.models.warm_start import check_init, initialise_from
+    from rwkv_lab.models.warm_start import initialise_from
 
 __all__ = [
     "build",
@@ -28,7 +28,6 @@ __all__ = [
 _HOME = {
     "flops_per_token": "flops",
     "decay_parameters": "lm",
-    "check_init": "warm_start",
     "initialise_from": "warm_start",
 }
 

@@ -13,8 +13,8 @@ from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import validate
 from rwkv_lab.config.kinds import ModelConfig
 from rwkv_lab.models.lm import LM
-from rwkv_lab.models.warm_start import initialise_from, stretch_time_vectors
-from rwkv_lab.models.weights import read_tensors, require_match, weights_file
+from rwkv_lab.models.warm_start import check_start, initialise_from, stretch_time_vectors
+from rwkv_lab.models.weights import read_shapes, read_tensors, require_match, weights_file
 from rwkv_lab.util.tensorfile import write_tensors
 
 if TYPE_CHECKING:
@@ -83,6 +83,17 @@ def construct(
     return model
 
 
+def check_init(config: ModelConfig, tokenizer: "Tokenizer") -> str | None:
+    """Return a note on the weights that a model of this ``tokenizer`` starts from, None if there is nothing to tell.
+
+    Raises UserError if they do not fit it: other sizes, or another tokenizer while model.init_vocab is unset. Reads
+    headers only, so that a run can be refused before its directory is made.
+    """
+    if not config.start_files:
+        return None
+    return check_start(skeleton(config, tokenizer.vocab_size), tokenizer)
+
+
 def skeleton(config: ModelConfig, vocab_size: int, backend: str = "auto") -> LM:
     """Return the model of a checked configuration on the meta device: shapes without memory or values."""
     if vocab_size < 1:
@@ -119,6 +130,6 @@ def load(path: str | Path, backend: str = "auto") -> LM:
         raise UserError(f"{file} does not describe its model: its metadata {METADATA_KEY} is damaged") from None
     model = skeleton(configure(**fields), vocab_size, backend).to_empty(device="cpu")
     tensors = read_tensors(file)
-    require_match(model, tensors, file)
+    require_match(model, read_shapes(file), file)
     model.load_state_dict(tensors, assign=True)
     return model

@@ -5,7 +5,7 @@ tokenizer.json beside a run's weights is compared with that of the text.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.kinds import ModelConfig
 from rwkv_lab.models.lm import LM
-from rwkv_lab.models.weights import read_tensors, require_match, weights_file
+from rwkv_lab.models.weights import read_shapes, read_tensors, require_match, weights_file
 
 if TYPE_CHECKING:
     from rwkv_lab.data import Tokenizer
@@ -26,14 +26,27 @@ UNKNOWN = ("unknown",)  # key of the id that stands for every other token
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-def check_init(config: ModelConfig, tokenizer: "Tokenizer") -> str | None:
-    """Return a note on what ``model.init_from`` gives a model of this ``tokenizer``, None if there is nothing to tell.
+def check_start(model: LM, tokenizer: "Tokenizer") -> str | None:
+    """Return a note on the rows that ``model`` takes from the run it starts from, None if there is nothing to tell.
 
-    Raises UserError if that run has another tokenizer and model.init_vocab is unset. Reads no weights.
+    Reads headers only; the parameters of ``model`` may be on the meta device. Raises UserError as ``initialise_from``
+    and ``stretch_time_vectors`` do.
     """
+    config = model.config
+    if (source := config.start_files.get("time_vectors_from")) is not None:
+        file = weights_file(source, "model.time_vectors_from")
+        for vector in _vectors(model):
+            _require_vector(vector, read_shapes(file), file)
     if not config.init_from:
         return None
     file = weights_file(config.init_from, "model.init_from")
+    matched = config.init_vocab == "match"
+    note = _check_tokenizers(config, file, tokenizer)
+    require_match(model, read_shapes(file), file, apart_from=VOCABULARY_ROWS if matched else ())
+    return note
+
+
+def _check_tokenizers(config: ModelConfig, file: Path, tokenizer: "Tokenizer") -> str | None:
     theirs = _tokenizer_beside(file)
     if config.init_vocab == "match":
         rows = matching_rows(_required(theirs, file), tokenizer)
@@ -44,7 +57,7 @@ def check_init(config: ModelConfig, tokenizer: "Tokenizer") -> str | None:
         )
     if theirs is not None and not same_tokenizer(theirs, tokenizer):
         raise UserError(
-            f"model.init_from={config.init_from} was trained with another tokenizer ({_shown(theirs)}) than this text "
+            f"model.init_from={file.parent} was trained with another tokenizer ({_shown(theirs)}) than this text "
             f"has ({_shown(tokenizer)}): add tokenizer=run tokenizer.path={file.parent} to read the text with that "
             "one, or model.init_vocab=match to carry over the rows of the tokens both have"
         )
@@ -68,20 +81,18 @@ def initialise_from(
         if tokenizer is None:
             raise UserError("model.init_vocab=match needs the tokenizer of the text: build(..., tokenizer=...)")
         rows = matching_rows(_required(theirs, file), tokenizer)
-        require_match(model, tensors, file, apart_from=VOCABULARY_ROWS)
+        require_match(model, _shapes(tensors), file, apart_from=VOCABULARY_ROWS)
         for name in VOCABULARY_ROWS:
             tensors[name] = _merged(tensors[name], own[name], rows, file, name)
     else:
         if tokenizer is not None:
-            check_init(_with_init(model.config, file), tokenizer)
-        require_match(model, tensors, file)
+            _check_tokenizers(model.config, file, tokenizer)
+        require_match(model, _shapes(tensors), file)
     model.load_state_dict(tensors)
 
 
-def _with_init(config: ModelConfig, file: Path) -> ModelConfig:
-    import dataclasses
-
-    return dataclasses.replace(config, init_from=str(file), init_vocab=None)
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _merged(theirs: Tensor, own: Tensor, rows: Mapping[int, int], file: Path, name: str) -> Tensor:
@@ -157,10 +168,9 @@ def stretch_time_vectors(model: LM, path: str | Path) -> None:
     """
     file = weights_file(path, "model.time_vectors_from")
     tensors = read_tensors(file)
-    for vector in sorted({_vector(name) for name, _ in model.named_parameters() if _vector(name)}):
+    for vector in _vectors(model):
+        _require_vector(vector, tensors, file)
         sources = [tensors[name] for name in sorted(tensors, key=_layer) if _vector(name) == vector]
-        if not sources:
-            raise UserError(f"model.time_vectors_from: {file} has no {vector}; version and token shift must agree")
         targets = [parameter for name, parameter in model.named_parameters() if _vector(name) == vector]
         shape = (len(targets), targets[0].shape[0])
         with torch.no_grad():
@@ -175,6 +185,15 @@ def stretched(vectors: Tensor, shape: tuple[int, int]) -> Tensor:
     padded = F.pad(rows.unsqueeze(1), (reach, reach), mode="replicate")
     smooth = F.avg_pool1d(padded, 2 * reach + 1, stride=1)  # [L0,1,C0]
     return F.interpolate(smooth.transpose(0, 1).unsqueeze(0), size=shape, mode="bilinear", align_corners=True)[0, 0]
+
+
+def _vectors(model: LM) -> list[str]:
+    return sorted({_vector(name) for name, _ in model.named_parameters() if _vector(name)})
+
+
+def _require_vector(vector: str, present: Collection[str], file: Path) -> None:
+    if not any(_vector(name) == vector for name in present):
+        raise UserError(f"model.time_vectors_from: {file} has no {vector}; version and token shift must agree")
 
 
 def _vector(name: str) -> str:

@@ -1,6 +1,6 @@
 """Weights on disk: which file a name means, its tensors, and whether they are those of a model."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,15 +58,27 @@ def read_tensors(file: Path) -> "dict[str, Tensor]":
         raise UserError(f"{file} is not a readable .safetensors file: {error}") from error
 
 
-def require_match(model: "LM", tensors: "dict[str, Tensor]", source: Path, apart_from: Collection[str] = ()) -> None:
-    """Raise UserError unless ``tensors`` are the model's parameters in name and shape, but those ``apart_from``."""
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in a .safetensors file, from its header alone. Raises UserError for one that is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{file} is not a readable .safetensors file: {error}") from error
+
+
+def require_match(
+    model: "LM", shapes: Mapping[str, tuple[int, ...]], source: Path, apart_from: Collection[str] = ()
+) -> None:
+    """Raise UserError unless ``shapes`` are those of the model's parameters, but for the names ``apart_from``."""
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name in sorted((own.keys() | tensors.keys()) - set(apart_from)):
-        there = tuple(tensors[name].shape) if name in tensors else None
-        if own.get(name) != there:
+    for name in sorted((own.keys() | shapes.keys()) - set(apart_from)):
+        if own.get(name) != shapes.get(name):
             raise UserError(
-                f"{source}: {name} is {_shown(there)} there and {_shown(own.get(name))} in this {model.config.name}; "
-                "vocabulary, sizes and tricks must agree"
+                f"{source}: {name} is {_shown(shapes.get(name))} there and {_shown(own.get(name))} in this "
+                f"{model.config.name}; vocabulary, sizes and tricks must agree"
                 + (" (and ctx_len, which this parameter depends on)" if name.endswith(PER_POSITION) else "")
             )
 

@@ -68,7 +68,7 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
     if config.dry_run:
         summary.dry_run(config, path)
         return COMPLETE, float("inf")
-    if config.model.init_from and nothing_to_do(path, config.rerun) is None:
+    if config.model.start_files and nothing_to_do(path, config.rerun) is None:
         _check_start(config)
     ranks = torchrun.ranks()
     if ranks > 1 or (ranks == 1 and config.trainer.strategy):

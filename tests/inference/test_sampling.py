@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
@@ -125,7 +126,15 @@ def test_command_line(tmp_path, capsys):
     assert len(printed[0]) == 2 + 20 + 1
 
 
-@pytest.mark.parametrize("content", [b"", b"junk that is no safetensors file"])
+@pytest.mark.parametrize("description", [None, "", "[]", '{"name": "rwkv_v4"}'])
+def test_weights_that_describe_no_model(tmp_path, description):
+    metadata = None if description is None else {"rwkv_lab.model": description}
+    save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors", metadata=metadata)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        models.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk, not a safetensors file"])
 def test_broken_weights(tmp_path, content):
     (tmp_path / "model.safetensors").write_bytes(content)
     for read in (models.load, lambda path: models.build("rwkv_v4", vocab_size=3, init_from=str(path))):

@@ -7,7 +7,8 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.registry import get, members
 from rwkv_lab.inference.recurrent import RecurrentModel
 from rwkv_lab.models.blocks.attention import Attention
-from rwkv_lab.models.blocks.channel_mix import GatedMish, GeGLU
+from rwkv_lab.models.blocks.channel_mix import ChannelMix, GatedMish, GeGLU
+from rwkv_lab.models.blocks.wkv_mix import WKVMix
 from rwkv_lab.models.lm import LM, Block
 from tests.models.contract import moved, require_recurrent_equals_parallel, tokens
 
@@ -51,6 +52,20 @@ def test_a_window_of_one_token():
     model = moved("mha_rotary", ctx_len=1)
     got, _ = RecurrentModel(model).prefill(tokens(1, 3))
     torch.testing.assert_close(got[:, 2:], model(tokens(1, 3)[:, 2:]))
+
+
+def test_a_model_of_both_kinds_of_memory():
+    config = get("model", "mha_rotary")(n_layer=2, n_embd=12, ctx_len=8)
+    blocks = [
+        Block(config, 0, WKVMix(12, "learned", backend="reference"), ChannelMix(12, "half")),
+        Block(config, 1, Attention(12, 12, 2, "learned"), GeGLU(12, 24, "half")),
+    ]
+    model = LM(config, 11, blocks).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    require_recurrent_equals_parallel(model, 8)
+    assert RecurrentModel(model).embed(tokens(2, 5)).a_over_b.shape == (2, 1, 12)
 
 
 class Forgetful(torch.nn.Module):

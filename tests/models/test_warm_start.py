@@ -92,6 +92,11 @@ def test_a_run_on_another_text(tmp_path, monkeypatch, capsys):
     for name in (str(first), f"first/{first.name}", first.name, first.name.rpartition("-")[2]):
         with pytest.raises(UserError, match=r"model\.init_vocab=match"):
             here.run("trainer.steps=2", f"model.init_from={name}", f"runs_dir={here.runs}", study="refused")
+    for mistake in ("model.n_embd=8", "model.token_shift=none", "model=rwkv_v2"):
+        with pytest.raises(UserError, match=r"model\.safetensors"):
+            here.run("trainer.steps=2", f"model.init_from={first}", "model.init_vocab=match", mistake, study="refused")
+    with pytest.raises(UserError, match=r"model\.time_vectors_from"):
+        here.run("model=rwkv_v2", f"model.time_vectors_from={first}", study="refused")
     assert not (here.runs / "refused").exists()
     overrides = ("trainer.steps=2", f"model.init_from={first}", "model.init_vocab=match")
     capsys.readouterr()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def previous(x: Tensor, last: Tensor | None = None) -> Tensor:
-    """x [B,T,C] one step later: [B,T,C] with `last` [B,C] (None: zeros) at t = 0."""
+    """x [B,T,C] one step later: [B,T,C] with ``last`` [B,C] (None: zeros) at t = 0."""
     if last is None:
         return F.pad(x, (0, 0, 1, -1))
     return torch.cat((last.unsqueeze(1), x[:, :-1]), dim=1)
@@ -19,7 +19,7 @@ class TokenShift(nn.Module):
 
     kind   none: x | half: the first half of the channels from the previous token | learned: x m + x_prev (1 - m)
     roles  what the mixed inputs are for, such as "kvr": with a learned shift each has its own m, named time_mix_<role>,
-           unless `shared`, where all take the one time_mix
+           unless ``shared``, where all take the one time_mix
     """
 
     def __init__(self, kind: str, n_embd: int, roles: str, shared: bool = False):
