@@ -5,16 +5,58 @@ import os
 import sys
 import time
 import warnings
+from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from omegaconf import DictConfig, OmegaConf
 
 from rwkv_lab.config.errors import UserError, main_guard, nearest
 from rwkv_lab.sweeps.subprocesses import end_with_parent
 from rwkv_lab.training.distributed import torchrun
-from rwkv_lab.training.signals import like_ctrl_c
+from rwkv_lab.training.signals import StopSignals
 from rwkv_lab.util.paths import REPOSITORY
 
 FLAGS_FIRST = ("-m", "--multirun")
 OTHER_RANK_SECONDS = 15.0
+
+
+@dataclass
+class Entry:
+    """What Hydra calls with each composed configuration, and the exit code it led to."""
+
+    exit_code: int = 0
+    error: Exception | None = None
+
+    def run(self, composed: DictConfig) -> float:
+        """Do one job in this process, or, as part of a sweep, in a process of its own; return its final val_loss.
+
+        A job that did not complete returns infinity, as sweepers that minimise expect.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra_config: Any = HydraConfig.get()
+        # Unresolved: an override may take its value from another key.
+        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            from rwkv_lab.sweeps import job
+
+            return job.run(composed, hydra_config)
+        from rwkv_lab.training.run import run_here
+
+        try:
+            self.exit_code, loss = run_here(composed, overrides)
+        except Exception as error:
+            # Hydra would announce an exception with lines of its own.
+            self.error, loss = error, float("inf")
+        return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from rwkv_lab.config.hydra import prepare
+
+        # A launcher's worker process gets this object pickled and has registered nothing yet.
+        prepare()
+        self.__dict__.update(state)
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +68,7 @@ def main(argv: list[str]) -> int:
     flags = [argument for argument in arguments if argument in FLAGS_FIRST]
     sys.argv = [argv[0], *flags, *(argument for argument in arguments if argument not in FLAGS_FIRST)]
     warnings.formatwarning = _as_a_sentence  # type: ignore[assignment]
-    with like_ctrl_c():
+    with StopSignals():
         code = main_guard(_guarded)
     if torchrun.ranks() and code not in torchrun.ENDED_TOGETHER:
         # Python's own way out aborts in gloo's destructors where the other ranks are gone already.
@@ -116,19 +158,18 @@ def _compose_and_run() -> int:
     import hydra
 
     from rwkv_lab.config.hydra import explain, prepare
-    from rwkv_lab.training import job
 
     _check_syntax(sys.argv[1:])
     prepare()
-    outcome = job.Outcome()
+    job = Entry()
 
     # Hydra prints and exits by itself otherwise, with several lines and exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     entry = hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")
     try:
-        entry(outcome.run)()
-        if outcome.error is not None:
-            raise outcome.error
+        entry(job.run)()
+        if job.error is not None:
+            raise job.error
     except UserError:
         raise
     except Exception as error:
@@ -136,4 +177,4 @@ def _compose_and_run() -> int:
         if sentence is None:
             raise
         raise UserError(sentence) from None
-    return outcome.exit_code
+    return job.exit_code

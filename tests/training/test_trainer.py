@@ -1,6 +1,8 @@
 """The loop in this process, on a tiny model: accumulation, resuming, late betas, decay groups, non-finite numbers."""
 
 import functools
+import os
+import signal
 
 import pytest
 import torch
@@ -9,13 +11,14 @@ from rwkv_lab import models
 from rwkv_lab.config import derived
 from rwkv_lab.runs import read_metrics
 from rwkv_lab.runs.store import claim
-from rwkv_lab.training import run
+from rwkv_lab.training import session
+from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed.world import World
-from rwkv_lab.training.job import config_text
 from rwkv_lab.training.metrics import MetricsLog
 from rwkv_lab.training.optim.adam import AdamConfig, AdamWConfig
 from rwkv_lab.training.signals import Stopped
-from rwkv_lab.training.trainer import Listeners, NotFinite, Training, train
+from rwkv_lab.training.trainer import NotFinite, Training, train
+from rwkv_lab.util import console
 from tests.composing import checked, hydra_context
 
 TINY = ("model.n_layer=1", "model.n_embd=16", "model.ctx_len=16", "trainer.threads=1", "tracker=none", "debug=smoke")
@@ -32,7 +35,7 @@ def start(folder, *overrides: str) -> Training:
     config = checked(*TINY, *overrides)
     held = claim(folder, rerun=False)
     try:
-        return run.prepare(config, held, list(overrides), config_text(config), World())
+        return session.prepare(RunContext(config, held, list(overrides)), World())
     finally:
         held.release()
 
@@ -40,15 +43,13 @@ def start(folder, *overrides: str) -> Training:
 def finish(training: Training, stop_after: int | None = None) -> None:
     metrics = MetricsLog(training.folder / "metrics.csv", training.progress.step)
 
-    def stepped(progress, loss, lr):
-        if stop_after is not None and progress.step == stop_after:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGTERM)
+    class Live(console.Progress):
+        def update(self, step, tokens, loss, lr):
+            if step == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        train(training, metrics, Listeners(lambda row: None, stepped))
+        train(training, metrics, Live(training.total, training.progress.step))
     finally:
         metrics.close()
 
@@ -107,18 +108,19 @@ def test_a_number_that_is_none_stops_the_run_before_it_spreads(tmp_path, trigger
 
 def test_late_betas_begin_at_their_step():
     config = AdamConfig(betas=[0.9, 0.99], betas_late=[0.8, 0.999], betas_late_step=3)
-    optimizer = config.build(models.build("rwkv_v4", vocab_size=8, n_layer=1, n_embd=8, ctx_len=4))
+    model = models.build("rwkv_v4", vocab_size=8, n_layer=1, n_embd=8, ctx_len=4)
+    optimizers = config.build(dict(model.named_parameters()))
     seen = []
     for step in range(5):
-        config.set_step(optimizer, step, lr=1e-3 * step)
-        seen.append(optimizer.param_groups[0]["betas"])
-        assert all(group["lr"] == 1e-3 * step for group in optimizer.param_groups)
+        config.set_lr(optimizers, step, lr=1e-3 * step)
+        seen.append(optimizers[0].param_groups[0]["betas"])
+        assert all(group["lr"] == 1e-3 * step for group in optimizers[0].param_groups)
     assert seen == [(0.9, 0.99)] * 3 + [(0.8, 0.999)] * 2
 
 
 def test_weight_decay_reaches_linear_weights_only():
     model = models.build("mha_rotary", vocab_size=8, n_layer=1, n_embd=8, ctx_len=4, n_head=2)
-    optimizer = AdamWConfig(weight_decay=0.1).build(model)
+    (optimizer,) = AdamWConfig(weight_decay=0.1).build(dict(model.named_parameters()))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed = {
         names[id(parameter)]
