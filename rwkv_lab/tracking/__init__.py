@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.runs import Run
 from rwkv_lab.tracking.tracker import settings_of
 from rwkv_lab.util.console import warn
@@ -43,7 +44,7 @@ def log_in_background(folder: Path, step: int) -> Iterator[None]:
         patience = FINISH_SECONDS
     finally:
         if follower is not None:
-            _finish(follower, patience, folder, settings.name)
+            _finish(follower, patience, remedy(settings, folder), settings.name)
             # Its last words may be on their way; a tracker's own service, should it stay behind, keeps the pipe open.
             warnings.join(STOPPED_SECONDS)
 
@@ -79,7 +80,7 @@ def _pass_on_warnings(follower: subprocess.Popen | None) -> None:
         warn(line.strip())
 
 
-def _finish(follower: subprocess.Popen, patience: float, folder: Path, name: str) -> None:
+def _finish(follower: subprocess.Popen, patience: float, left: str, name: str) -> None:
     assert follower.stdin is not None
     # The closed pipe tells it that the run has ended, as the run's death would.
     with contextlib.suppress(OSError):
@@ -90,10 +91,14 @@ def _finish(follower: subprocess.Popen, patience: float, folder: Path, name: str
         if patience < FINISH_SECONDS:
             return
         end(follower)
-        warn(
-            f"{name} did not finish within {FINISH_SECONDS} s; nothing is lost, "
-            f"'python -m rwkv_lab.tracking sync {folder.parent.name}' uploads it"
-        )
+        warn(f"{name} did not finish within {FINISH_SECONDS} s; {left}")
+
+
+def remedy(settings: TrackerConfig, folder: Path) -> str:
+    """Return what to do about rows a tracker did not get."""
+    if settings.uploading(folder) is None:
+        return "metrics.csv has everything"
+    return f"nothing is lost, 'python -m rwkv_lab.tracking sync {folder.parent.name}' uploads it"
 
 
 def end(process: subprocess.Popen) -> None:

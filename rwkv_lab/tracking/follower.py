@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.runs import Run
-from rwkv_lab.tracking import FINISH_SECONDS, uploads
+from rwkv_lab.tracking import FINISH_SECONDS, remedy, uploads
 from rwkv_lab.tracking.tracker import Replay, Tracker, Undelivered, reason, settings_of
 
 LOOK_SECONDS = 0.5
@@ -31,10 +31,7 @@ def follow(folder: Path, after: int) -> None:
             replay.send()
         send_rest(Run(folder), replay, tracker, settings)
     except Undelivered as refused:
-        print_line(
-            f"{settings.name}: the server did not take the rows ({refused}); nothing is lost, "
-            f"'python -m rwkv_lab.tracking sync {folder.parent.name}' uploads them"
-        )
+        print_line(f"{settings.name}: the server did not take the rows ({refused}); {remedy(settings, folder)}")
     except Exception as error:
         print_line(f"{settings.name} stopped working ({reason(error)}); metrics.csv has everything")
 

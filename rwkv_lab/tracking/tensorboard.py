@@ -1,10 +1,10 @@
 """TensorBoard event files in the run directory."""
 
 import importlib.util
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
@@ -12,9 +12,6 @@ from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.config.registry import register
 from rwkv_lab.runs import Run
 from rwkv_lab.tracking.tracker import Tracker, writable
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 @register("tracker", "tensorboard")
@@ -31,31 +28,37 @@ class TensorBoardConfig(TrackerConfig):
 
     def open(self, run: Run, after: int) -> Tracker:
         """Return a tracker of event files; those of earlier sessions count up to update ``after``."""
-        from torch.utils.tensorboard import SummaryWriter
-
         folder = Path(self.folder).expanduser() / run.study / run.name if self.folder else run.path / "tensorboard"
-        return TensorBoardRun(SummaryWriter(str(writable(folder)), purge_step=after + 1 if after else None))
+        return TensorBoardRun(writable(folder), after)
 
 
 class TensorBoardRun:
-    """One run's event files."""
+    """One run's event files, by TensorBoard's own writer, which needs no torch."""
 
-    def __init__(self, writer: "SummaryWriter"):
-        self._writer = writer
+    def __init__(self, folder: Path, after: int):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(folder))
+        if after:
+            # Rows that an earlier session has logged behind its checkpoint are logged again.
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=after + 1, session_log=start))
 
     def log(self, row: Mapping[str, float]) -> None:
         """Write each column but ``step``, against the step."""
-        step = int(row["step"])
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, step)
+        self._write(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
     def close(self, run: Run) -> None:
-        """Write the numbers of the result as ``result/NAME`` and the configuration as text."""
+        """Write the numbers of the result as ``result/NAME``."""
         result = run.manifest.get("result") or {}
-        for name, value in result.items():
-            if isinstance(value, (int, float)):
-                self._writer.add_scalar(f"result/{name}", value, run.manifest.get("steps") or 0)
-        text = (run.path / "config.yaml").read_text(encoding="utf-8")
-        self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))
+        numbers = {f"result/{name}": value for name, value in result.items() if isinstance(value, (int, float))}
+        self._write(int(run.manifest.get("steps") or 0), numbers)
         self._writer.close()
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))

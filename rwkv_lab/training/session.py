@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,9 @@ def prepare(context: RunContext, world: World) -> Training:
     _require_same_data(context, corpus)
     torch.manual_seed(config.seed)
     fields = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
+    if saved is None and config.model.init_from:
+        start = Path(config.model.init_from)
+        manifest.verify(start if start.is_dir() else start.parent, "model.safetensors")
     if saved is not None:
         fields |= {key: None for key in START_FIELDS if key in fields}
     try:
