@@ -85,7 +85,7 @@ def check_study(words: Words) -> None:
             raise UserError(
                 f"experiments={words.study} sets hydra.{key}: a study sets hydra.mode and hydra.sweeper.params only"
             )
-    swept = [f"{key!s}={value}" for key, value in (with_study.sweeper.params or {}).items()]
+    swept = [f"{key!s}={value}" for key, value in dict(with_study.sweeper.params or {}).items()]
     for text in swept:
         if text.lstrip("+~").startswith("hydra"):
             raise UserError(
