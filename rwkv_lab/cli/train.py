@@ -8,10 +8,10 @@ import warnings
 from typing import Any, NoReturn
 
 from rwkv_lab.config.errors import UserError, main_guard, nearest
-from rwkv_lab.sweeps.subprocesses import end_with_parent
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.training.signals import like_ctrl_c
 from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.util.subprocesses import end_with_parent
 
 FLAGS_FIRST = ("-m", "--multirun")
 OTHER_RANK_SECONDS = 15.0

@@ -1,6 +1,9 @@
 """The check of a composed configuration: known keys, strict types, bounds, rules across fields. Imports no torch."""
 
+import copy
 import dataclasses
+import functools
+import json
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +14,7 @@ from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import instance, schema, validate
 from rwkv_lab.config.kinds import Component
 from rwkv_lab.config.omegaconf_messages import sentence
-from rwkv_lab.config.schema import COMPONENT_GROUPS, GROUPS, PLAIN_GROUPS, Config
+from rwkv_lab.config.schema import ALL_GROUPS, COMPONENT_GROUPS, OPTIONAL_GROUPS, PLAIN_GROUPS, Config
 
 
 def check(composed: DictConfig) -> Config:
@@ -23,15 +26,14 @@ def check(composed: DictConfig) -> Config:
         content = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=False))
     except OmegaConfBaseException as error:
         raise UserError(sentence(error)) from None
-    groups = {group: _group(group, content.pop(group, None)) for group in GROUPS}
-    top = OmegaConf.structured(top_level_schema())
-    plain = cast(dict[str, Any], OmegaConf.to_container(_merge("", top, content)))
-    config = Config(**plain, **groups)
+    groups = {group: _group(group, content.pop(group, None)) for group in ALL_GROUPS}
+    config = Config(**_top_level(content), **groups)
     validate(config)
     config.check()
     config.trainer.check()
     derived.check_shares(config.trainer, config.trainer.processes or 1)
-    components = [cast(Component, getattr(config, group)) for group in COMPONENT_GROUPS]
+    chosen = [getattr(config, group) for group in (*COMPONENT_GROUPS, *OPTIONAL_GROUPS)]
+    components = [cast(Component, component) for component in chosen if component is not None]
     for component in components:
         component.check()
     for component in components:
@@ -49,17 +51,36 @@ def schema_of(group: str, name: str) -> type:
 def top_level_schema(groups: bool = False) -> type:
     """Return the schema of the keys at the top level; with ``groups`` these too, each of any content."""
     fields = [
-        (field.name, Any if field.name in GROUPS else field.type, dataclasses.field(default=field.default))
+        (field.name, Any if field.name in ALL_GROUPS else field.type, dataclasses.field(default=field.default))
         for field in dataclasses.fields(Config)
-        if groups or field.name not in GROUPS
+        if groups or field.name not in ALL_GROUPS
     ]
     return dataclasses.make_dataclass("Top", fields)
 
 
+def _top_level(content: dict[str, Any]) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(_merge("", _top_level_structure(), content)))
+
+
+@functools.cache
+def _top_level_structure() -> DictConfig:
+    return OmegaConf.structured(top_level_schema())
+
+
 def _group(group: str, content: Any) -> Any:
-    """Return a group's content as an instance of its dataclass."""
+    """Return a group's content as an instance of its dataclass; None for an optional group that is unset."""
+    if content is None and group in OPTIONAL_GROUPS:
+        return None
     if not isinstance(content, dict):
         raise UserError(f"the group {group} is missing or has no fields: choose one with {group}=...")
+    # Checking and building may change the instance, so each run gets its own copy.
+    return copy.deepcopy(_instance(group, json.dumps(content)))
+
+
+@functools.lru_cache(maxsize=256)
+def _instance(group: str, content_json: str) -> Any:
+    """Return a group's content as an instance; jobs of a sweep share most of their groups."""
+    content = json.loads(content_json)
     owner = schema_of(group, str(content.get("name")))
     merged = _merge(f"{group}.", OmegaConf.structured(schema(owner)), content)
     missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))

@@ -15,10 +15,9 @@ from rwkv_lab.config.check import top_level_schema, without_its_group
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import schema
 from rwkv_lab.config.omegaconf_messages import one_line, sentence
-from rwkv_lab.config.schema import COMPONENT_GROUPS, PLAIN_GROUPS
-from rwkv_lab.sweeps.gpu_locks import visible_gpus
-from rwkv_lab.sweeps.launchers import EXTRAS
-from rwkv_lab.util.paths import REPOSITORY, RUNS
+from rwkv_lab.config.schema import COMPONENT_GROUPS, OPTIONAL_GROUPS, PLAIN_GROUPS
+from rwkv_lab.sweeps.launchers import EXTRAS, visible_gpus
+from rwkv_lab.util.paths import REPOSITORY, runs_dir
 
 
 def register_schemas() -> None:
@@ -30,7 +29,7 @@ def register_schemas() -> None:
     store.store(group="schema", name="config", node=top_level_schema(groups=True))
     for group, owner in PLAIN_GROUPS.items():
         store.store(group="schema", name=group, node=schema(owner))
-    for group in COMPONENT_GROUPS:
+    for group in (*COMPONENT_GROUPS, *OPTIONAL_GROUPS):
         for name, member in registry.members(group).items():
             node = OmegaConf.structured(schema(member))
             node.name = name
@@ -43,7 +42,7 @@ def prepare() -> None:
     """Registers schemas and the resolvers ``repository``, ``runs``, ``gpus`` and ``pick``; safe to call again."""
     register_schemas()
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
-    OmegaConf.register_new_resolver("runs", lambda: str(RUNS), replace=True)
+    OmegaConf.register_new_resolver("runs", lambda folder: str(runs_dir(folder)), replace=True)
     OmegaConf.register_new_resolver("gpus", lambda: max(1, len(visible_gpus())), replace=True)
     # ${pick:${model.name},{mha_pro:4e-4},6e-4}: a value by another key's, so that a study can state a recipe per model.
     OmegaConf.register_new_resolver("pick", lambda key, table, other: table.get(key, other), replace=True)

@@ -6,7 +6,7 @@ imports torch inside.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from rwkv_lab.config.schema import Config
     from rwkv_lab.models.lm import LM
+    from rwkv_lab.sweeps.stopping.curves import JobCurve, Verdict
 
 
 @dataclass
@@ -127,3 +128,9 @@ class TrackerConfig(Component):
 @dataclass
 class StopConfig(Component):
     """When a sweep gives up a job; nothing here is part of a run's identity."""
+
+    after: float = setting(0.2, low=0, below=1)  # fraction of its length before which no job is stopped
+
+    @abstractmethod
+    def verdict(self, job: "JobCurve", others: "Sequence[JobCurve]") -> "Verdict":
+        """Return whether ``job`` goes on, given the comparable ``others`` of its study."""

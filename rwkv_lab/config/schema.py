@@ -12,6 +12,7 @@ from rwkv_lab.config.kinds import (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
+    StopConfig,
     TokenizerConfig,
     TrackerConfig,
 )
@@ -79,6 +80,7 @@ class Config:
     trainer: TrainerConfig = MISSING
     tracker: TrackerConfig = MISSING
     ops: OpsConfig = MISSING
+    stop: StopConfig | None = setting(None, identity=False)  # when a sweep gives up a job; unset: never
 
     def check(self) -> None:
         """Raise UserError for a study that cannot be a folder."""
@@ -88,4 +90,6 @@ class Config:
 
 PLAIN_GROUPS: dict[str, type] = {"trainer": TrainerConfig, "ops": OpsConfig}  # groups whose options share one schema
 COMPONENT_GROUPS = ("model", "data", "tokenizer", "optimizer", "schedule", "tracker")
-GROUPS = (*COMPONENT_GROUPS, *PLAIN_GROUPS)
+OPTIONAL_GROUPS = ("stop",)  # components that may be unset
+GROUPS = (*COMPONENT_GROUPS, *PLAIN_GROUPS)  # groups every run has
+ALL_GROUPS = (*GROUPS, *OPTIONAL_GROUPS)

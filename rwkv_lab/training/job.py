@@ -13,14 +13,14 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.run_hash import run_name
 from rwkv_lab.config.schema import Config
 from rwkv_lab.runs import provenance
-from rwkv_lab.runs.store import Claim, claim, nothing_to_do
+from rwkv_lab.runs.store import RunHandle, acquire_run, unavailable
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.util.console import say, warn
-from rwkv_lab.util.paths import RUNS
+from rwkv_lab.util.paths import runs_dir
 
 COMPLETE, FAILED, STOPPED = 0, 1, 130
 OUT_OF_MEMORY = "out of memory: lower trainer.batch_size, or raise trainer.accumulate"
-SETTINGS_OF_THE_CALL = ("rerun", "dry_run")
+SETTINGS_OF_THE_CALL = ("runs_dir", "stop", "rerun", "dry_run")
 
 
 @dataclass
@@ -64,7 +64,7 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
     """Runs the job in this process; (exit code, final val_loss or infinity)."""
     config = check.check(composed)
     files = run_hash.named_files(config)
-    path = RUNS / config.study / run_name(config, files)
+    path = runs_dir(config.runs_dir) / config.study / run_name(config, files)
     if config.dry_run:
         summary.dry_run(config, path)
         return COMPLETE, float("inf")
@@ -76,22 +76,22 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
     if config.trainer.strategy:
         from rwkv_lab.training.distributed import launch
 
-        found = nothing_to_do(path, config.rerun)
+        found = unavailable(path, config.rerun, early=config.stop is not None)
         return _with(found, config, overrides) if found else launch.run(config, path)
-    held = claim(path, config.rerun)
+    held = acquire_run(path, config.rerun, early=config.stop is not None)
     try:
         return _with(held, config, overrides)
     finally:
         held.release()
 
 
-def _with(held: Claim, config: Config, overrides: list[str], world: Any = None) -> tuple[int, float]:
+def _with(held: RunHandle, config: Config, overrides: list[str], world: Any = None) -> tuple[int, float]:
     if held.state == "complete":
         summary.complete(held.path, held.manifest, again=True)
         if held.manifest.get("code") != provenance.code_fingerprint():
             warn("this run was completed by other code than the present rwkv_lab/ and csrc/; add rerun=true to redo it")
         return COMPLETE, held.manifest["result"]["val_loss"]
-    if held.state == "busy":
+    if held.state == "locked":
         say(f"{summary.shown(held.path)} is running in another process (pid {held.manifest.get('pid', 'unknown')})")
         return FAILED, float("inf")
     from rwkv_lab.training.distributed.world import World
@@ -99,7 +99,7 @@ def _with(held: Claim, config: Config, overrides: list[str], world: Any = None) 
     return train(held, config, overrides, config_text(config), world or World())
 
 
-def train(held: Claim, config: Config, overrides: list[str], text: str, world: Any) -> tuple[int, float]:
+def train(held: RunHandle, config: Config, overrides: list[str], text: str, world: Any) -> tuple[int, float]:
     """Trains a claimed run; faults are recorded in its manifest and end in one sentence.
 
     A Mistake found before training leaves the status of an earlier session as it is.
@@ -153,7 +153,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
-def _fail(held: Claim, reason: str) -> None:
+def _fail(held: RunHandle, reason: str) -> None:
     """Records the failure of a run that has begun; where even that cannot be written it stays interrupted.
 
     Of several processes on one run, the one that holds the lock does.

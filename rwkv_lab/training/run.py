@@ -17,7 +17,7 @@ from rwkv_lab.data import Corpus
 from rwkv_lab.models.config import ModelConfig
 from rwkv_lab.models.lm import LM
 from rwkv_lab.runs import provenance
-from rwkv_lab.runs.store import Claim
+from rwkv_lab.runs.store import RunHandle
 from rwkv_lab.training import checkpoint, device, finish
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.fitted import read_proposal
@@ -43,7 +43,7 @@ def rate_function(config: Config, total: int) -> Callable[[int], float]:
     return config.schedule.build(total)
 
 
-def prepare(config: Config, claim: Claim, overrides: list[str], resolved_yaml: str, world: World) -> Training:
+def prepare(config: Config, claim: RunHandle, overrides: list[str], resolved_yaml: str, world: World) -> Training:
     """Everything the loop needs, with the newest checkpoint restored; the manifest says running from here on."""
     total = derived.total_steps(config)
     derived.check_shares(config.trainer, world.size)
@@ -85,7 +85,7 @@ def _corpus(config: Config, folder: Path, resuming: bool) -> Corpus:
     return data.load(config.data, config.tokenizer, tokenizer)
 
 
-def _manifest(training: Training, claim: Claim, overrides: list[str]) -> dict[str, Any]:
+def _manifest(training: Training, claim: RunHandle, overrides: list[str]) -> dict[str, Any]:
     config, corpus = training.config, training.corpus
     predicted = {}
     if config.schedule.name == "fitted":
@@ -148,7 +148,7 @@ def announce(training: Training, resuming: bool) -> None:
         say(f"resuming from step {training.progress.step}")
 
 
-def run(training: Training, claim: Claim) -> dict[str, Any]:
+def run(training: Training, claim: RunHandle) -> dict[str, Any]:
     """Trains to the end, writes the final products and returns the manifest's ``result``."""
     config, world = training.config, training.world
     resuming = training.progress.step > 0
@@ -163,7 +163,7 @@ def run(training: Training, claim: Claim) -> dict[str, Any]:
         return _run(training, claim, metrics)
 
 
-def _run(training: Training, claim: Claim, metrics: MetricsLog) -> dict[str, Any]:
+def _run(training: Training, claim: RunHandle, metrics: MetricsLog) -> dict[str, Any]:
     live = console.Progress(training.total, training.progress.step)
 
     def logged(row: Row) -> None:
@@ -195,7 +195,7 @@ def _run(training: Training, claim: Claim, metrics: MetricsLog) -> dict[str, Any
     return result
 
 
-def _last_row(claim: Claim) -> Row:
+def _last_row(claim: RunHandle) -> Row:
     """The last row as it is on disk, so that a run stopped after its last update ends with the same digits."""
     from rwkv_lab.runs import read_metrics
 

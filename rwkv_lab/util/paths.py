@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RUNS = REPOSITORY / "runs"
+
+
+def runs_dir(config_value: str | None = None) -> Path:
+    """Return the folder of all runs: ``config_value`` (``~`` expands), or by default runs/ of the checkout.
+
+    Installed outside a checkout, the default is runs/ of the current folder.
+    """
+    if config_value:
+        return Path(config_value).expanduser().absolute()
+    in_checkout = (REPOSITORY / "run.py").is_file()
+    return (REPOSITORY if in_checkout else Path.cwd()) / "runs"
 
 
 def write_atomic(path: Path, content: bytes) -> None:

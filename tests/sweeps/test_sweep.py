@@ -10,6 +10,7 @@ import time
 
 import pytest
 from omegaconf import OmegaConf
+from rwkv_lab.sweeps.subprocesses import Ended, run_child
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, provenance
@@ -17,7 +18,6 @@ from rwkv_lab.sweeps import gpu_locks, launchers, plan, progress
 from rwkv_lab.sweeps import job as sweep_job
 from rwkv_lab.sweeps.plan import Job
 from rwkv_lab.sweeps.progress import Watch
-from rwkv_lab.sweeps.subprocesses import Ended, run_child
 from rwkv_lab.training.distributed import launch
 from tests.composing import checked, compose, hydra_context
 from tests.lab import TINY

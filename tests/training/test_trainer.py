@@ -8,7 +8,7 @@ import torch
 from rwkv_lab import models
 from rwkv_lab.config import derived
 from rwkv_lab.runs import read_metrics
-from rwkv_lab.runs.store import claim
+from rwkv_lab.runs.store import acquire_run
 from rwkv_lab.training import run
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.job import config_text
@@ -30,7 +30,7 @@ def context():
 
 def start(folder, *overrides: str) -> Training:
     config = checked(*TINY, *overrides)
-    held = claim(folder, rerun=False)
+    held = acquire_run(folder, rerun=False)
     try:
         return run.prepare(config, held, list(overrides), config_text(config), World())
     finally:

@@ -1,4 +1,4 @@
-"""A job's own process: started so that it ends with its parent, stopped so that it can save a checkpoint first."""
+"""A child process that ends with its parent, and that may save a checkpoint when it is asked to stop."""
 
 import ctypes
 import os
@@ -21,26 +21,26 @@ class Ended:
 
     code: int  # exit code, negative for the signal that ended it
     stopped: bool  # because its parent was told to stop
-    last_words: str  # its last line on standard error
+    last_line: str  # the last one on standard error
 
     @property
     def reason(self) -> str:
-        """One sentence on a child that failed without saying why in its run directory."""
+        """One sentence on a child that failed without recording why in its run directory."""
         if self.code < 0:
             return killed_by(-self.code)
-        return self.last_words.removeprefix("error: ") or f"exit code {self.code}"
+        return self.last_line.removeprefix("error: ") or f"exit code {self.code}"
 
 
 def killed_by(number: int) -> str:
-    """``killed by SIGKILL, perhaps for want of memory``."""
+    """Return ``killed by SIGKILL, perhaps out of memory``."""
     name = signal.Signals(number).name
-    return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+    return f"killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Asks the kernel for SIGTERM when the parent dies, so that nothing goes on behind a hard-killed one (Linux).
+    """Ask the kernel for SIGTERM when the parent dies, so that a hard-killed parent leaves nothing running (Linux).
 
-    Raises KeyboardInterrupt, as the signal would, where ``parent`` has died before.
+    Raises KeyboardInterrupt, as the signal would, if ``parent`` has died before.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -49,10 +49,10 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool) -> Ended:
-    """Runs ``command`` with ``extra`` environment variables and waits for it.
+    """Run ``command`` with ``extra`` environment variables and wait for it.
 
-    The child is a process group of its own: Ctrl-C in the terminal and SIGTERM reach it through here, once each, as
-    SIGTERM, and it may finish saving. ``quiet`` drops its standard output.
+    The child is a process group of its own: Ctrl-C in the terminal and SIGTERM reach it through this process, once
+    each, as SIGTERM, and it may finish saving. ``quiet`` drops its standard output.
     """
     stopped = False
     child = subprocess.Popen(
@@ -73,9 +73,9 @@ def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool) -> 
     main_thread = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
     before = {number: signal.signal(number, stop) for number in numbers}
-    words: deque[str] = deque(maxlen=1)
+    last: deque[str] = deque(maxlen=1)
     assert child.stderr is not None
-    reader = threading.Thread(target=_pass_on, args=(child.stderr, words), daemon=True)
+    reader = threading.Thread(target=_pass_on, args=(child.stderr, last), daemon=True)
     reader.start()
     try:
         code = child.wait()
@@ -84,13 +84,13 @@ def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool) -> 
             signal.signal(number, handler)
     # A process the child left behind may keep its standard error open.
     reader.join(timeout=1)
-    return Ended(code, stopped, words[0] if words else "")
+    return Ended(code, stopped, last[0] if last else "")
 
 
-def _pass_on(stream: IO[bytes], words: deque[str]) -> None:
+def _pass_on(stream: IO[bytes], last: deque[str]) -> None:
     for raw in stream:
         line = raw.decode(errors="replace")
         sys.stderr.write(line)
         sys.stderr.flush()
         if line.strip():
-            words.append(line.strip())
+            last.append(line.strip())
