@@ -15,6 +15,7 @@ from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.runs import STATUSES, Run, listing, store
 from rwkv_lab.runs.listing import MISSING, UNREADABLE, Row
 from rwkv_lab.util.paths import runs_dir
+from rwkv_lab.util.table import table_lines, terminal_width
 
 SORTS = ("path", "run", "name", "status", "val_bpb", "tokens_per_second", "age")
 # Names of a row's own fields as filters, beside every key of the configuration.
@@ -25,12 +26,10 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns as wide as their widest cell; a line too long for a terminal is folded by the terminal."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    for line in (header, *rows):
-        cells = [text.ljust(width) for text, width in zip(line, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], droppable: Sequence[str] = ()) -> None:
+    """Print a table that fits the terminal, if there is one."""
+    for line in table_lines(header, rows, terminal_width(), droppable, left=len(header)):
+        print(line)
 
 
 def number(value: float | None, form: str) -> str:
@@ -78,6 +77,7 @@ def _print_rows(rows: Sequence[Row], swept: Sequence[str], ids: bool) -> None:
             )
             for cells, row in zip(first, rows, strict=True)
         ],
+        droppable=("tokens/s", "age"),
     )
 
 

@@ -116,9 +116,12 @@ def _compose_and_run() -> int:
     import hydra
 
     from rwkv_lab.config.hydra import explain, prepare
+    from rwkv_lab.sweeps import plan
     from rwkv_lab.training import job
 
     _check_syntax(sys.argv[1:])
+    if plan.is_sweep(sys.argv[1:]):
+        sys.argv[1:] = plan.defer(sys.argv[1:])
     prepare()
     outcome = job.Outcome()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from rwkv_lab.config import check
@@ -15,7 +16,7 @@ from rwkv_lab.config.run_hash import named_files, run_name
 from rwkv_lab.config.schema import ALL_GROUPS, Config
 from rwkv_lab.runs import Run, is_run, listing
 from rwkv_lab.runs.run import is_locked
-from rwkv_lab.util.paths import runs_dir
+from rwkv_lab.util.paths import REPOSITORY, runs_dir
 
 NOT_SWEPT = ("experiments", "study", "runs_dir", "stop", "rerun", "dry_run")
 _TOP_LEVEL_VALUES = {field.name for field in fields(Config)} - set(ALL_GROUPS)
@@ -57,6 +58,23 @@ def refuse_sweeping(overrides: Sequence[Any]) -> None:
             raise UserError(f"{key} cannot be swept: give one value and start a sweep for each")
 
 
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Whether the arguments of run.py ask for a grid: ``-m``, or a study that sweeps, without another sweeper."""
+    study = next(
+        (word.partition("=")[2] for word in arguments if word.startswith(("experiments=", "+experiments="))), ""
+    )
+    if any(word.startswith("hydra/sweeper=") for word in arguments):
+        return False
+    if {"-m", "--multirun"} & set(arguments):
+        return True
+    try:
+        content = yaml.safe_load((REPOSITORY / "experiments" / f"{study}.yaml").read_bytes())
+        return content["hydra"]["mode"] == "MULTIRUN" and "hydra.mode=RUN" not in arguments
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        # No study, or one that composing explains.
+        return False
+
+
 def defer(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a sweep with each setting ``key=value`` of a group written ``key=choice(value)``.
 
@@ -78,9 +96,9 @@ def defer(arguments: Sequence[str]) -> list[str]:
                 # Composing the sweep explains what is wrong with it.
                 deferred.append(argument)
                 continue
-            if override.type == OverrideType.CHANGE and not override.is_sweep_override():
-                key, _, value = argument.partition("=")
-                argument = f"{key}=choice({value or 'null'})"
+            key, _, value = argument.partition("=")
+            if override.type == OverrideType.CHANGE and value and not override.is_sweep_override():
+                argument = f"{key}=choice({value})"
         deferred.append(argument)
     return deferred
 

@@ -27,7 +27,7 @@ def table_lines(
     left        leading columns that are aligned to the left; the others to the right
     The first column is folded into what remains.
     """
-    shown = [i for i in range(len(header)) if i < left or any(row[i] for row in rows)]
+    shown = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
     def excess() -> int:
