@@ -18,7 +18,6 @@ class StudySweeper(BasicSweeper):
         loader = self.hydra_context.config_loader
         texts = [*plan.study_overrides(self.params or {}), *arguments]
         overrides = OverridesParser.create(loader).parse_overrides(texts)
-        plan.refuse_sweeping(overrides)
         jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
         sweep(jobs, self.config, loader, self.launcher)
         return []

@@ -1,19 +1,15 @@
 """The check of a composed configuration: known keys, strict types, bounds, rules across fields. Imports no torch."""
 
-import copy
 import dataclasses
-import functools
-import json
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rwkv_lab.config import derived, registry
-from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.config.fields import instance, schema, validate
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.fields import defaults, instance, validate
 from rwkv_lab.config.kinds import Component
-from rwkv_lab.config.omegaconf_messages import sentence
 from rwkv_lab.config.schema import ALL_GROUPS, COMPONENT_GROUPS, OPTIONAL_GROUPS, PLAIN_GROUPS, Config
 
 
@@ -25,9 +21,10 @@ def check(composed: DictConfig) -> Config:
     try:
         content = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=False))
     except OmegaConfBaseException as error:
-        raise UserError(sentence(error)) from None
+        key, text = error.full_key or error.key or "the configuration", str(error.msg or error).splitlines()[0]
+        raise UserError(f"{key} takes its value from another key, which fails: {text}") from None
     groups = {group: _group(group, content.pop(group, None)) for group in ALL_GROUPS}
-    config = Config(**_top_level(content), **groups)
+    config = instance(Config, {**content, **groups})
     validate(config)
     config.check()
     config.trainer.check()
@@ -48,23 +45,9 @@ def schema_of(group: str, name: str) -> type:
     return registry.get(group, name, f"{group}.name")
 
 
-def top_level_schema(groups: bool = False) -> type:
-    """Return the schema of the keys at the top level; with ``groups`` these too, each of any content."""
-    fields = [
-        (field.name, Any if field.name in ALL_GROUPS else field.type, dataclasses.field(default=field.default))
-        for field in dataclasses.fields(Config)
-        if groups or field.name not in ALL_GROUPS
-    ]
-    return dataclasses.make_dataclass("Top", fields)
-
-
-def _top_level(content: dict[str, Any]) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(_merge("", _top_level_structure(), content)))
-
-
-@functools.cache
-def _top_level_structure() -> DictConfig:
-    return OmegaConf.structured(top_level_schema())
+def top_level() -> dict[str, Any]:
+    """Return the keys of the top level with their defaults; groups are required."""
+    return defaults(Config)
 
 
 def _group(group: str, content: Any) -> Any:
@@ -73,33 +56,7 @@ def _group(group: str, content: Any) -> Any:
         return None
     if not isinstance(content, dict):
         raise UserError(f"the group {group} is missing or has no fields: choose one with {group}=...")
-    # Checking and building may change the instance, so each run gets its own copy.
-    return copy.deepcopy(_instance(group, json.dumps(content)))
-
-
-@functools.lru_cache(maxsize=256)
-def _instance(group: str, content_json: str) -> Any:
-    """Return a group's content as an instance; jobs of a sweep share most of their groups."""
-    content = json.loads(content_json)
-    owner = schema_of(group, str(content.get("name")))
-    merged = _merge(f"{group}.", OmegaConf.structured(schema(owner)), content)
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
-    if missing:
-        raise UserError(f"{group}.{missing[0]} must be given")
-    return instance(owner, cast(dict[str, Any], OmegaConf.to_container(merged)))
-
-
-def _merge(prefix: str, schema: DictConfig, content: dict[str, Any]) -> DictConfig:
-    known = [str(name) for name in schema]
-    for key in content:
-        if key not in known:
-            place = f"{prefix[:-1]} '{content['name']}'" if content.get("name") else prefix[:-1] or "the top level"
-            likely = ("" if prefix else without_its_group(str(key))) or nearest(str(key), known)
-            raise UserError(f"{prefix}{key} is unknown{likely}: {place} has {', '.join(known)}")
-    try:
-        return cast(DictConfig, OmegaConf.merge(schema, content))
-    except OmegaConfBaseException as error:
-        raise UserError(sentence(error, f"{prefix}{error.full_key or 'fields'}")) from None
+    return instance(schema_of(group, str(content.get("name"))), content, f"{group}.")
 
 
 def without_its_group(key: str) -> str:

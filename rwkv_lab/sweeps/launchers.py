@@ -10,8 +10,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-# The extra to install for the options of conf/hydra, by the plugin each extends.
-EXTRAS = {"joblib": "sweep", "submitit_local": "sweep", "submitit_slurm": "sweep", "ray": "ray", "optuna": "search"}
 MOST_JOBS_A_GPU = 64
 
 

@@ -18,7 +18,6 @@ from rwkv_lab.runs import Run, is_run, listing
 from rwkv_lab.runs.run import is_locked
 from rwkv_lab.util.paths import REPOSITORY, runs_dir
 
-NOT_SWEPT = ("experiments", "study", "runs_dir", "stop", "rerun", "dry_run")
 _TOP_LEVEL_VALUES = {field.name for field in fields(Config)} - set(ALL_GROUPS)
 # Plans above this length take long enough to show a progress bar, or one line off a terminal.
 _LONG = 100
@@ -48,14 +47,6 @@ def names(planned: Sequence[Job]) -> list[str]:
 def study_overrides(params: Mapping[str, Any]) -> list[str]:
     """Return a study's own sweep as command-line overrides."""
     return [f"{key}={value}" for key, value in params.items()]
-
-
-def refuse_sweeping(overrides: Sequence[Any]) -> None:
-    """Raise UserError if a key that names, stops or restarts runs is given several values."""
-    for override in overrides:
-        key = override.get_key_element()
-        if override.is_sweep_override() and key in NOT_SWEPT and len(list(override.sweep_iterator())) > 1:
-            raise UserError(f"{key} cannot be swept: give one value and start a sweep for each")
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
