@@ -66,7 +66,9 @@ def fields_of(topic: str) -> str:
     if group in (*COMPONENT_GROUPS, *OPTIONAL_GROUPS):
         return _members(group, [option] if option else registry.names(group))
     if group in ("run", "top"):
-        plain = [row for row in describe(Config) if row.name not in (*PLAIN_GROUPS, *COMPONENT_GROUPS, *OPTIONAL_GROUPS)]
+        plain = [
+            row for row in describe(Config) if row.name not in (*PLAIN_GROUPS, *COMPONENT_GROUPS, *OPTIONAL_GROUPS)
+        ]
         return _table("", plain)
     if group in groups():
         return "\n".join([f"Options of {group}", *_headlines(REPOSITORY / "conf" / group)])

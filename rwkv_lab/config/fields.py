@@ -23,6 +23,13 @@ from rwkv_lab.util.units import parse_count
 Count = int | float | str | None  # a whole number as typed: 500000, 5e5, 500k, 2M; an int once validated
 
 
+def whole(count: Count) -> int:
+    """Return a validated count as the int it is."""
+    if not isinstance(count, int):
+        raise TypeError(f"{count!r} is not a validated count")
+    return count
+
+
 def setting(
     default: Any = dataclasses.MISSING,
     *,

@@ -25,7 +25,9 @@ def canonical(config: Any, files: Mapping[str, str], prefix: str = "") -> Any:
             off |= not field.metadata.get("hash_default", True) and value == _default(field)
             if off or not field.metadata.get("identity", True):
                 continue
-            kept[field.name] = {"sha256": files[key]} if key in files else canonical(value, files, key + ".")
+            content = {"sha256": files[key]} if key in files else canonical(value, files, key + ".")
+            if content or field.metadata.get("hash_default", True):
+                kept[field.name] = content
         return kept
     if isinstance(config, (list, tuple)):
         return [canonical(value, files, prefix) for value in config]

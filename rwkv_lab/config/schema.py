@@ -10,6 +10,7 @@ from rwkv_lab.config.fields import Count, setting
 from rwkv_lab.config.kinds import (
     DataConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     StopConfig,
@@ -77,6 +78,7 @@ class Config:
     tokenizer: TokenizerConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
+    objective: ObjectiveConfig = setting(MISSING, hash_default=False)
     trainer: TrainerConfig = MISSING
     tracker: TrackerConfig = MISSING
     ops: OpsConfig = MISSING
@@ -89,7 +91,7 @@ class Config:
 
 
 PLAIN_GROUPS: dict[str, type] = {"trainer": TrainerConfig, "ops": OpsConfig}  # groups whose options share one schema
-COMPONENT_GROUPS = ("model", "data", "tokenizer", "optimizer", "schedule", "tracker")
+COMPONENT_GROUPS = ("model", "data", "tokenizer", "optimizer", "schedule", "objective", "tracker")
 OPTIONAL_GROUPS = ("stop",)  # components that may be unset
 GROUPS = (*COMPONENT_GROUPS, *PLAIN_GROUPS)  # groups every run has
 ALL_GROUPS = (*GROUPS, *OPTIONAL_GROUPS)

@@ -1,7 +1,6 @@
 """A run directory as its readers see it: status, manifest, configuration, metrics."""
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,18 +13,13 @@ import numpy as np
 import yaml
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.runs.manifest import read_manifest
+from rwkv_lab.runs.metrics import read_metrics
 
-FORMAT = 1
 LOCK_NAME = ".lock"
 # Recorded in run.json; a run recorded as running is interrupted once nobody holds its lock.
 FINISHED = ("complete", "failed", "stopped early")
 STATUSES = ("complete", "stopped early", "running", "interrupted", "failed")
-_TAIL_BYTES = 4096
-_MANIFEST_TYPES = {
-    **{"format": int, "status": str, "started": str, "ended": str, "reason": str},
-    **{"overrides": list, "data": dict, "result": dict, "forecast": dict},
-}
-_NOT_READABLE = "is not a readable manifest: start the run afresh with rerun=true"
 
 
 @dataclass(frozen=True)
@@ -50,20 +44,7 @@ class Run:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """run.json; UserError if it cannot be read."""
-        file = self.path / "run.json"
-        try:
-            manifest = json.loads(file.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{file} {_NOT_READABLE} ({error})") from None
-        if not isinstance(manifest, dict) or any(
-            not isinstance(manifest.get(key), (expected, type(None))) for key, expected in _MANIFEST_TYPES.items()
-        ):
-            raise UserError(f"{file} {_NOT_READABLE}")
-        if manifest.get("status") == "complete" and "val_loss" not in (manifest.get("result") or {}):
-            raise UserError(f"{file} {_NOT_READABLE} (complete without result.val_loss)")
-        if (manifest.get("format") or 0) > FORMAT:
-            raise UserError(f"{file} was written by a newer version of rwkv_lab (format {manifest['format']})")
-        return manifest
+        return read_manifest(self.path)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -110,40 +91,6 @@ def read_config(file: Path) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file} cannot be read: {reason}") from None
     return content
-
-
-def read_metrics(file: Path) -> dict[str, np.ndarray]:
-    """Return the columns of a metrics.csv as float64 arrays, NaN where empty; no columns if the file is missing."""
-    text = file.read_text(errors="replace") if file.exists() else ""
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    header = whole[0].split(",") if whole else []
-    rows = [row for line in whole[1:] if len(row := line.split(",")) == len(header)]
-    return {name: np.array([_number(row[i]) for row in rows]) for i, name in enumerate(header)}
-
-
-def last_row(file: Path) -> dict[str, float]:
-    """Return the last whole row of a metrics.csv, NaN where empty; reads a few kB whatever the file's length."""
-    try:
-        with open(file, "rb") as opened:
-            header = opened.readline().decode(errors="replace").rstrip("\n").split(",")
-            begin = opened.tell()
-            end = opened.seek(0, os.SEEK_END)
-            opened.seek(max(begin, end - _TAIL_BYTES))
-            tail = opened.read().decode(errors="replace")
-    except OSError:
-        return {}
-    for line in reversed(tail[: tail.rfind("\n") + 1].splitlines()):
-        row = line.split(",")
-        if len(row) == len(header):
-            return dict(zip(header, map(_number, row), strict=True))
-    return {}
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
 
 
 def is_locked(folder: Path) -> bool:

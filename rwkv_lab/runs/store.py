@@ -12,8 +12,9 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.runs.run import FORMAT, LOCK_NAME, Run, find, is_locked, is_run, load
-from rwkv_lab.util.paths import runs_dir, write_json
+from rwkv_lab.runs.manifest import FORMAT, write_manifest
+from rwkv_lab.runs.run import LOCK_NAME, Run, find, is_locked, is_run, load
+from rwkv_lab.util.paths import runs_dir
 
 State = Literal["new", "resume", "complete", "stopped early", "locked"]
 
@@ -30,7 +31,7 @@ class RunHandle:
     def record(self, **fields: Any) -> None:
         """Update run.json in one atomic step."""
         self.manifest |= fields
-        write_json(self.path / "run.json", self.manifest)
+        write_manifest(self.path, self.manifest)
 
     def release(self) -> None:
         """Free the lock, if this process holds it."""

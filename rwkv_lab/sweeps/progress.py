@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs import Run, is_run, last_row
+from rwkv_lab.runs import Run, is_run, last_step
 from rwkv_lab.sweeps import plan
 from rwkv_lab.sweeps.plan import Job
 from rwkv_lab.util.console import count, duration, say
@@ -68,8 +68,7 @@ def run_state(path: Path, status: str, manifest: dict[str, Any]) -> JobState:
     steps = int(manifest.get("steps") or 0)
     if status in ("complete", "failed"):
         return JobState(status, 1.0, manifest, manifest.get("reason"), steps if status == "complete" else 0)
-    step = last_row(path / "metrics.csv").get("step", 0.0) if steps else 0.0
-    step = int(step) if math.isfinite(step) else 0
+    step = last_step(path / "metrics.csv") if steps else 0
     if status == "stopped early":
         return JobState(status, 1.0, manifest, manifest.get("reason"), step)
     return JobState(status, step / steps if steps else 0.0, manifest, step=step)

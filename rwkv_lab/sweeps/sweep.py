@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -52,7 +51,7 @@ def sweep(jobs: Sequence[Sequence[str]], master: DictConfig, loader: Loader, lau
     spec = launchers.launcher_policy(master.hydra.launcher, provenance.usable_cores())
     watch = Watch(planned)
     try:
-        with _stop_on_sigterm(), progress.watching(watch, repeat=not spec.visible):
+        with progress.watching(watch, repeat=not spec.visible):
             _warn_of_other_code(watch)
             _work_off(watch, spec.batch, launcher)
     except KeyboardInterrupt:
@@ -111,16 +110,6 @@ def _warn_of_other_code(watch: Watch) -> None:
             f"{stale} of the complete runs were made by other code than the present rwkv_lab/ and csrc/; "
             "add rerun=true to redo them"
         )
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """Context manager: SIGTERM stops the sweep as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Where things are, and how files are written so that a crash leaves the old or the new one, never half."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -19,15 +20,34 @@ def runs_dir(config_value: str | None = None) -> Path:
     return (REPOSITORY if in_checkout else Path.cwd()) / "runs"
 
 
+def put_in_place(partial: Path, path: Path) -> None:
+    """Rename the written file ``partial`` to ``path``; both its content and its name then survive a power cut."""
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of new files in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems cannot.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces ``path`` in one step; on any error the old file stays and no partial file is left behind."""
+    """Replace ``path`` in one step; on any error the old file stays and no partial file is left behind."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

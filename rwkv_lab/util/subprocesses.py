@@ -9,8 +9,9 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import IO
+
+from rwkv_lab.training.signals import StopSignals
 
 _PR_SET_PDEATHSIG = 1
 
@@ -51,10 +52,9 @@ def end_with_parent(parent: int | None = None) -> None:
 def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool) -> Ended:
     """Run ``command`` with ``extra`` environment variables and wait for it.
 
-    The child is a process group of its own: Ctrl-C in the terminal and SIGTERM reach it through this process, once
-    each, as SIGTERM, and it may finish saving. ``quiet`` drops its standard output.
+    The child is a process group of its own: Ctrl-C in the terminal and SIGTERM reach it through this process, as
+    SIGTERM, and it may finish saving. ``quiet`` drops its standard output.
     """
-    stopped = False
     child = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL if quiet else None,
@@ -64,27 +64,15 @@ def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool) -> 
         process_group=0,
         preexec_fn=end_with_parent,
     )
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        child.terminate()
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
-    before = {number: signal.signal(number, stop) for number in numbers}
     last: deque[str] = deque(maxlen=1)
     assert child.stderr is not None
     reader = threading.Thread(target=_pass_on, args=(child.stderr, last), daemon=True)
     reader.start()
-    try:
+    with StopSignals(child.terminate, child.terminate) as stop:
         code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     # A process the child left behind may keep its standard error open.
     reader.join(timeout=1)
-    return Ended(code, stopped, last[0] if last else "")
+    return Ended(code, stop.requested, last[0] if last else "")
 
 
 def _pass_on(stream: IO[bytes], last: deque[str]) -> None:

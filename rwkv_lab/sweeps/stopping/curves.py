@@ -1,7 +1,7 @@
 """What a stop rule sees: the held-out losses of a study's jobs, read from their run directories."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.schema import Config
 from rwkv_lab.runs import Run, is_run, listing
-from rwkv_lab.runs.store import RunHandle
-from rwkv_lab.util.console import warn
 
 # Jobs that differ in one of these groups or keys measure different losses and never stop each other.
 _SAME_METRIC = ("data.", "tokenizer.", "objective", "trainer.eval_tokens", "trainer.overfit")
@@ -48,14 +45,13 @@ class JobCurve:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a stop rule decides at one evaluation."""
+    """The decision of a stop rule at one evaluation."""
 
-    stop: bool
-    reason: str = ""  # one sentence if ``stop``
+    reason: str = ""  # one sentence if the job is to be stopped, else empty
     forecast: dict[str, float] = field(default_factory=dict)  # loss, low, high, step; empty for rules without forecasts
 
 
-GO_ON = Verdict(False)
+GO_ON = Verdict()
 
 
 def read_curve(run: Run) -> JobCurve | None:
@@ -120,35 +116,6 @@ def _metric(run: Run) -> Mapping[str, Any]:
     config = listing.flat(run.config)
     kept = {key: value for key, value in config.items() if key.startswith(_SAME_METRIC)}
     return kept | {"sha256": (run.manifest.get("data") or {}).get("sha256"), "tokens": run.manifest.get("tokens")}
-
-
-class EarlyStop:
-    """Asks the stop rule of a running job at its evaluations, and records the forecasts in its manifest."""
-
-    def __init__(self, config: Config, handle: RunHandle, lr: Callable[[int], float], total: int) -> None:
-        assert config.stop is not None
-        self._rule, self._handle = config.stop, handle
-        self._peers = Peers(Run(handle.path.resolve()))
-        self._lr = np.array([lr(step) for step in range(total)])
-        self._warned = False
-
-    def verdict(self) -> Verdict:
-        """Return what the rule decides after the last row of metrics.csv; a rule that fails lets the job go on."""
-        run = Run(self._handle.path)
-        own = read_curve(run)
-        if own is None or own.done < self._rule.after or own.done >= 1:
-            return GO_ON
-        own = JobCurve(own.name, own.step, own.loss, own.total, path=own.path, lr=self._lr)
-        try:
-            verdict = self._rule.verdict(own, self._peers.curves())
-        except (UserError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-            if not self._warned:
-                warn(f"stop={self._rule.name} cannot judge this job yet: {error}")
-            self._warned = True
-            return GO_ON
-        if verdict.forecast:
-            self._handle.record(forecast=verdict.forecast)
-        return verdict
 
 
 def best_final(others: Sequence[JobCurve]) -> float:

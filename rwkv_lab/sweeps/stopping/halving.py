@@ -33,7 +33,7 @@ class HalvingStop(StopConfig):
         if rank < passes:
             return GO_ON
         return Verdict(
-            True, f"loss {own:.2f} at {100 * job.done:.0f} % is number {rank + 1} of {len(rivals) + 1}; {passes} pass"
+            f"loss {own:.2f} at {100 * job.done:.0f} % is number {rank + 1} of {len(rivals) + 1}; {passes} pass"
         )
 
     def rungs(self) -> list[float]:

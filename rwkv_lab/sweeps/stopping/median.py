@@ -34,6 +34,4 @@ class MedianStop(StopConfig):
         median, best = float(np.median(averages)), float(job.loss.min())
         if best <= median:
             return GO_ON
-        return Verdict(
-            True, f"best loss {best:.2f} at {100 * job.done:.0f} %; median of {len(averages)} others {median:.2f}"
-        )
+        return Verdict(f"best loss {best:.2f} at {100 * job.done:.0f} %; median of {len(averages)} others {median:.2f}")

@@ -14,7 +14,7 @@ from rwkv_lab.config.schema import Config, TrainerConfig
 from rwkv_lab.runs import Run
 from rwkv_lab.runs.provenance import usable_cores
 from rwkv_lab.training.distributed import torchrun
-from rwkv_lab.training.signals import STOPPED, one_request
+from rwkv_lab.training.signals import STOPPED, StopSignals, end_process
 from rwkv_lab.util.subprocesses import killed_by
 
 LOST_TOUCH = 3  # how a rank ends whose counterpart is gone, so that one sentence can be said for all of them
@@ -47,7 +47,7 @@ def run(config: Config, path: Path) -> tuple[int, float]:
         shutdown_timeout=SAVING_SECONDS,
     )
     try:
-        with one_request():
+        with StopSignals(again=end_process):
             elastic_launch(settings, sys.executable)("-u", *sys.argv)
     except ChildFailedError as failed:
         return _end(failed.failures, processes), float("inf")

@@ -1,4 +1,7 @@
-"""Stop a job whose forecast final loss is worse than the best one known."""
+"""``stop=forecast``: stop a job of a sweep whose forecast final loss is worse than the best one known.
+
+The rule lives beside the forecast, because the laboratory itself imports nothing of analysis/.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +30,8 @@ class ForecastStop(StopConfig):
         best = best_final(others)
         predicted = {"loss": loss, "low": low, "high": high, "step": float(job.step[-1])}
         if low <= best:
-            return Verdict(False, forecast=predicted)
-        return Verdict(True, f"forecast {low:.2f}–{high:.2f} at {100 * job.done:.0f} %; best {best:.2f}", predicted)
+            return Verdict(forecast=predicted)
+        return Verdict(f"forecast {low:.2f}–{high:.2f} at {100 * job.done:.0f} %; best {best:.2f}", predicted)
 
 
 def predict(job: JobCurve, others: Sequence[JobCurve], confidence: float) -> tuple[float, float, float]:
@@ -36,7 +39,7 @@ def predict(job: JobCurve, others: Sequence[JobCurve], confidence: float) -> tup
 
     Raises UserError if the curve is too short for a forecast.
     """
-    # The only step from training to analysis/: the forecast belongs to the laws, and is loaded when a sweep asks.
+    # scipy is imported here, so that listing the rules stays fast.
     from analysis.curves.curve import LossCurve
     from analysis.curves.loading import load
     from analysis.forecast import forecast
