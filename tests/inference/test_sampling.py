@@ -110,7 +110,7 @@ def test_prompts_that_cannot_be_read(prompt):
 
 def test_command_line(tmp_path, capsys):
     from rwkv_lab.cli import generate as command
-    from rwkv_lab.data.tokenizers.text import CharTokenizer
+    from rwkv_lab.data.tokenizers.char import CharTokenizer
 
     tokenizer = CharTokenizer("\nab")
     models.save(models.build("rwkv_v4", vocab_size=4, n_layer=1, n_embd=8, ctx_len=6), tmp_path / "model.safetensors")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from rwkv_lab.data.tokenizers.text import ByteTokenizer, CharTokenizer
 
 from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.tokenizers.bpe import BpeTokenizer
-from rwkv_lab.data.tokenizers.text import ByteTokenizer, CharTokenizer
 from rwkv_lab.models.warm_start import matching_rows
 from tests.in_process import make_here
 from tests.models.test_convert import SMALL, moved

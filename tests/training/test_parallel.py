@@ -13,7 +13,7 @@ from rwkv_lab.runs import read_metrics
 from rwkv_lab.training import device
 from rwkv_lab.training.distributed import parallel
 from rwkv_lab.training.distributed.world import World
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 from tests.lab import TINY, Lab
 
 SHORT = (
