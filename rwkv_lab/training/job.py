@@ -2,7 +2,6 @@
 
 import sys
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,43 +20,6 @@ from rwkv_lab.util.paths import RUNS
 COMPLETE, FAILED, STOPPED = 0, 1, 130
 OUT_OF_MEMORY = "out of memory: lower trainer.batch_size, or raise trainer.accumulate"
 SETTINGS_OF_THE_CALL = ("rerun", "dry_run")
-
-
-@dataclass
-class Outcome:
-    """What Hydra calls with each composed configuration, and the exit code it led to."""
-
-    exit_code: int = COMPLETE
-    error: Exception | None = None
-
-    def run(self, composed: DictConfig) -> float:
-        """Runs one job in this process, or, as part of a sweep, in a process of its own; returns its final val_loss.
-
-        A job that did not complete returns infinity, as sweepers that minimise expect.
-        """
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        from rwkv_lab.sweeps import job
-
-        hydra_config: Any = HydraConfig.get()
-        # Unresolved: an override may take its value from another key.
-        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-        if hydra_config.mode == RunMode.MULTIRUN:
-            return job.run(composed, hydra_config)
-        try:
-            self.exit_code, loss = run_here(composed, overrides)
-        except Exception as error:
-            # Hydra would announce an exception with lines of its own.
-            self.error, loss = error, float("inf")
-        return loss
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        from rwkv_lab.config.hydra import prepare
-
-        # A launcher's worker process gets this object pickled and has registered nothing yet.
-        prepare()
-        self.__dict__.update(state)
 
 
 def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
