@@ -13,7 +13,7 @@ from rwkv_lab.config.run_hash import identity
 from rwkv_lab.ops import resolve_backend
 from rwkv_lab.runs import load
 from rwkv_lab.training import job
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 from tests.composing import checked, compose, hydra_context
 from tests.in_process import make_here
 

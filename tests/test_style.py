@@ -1,6 +1,5 @@
 """Rules of the tree that no linter knows; `make lint` checks style, spelling and types."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +31,9 @@ def test_light_modules_import_no_torch(repository):
         assert subprocess.run([sys.executable, "-c", code], cwd=repository).returncode == 0, module
 
 
-def test_every_line_of_a_registry_has_its_file_and_its_yaml(repository):
-    from rwkv_lab.models.registry import MODELS
+def test_every_model_has_its_file_and_its_yaml(repository):
+    from rwkv_lab.config.registry import members
 
-    for name, entry in MODELS.items():
+    for name, owner in members("model").items():
         assert (repository / "conf" / "model" / f"{name}.yaml").exists()
-        assert re.fullmatch(r"rwkv_lab\.models\.\w+", entry.target)
-        assert (repository / (entry.target.replace(".", "/") + ".py")).exists()
+        assert owner.__module__ == f"rwkv_lab.models.{name}"

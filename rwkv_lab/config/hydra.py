@@ -17,7 +17,7 @@ from omegaconf.errors import (
 )
 
 from rwkv_lab.config import registry
-from rwkv_lab.config.check import top_level, without_its_group
+from rwkv_lab.config.check import other_owners, top_level, without_its_group
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import defaults
 from rwkv_lab.config.overrides import STUDIES, Words, read
@@ -134,7 +134,7 @@ def explain_omegaconf(error: OmegaConfBaseException) -> str:
         parent: Any = error.parent_node
         known = [str(name) for name in parent if name != "hydra"] if isinstance(parent, DictConfig) else []
         place, _, last = key.rpartition(".")
-        likely = (without_its_group(last) if not place else "") or nearest(last, known)
+        likely = (other_owners(place, last) if place else without_its_group(last)) or nearest(last, known)
         return f"{key} is unknown{likely}" + (f": {place or 'the top level'} has {', '.join(known)}" if known else "")
     if isinstance(error, (InterpolationResolutionError, UnsupportedInterpolationType)):
         return f"{key} takes its value from another key, which fails: {one_line(str(error.msg or error))}"

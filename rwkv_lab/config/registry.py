@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "model": Kind("rwkv_lab.models", True),
-        "data": Kind("rwkv_lab.data", True),
+        "data": Kind("rwkv_lab.data.corpora", True),
         "tokenizer": Kind("rwkv_lab.data.tokenizers", True),
         "optimizer": Kind("rwkv_lab.training.optim", True),
         "schedule": Kind("rwkv_lab.training.schedules", True),

@@ -196,7 +196,7 @@ def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
 
     run = runs.load(path)
     config = run.config
-    data_config, tokenizer_config = data.DataConfig(**config["data"]), data.TokenizerConfig(**config["tokenizer"])
+    data_config, tokenizer_config = data.stored_configs(config)
     tokenizer = data.from_json((run.path / "tokenizer.json").read_text(encoding="utf-8"))
     corpus = data.load(data_config, tokenizer_config, tokenizer)
     if corpus.sha256 != run.manifest["data"]["sha256"]:

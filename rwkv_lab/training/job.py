@@ -30,6 +30,8 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
     if config.dry_run:
         summary.dry_run(config, path)
         return COMPLETE, float("inf")
+    if config.model.start_files and nothing_to_do(path, config.rerun) is None:
+        _check_start(config)
     ranks = torchrun.ranks()
     if ranks > 1 or (ranks == 1 and config.trainer.strategy):
         from rwkv_lab.training.distributed import parallel
@@ -45,6 +47,13 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
         return _with(held, config, overrides)
     finally:
         held.release()
+
+
+def _check_start(config: Config) -> None:
+    """Raises UserError for weights to start from that do not belong to the text, before a directory is made."""
+    from rwkv_lab import data, models
+
+    models.check_init(config.model, data.load(config.data, config.tokenizer).tokenizer)
 
 
 def _with(held: Claim, config: Config, overrides: list[str], world: Any = None) -> tuple[int, float]:

@@ -13,8 +13,7 @@ from rwkv_lab import data, models, tracking
 from rwkv_lab.config import derived
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config
-from rwkv_lab.data import Corpus
-from rwkv_lab.models.config import ModelConfig
+from rwkv_lab.data import Corpus, Tokenizer
 from rwkv_lab.models.lm import LM
 from rwkv_lab.runs import provenance
 from rwkv_lab.runs.store import Claim
@@ -25,17 +24,14 @@ from rwkv_lab.training.metrics import MetricsLog
 from rwkv_lab.training.trainer import Listeners, Row, Training, train
 from rwkv_lab.util import console
 from rwkv_lab.util.console import say, warn
-from rwkv_lab.util.paths import write_atomic
+from rwkv_lab.util.io import write_atomic
 
 
-def build_model(config: Config, vocab_size: int, backend: str, initialise: bool = True) -> LM:
+def build_model(config: Config, tokenizer: Tokenizer, backend: str, initialise: bool = True) -> LM:
     """The configured model, initialised from ``config.seed``; without ``init_from`` where a checkpoint follows."""
-    model_config: ModelConfig = config.model
-    fields = {field.name: getattr(model_config, field.name) for field in dataclasses.fields(model_config)}
-    if not initialise:
-        fields |= {key: None for key in ("init_from", "time_vectors_from") if key in fields}
-    name = fields.pop("name")
-    return models.build(name, vocab_size=vocab_size, seed=config.seed, backend=backend, **fields)
+    return models.construct(
+        config.model, tokenizer.vocab_size, seed=config.seed, backend=backend, tokenizer=tokenizer, warm=initialise
+    )
 
 
 def rate_function(config: Config, total: int) -> Callable[[int], float]:
@@ -53,8 +49,10 @@ def prepare(config: Config, claim: Claim, overrides: list[str], resolved_yaml: s
     saved = checkpoint.newest(claim.path / "checkpoints", warn) if claim.state == "resume" else None
     corpus = _corpus(config, claim.path, resuming=saved is not None)
     data.require_length(corpus, config.model.ctx_len)
+    if saved is None and (note := models.check_init(config.model, corpus.tokenizer)):
+        corpus.notes.append(note)
     torch.manual_seed(config.seed)
-    model = build_model(config, corpus.tokenizer.vocab_size, resolved.ops_backend, initialise=saved is None)
+    model = build_model(config, corpus.tokenizer, resolved.ops_backend, initialise=saved is None)
     model = model.to(resolved.device)
     optimizer = config.optimizer.build(model)
     training = Training(config, resolved, corpus, model, optimizer, lr, total, claim.path, world)

@@ -1,10 +1,7 @@
-"""Folders of the checkout or of the installed package, the command that starts it again, and atomic file writes."""
+"""Folders of the checkout or of the installed package, and the command that starts it again."""
 
-import json
-import os
 import sys
 from pathlib import Path
-from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]  # rwkv_lab/
 IMPORT_ROOT = PACKAGE.parent  # folder to put on sys.path: the checkout or site-packages
@@ -30,21 +27,3 @@ def train_command() -> list[str]:
         return [sys.executable, str(CHECKOUT / "run.py")]
     # -P: modules of the current folder must not hide those of the package's dependencies.
     return [sys.executable, "-P", "-m", "rwkv_lab", "train"]
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces ``path`` in one step; on any error the old file stays and no partial file is left behind."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """``value`` as readable JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
