@@ -33,7 +33,7 @@ def prepare() -> None:
 
     _register_schemas()
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
-    OmegaConf.register_new_resolver("runs", lambda: str(runs_dir()), replace=True)
+    OmegaConf.register_new_resolver("runs", lambda folder: str(runs_dir(folder)), replace=True)
     OmegaConf.register_new_resolver("gpus", lambda: max(1, len(visible_gpus())), replace=True)
     # ${pick:${model.name},{mha_pro:4e-4},6e-4}: a value by another key's, so that a study can state a recipe per model.
     OmegaConf.register_new_resolver("pick", lambda key, table, other: table.get(key, other), replace=True)
