@@ -85,7 +85,7 @@ def check_study(words: Words) -> None:
             raise UserError(
                 f"experiments={words.study} sets hydra.{key}: a study sets hydra.mode and hydra.sweeper.params only"
             )
-    swept = [f"{key!s}={value}" for key, value in (with_study.sweeper.params or {}).items()]
+    swept = [f"{key!s}={value}" for key, value in dict(with_study.sweeper.params or {}).items()]
     for text in swept:
         if text.lstrip("+~").startswith("hydra"):
             raise UserError(
@@ -98,7 +98,7 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, str]:
     """Return dotted keys and the text of every value below ``node``, interpolations as they are written."""
     plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     if isinstance(plain, dict) and plain:
-        return {key: text for name, value in plain.items() for key, text in _leaves(value, f"{prefix}{name}.").items()}
+        return {key: text for name, value in plain.items() for key, text in _leaves(value, f"{prefix}{name!s}.").items()}
     return {prefix[:-1]: repr(plain)}
 
 
