@@ -58,7 +58,7 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 
 def cube_index(chunks: int, n: int) -> int:
-    """Return the chunk that step ``n`` of the order ``cube`` reads: n³ mod p, p = cube_prime(chunks); exact at any size.
+    """Return the chunk that step ``n`` of the order ``cube`` reads: n³ mod p, p = cube_prime(chunks); exact.
 
     n -> n³ permutes the residues of p because 3 does not divide p - 1; every p steps see every chunk below p once. The
     order of the original's pretraining on the Pile (BlinkDL/RWKV-LM).

@@ -29,6 +29,8 @@ class Sources:
     parts: dict[str, list[Segment]]  # train, val, test -> where its content is, in order
     notes: list[str] = field(default_factory=list)  # what a reader of the result should know
     ids: Callable[[Segment], Iterator[np.ndarray]] | None = None  # the token ids of a segment, in blocks
+    mapped: Callable[[Segment], np.ndarray] | None = None  # the same, memory-mapped: such a part is not copied
+    layout: str = ""  # whatever else decides how bytes are read
 
     def segments(self) -> list[Segment]:
         """Return the segments of all parts."""
