@@ -22,7 +22,7 @@ from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import defaults
 from rwkv_lab.config.overrides import STUDIES, Words, read
 from rwkv_lab.config.schema import COMPONENT_GROUPS, PLAIN_GROUPS
-from rwkv_lab.util.paths import REPOSITORY, RUNS
+from rwkv_lab.util.paths import REPOSITORY, runs_dir
 
 STUDY_MAY_SET = ("mode", "sweeper.params")
 
@@ -33,7 +33,7 @@ def prepare() -> None:
 
     _register_schemas()
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
-    OmegaConf.register_new_resolver("runs", lambda: str(RUNS), replace=True)
+    OmegaConf.register_new_resolver("runs", lambda: str(runs_dir()), replace=True)
     OmegaConf.register_new_resolver("gpus", lambda: max(1, len(visible_gpus())), replace=True)
     # ${pick:${model.name},{mha_pro:4e-4},6e-4}: a value by another key's, so that a study can state a recipe per model.
     OmegaConf.register_new_resolver("pick", lambda key, table, other: table.get(key, other), replace=True)
@@ -85,7 +85,7 @@ def check_study(words: Words) -> None:
             raise UserError(
                 f"experiments={words.study} sets hydra.{key}: a study sets hydra.mode and hydra.sweeper.params only"
             )
-    swept = [f"{key}={value}" for key, value in (with_study.sweeper.params or {}).items()]
+    swept = [f"{key!s}={value}" for key, value in dict(with_study.sweeper.params or {}).items()]
     for text in swept:
         if text.lstrip("+~").startswith("hydra"):
             raise UserError(
@@ -98,7 +98,9 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, str]:
     """Return dotted keys and the text of every value below ``node``, interpolations as they are written."""
     plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     if isinstance(plain, dict) and plain:
-        return {key: text for name, value in plain.items() for key, text in _leaves(value, f"{prefix}{name}.").items()}
+        return {
+            key: text for name, value in plain.items() for key, text in _leaves(value, f"{prefix}{name!s}.").items()
+        }
     return {prefix[:-1]: repr(plain)}
 
 

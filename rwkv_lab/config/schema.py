@@ -10,6 +10,7 @@ from rwkv_lab.config.fields import Count, setting
 from rwkv_lab.config.kinds import (
     DataConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
     TokenizerConfig,
@@ -76,6 +77,7 @@ class Config:
     tokenizer: TokenizerConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
+    objective: ObjectiveConfig = setting(MISSING, hash_default=False)
     trainer: TrainerConfig = MISSING
     tracker: TrackerConfig = MISSING
     ops: OpsConfig = MISSING
@@ -87,5 +89,5 @@ class Config:
 
 
 PLAIN_GROUPS: dict[str, type] = {"trainer": TrainerConfig, "ops": OpsConfig}  # groups whose options share one schema
-COMPONENT_GROUPS = ("model", "data", "tokenizer", "optimizer", "schedule", "tracker")
+COMPONENT_GROUPS = ("model", "data", "tokenizer", "optimizer", "schedule", "objective", "tracker")
 GROUPS = (*COMPONENT_GROUPS, *PLAIN_GROUPS)

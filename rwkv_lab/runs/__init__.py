@@ -1,6 +1,5 @@
 """Run directories as others read them: status, manifest, configuration, metrics. Imports no torch."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +10,12 @@ import numpy as np
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import lock
+from rwkv_lab.runs.manifest import FORMAT, read_manifest
+from rwkv_lab.runs.metrics import last_step, read_metrics
+
+__all__ = ["FORMAT", "STATUSES", "Run", "find", "is_run", "last_step", "load", "read_metrics"]
 
 STATUSES = ("complete", "running", "interrupted", "failed")
-FORMAT = 1
-# What readers rely on, where it is there at all.
-_KINDS = {"format": int, "status": str, "started": str, "ended": str, "overrides": list, "data": dict, "result": dict}
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,8 @@ class Run:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """run.json; a Mistake where it cannot be read."""
-        file = self.path / "run.json"
-        try:
-            manifest = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file} is no readable manifest ({error}): start the run afresh with rerun=true") from None
-        if not isinstance(manifest, dict) or any(
-            not isinstance(manifest.get(key), (kind, type(None))) for key, kind in _KINDS.items()
-        ):
-            raise UserError(f"{file} is no readable manifest: start the run afresh with rerun=true")
-        if manifest.get("format", 0) > FORMAT:
-            raise UserError(f"{file} was written by a newer version of rwkv_lab (format {manifest['format']})")
-        return manifest
+        """run.json; UserError if it cannot be read."""
+        return read_manifest(self.path)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -74,22 +63,6 @@ class Run:
     def metrics(self) -> dict[str, np.ndarray]:
         """Columns of metrics.csv as float64 arrays, NaN where empty; a torn last row is left out."""
         return read_metrics(self.path / "metrics.csv")
-
-
-def read_metrics(file: Path) -> dict[str, np.ndarray]:
-    """Columns of a metrics.csv as float64 arrays, NaN where empty; empty columns where the file is missing."""
-    text = file.read_text(errors="replace") if file.exists() else ""
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    header = whole[0].split(",") if whole else []
-    rows = [row for line in whole[1:] if len(row := line.split(",")) == len(header)]
-    return {name: np.array([_number(row[i]) for row in rows]) for i, name in enumerate(header)}
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
 
 
 def is_run(path: Path) -> bool:

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import FORMAT, Run, is_run, lock
-from rwkv_lab.util.io import write_json
+from rwkv_lab.runs.manifest import write_manifest
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Claim:
     def record(self, **fields: Any) -> None:
         """Updates run.json in one atomic step."""
         self.manifest |= fields
-        write_json(self.path / "run.json", self.manifest)
+        write_manifest(self.path, self.manifest)
 
     def release(self) -> None:
         if self.lock is not None:
@@ -75,4 +75,4 @@ def _empty(path: Path) -> None:
     for item in path.iterdir():
         if item.name == lock.LOCK_NAME:
             continue
-        shutil.rmtree(item) if item.is_dir() else item.unlink()
+        shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()

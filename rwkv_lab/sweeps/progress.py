@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs import Run, is_run, read_metrics
+from rwkv_lab.runs import Run, is_run, last_step
 from rwkv_lab.sweeps import plan
 from rwkv_lab.sweeps.plan import Job
 from rwkv_lab.util.console import count, duration, say
@@ -49,8 +49,8 @@ def see(job: Job, earlier: str | None = None) -> Seen:
 
 
 def _fraction(path: Path, manifest: dict[str, Any]) -> float:
-    steps = read_metrics(path / "metrics.csv").get("step") if manifest.get("steps") else None
-    return float(steps[-1]) / manifest["steps"] if steps is not None and len(steps) else 0.0
+    steps = manifest.get("steps")
+    return last_step(path / "metrics.csv") / steps if steps else 0.0
 
 
 def counted(states: Sequence[Seen]) -> str:

@@ -22,7 +22,7 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.derived import total_steps
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import instance, setting, validate
-from rwkv_lab.config.kinds import ScheduleConfig
+from rwkv_lab.config.kinds import Prediction, ScheduleConfig
 from rwkv_lab.config.registry import register
 from rwkv_lab.config.schema import Config
 
@@ -31,17 +31,20 @@ Shape = Literal["constant", "linear", "cosine", "exponential", "sqrt", "power"]
 
 def blend(shape: Shape, progress: float, start: float, end: float, power: float = 1.0) -> float:
     """Return the rate at ``progress`` in [0, 1] on the way from ``start`` to ``end``; a constant is at its end."""
-    left = 1 - progress
-    shares = {  # of the way that is left
-        "constant": 0.0,
-        "linear": left,
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "sqrt": 1 - math.sqrt(progress),
-        "power": left**power,
-    }
-    if shape == "exponential":
-        return start * (end / start) ** progress
-    return end + (start - end) * shares[shape]
+    match shape:
+        case "constant":
+            return end
+        case "exponential":
+            return start * (end / start) ** progress
+        case "linear":
+            left = 1 - progress
+        case "cosine":
+            left = 0.5 * (1 + math.cos(math.pi * progress))
+        case "sqrt":
+            left = 1 - math.sqrt(progress)
+        case "power":
+            left = (1 - progress) ** power
+    return end + (start - end) * left
 
 
 def _progress(step: int, first: int, last: int) -> float:
@@ -238,6 +241,12 @@ class FittedConfig(ScheduleConfig):
                 f"or make another with 'python -m analysis optimal FIT --steps {total}'"
             )
         return given.__getitem__
+
+    def prediction(self) -> Prediction:
+        """Return what the law behind the file predicts for the end of the run."""
+        from rwkv_lab.training.fitted import read_proposal
+
+        return read_proposal(self.fit).prediction
 
 
 def rates(name: str, total: int, **parameters: Any) -> np.ndarray:

@@ -1,6 +1,29 @@
-"""Where things are."""
+"""Folders of the checkout or of the installed package, and the command that starts it again."""
 
+import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RUNS = REPOSITORY / "runs"
+PACKAGE = Path(__file__).resolve().parents[1]  # rwkv_lab/
+IMPORT_ROOT = PACKAGE.parent  # folder to put on sys.path: the checkout or site-packages
+CHECKOUT = IMPORT_ROOT if (IMPORT_ROOT / "conf" / "config.yaml").is_file() else None
+
+REPOSITORY = CHECKOUT or PACKAGE  # folder of the three below
+CONF = REPOSITORY / "conf"
+CSRC = REPOSITORY / "csrc"
+EXPERIMENTS = REPOSITORY / "experiments"
+
+
+def runs_dir(value: str | None = None) -> Path:
+    """Return the folder of all runs: ``value``, else runs/ of the checkout, else runs/ of the current folder."""
+    return Path(value).expanduser().absolute() if value else (CHECKOUT or Path.cwd()) / "runs"
+
+
+RUNS = runs_dir()
+
+
+def train_command() -> list[str]:
+    """Return the command that trains, in whatever folder it is started; overrides are appended to it."""
+    if CHECKOUT:
+        return [sys.executable, str(CHECKOUT / "run.py")]
+    # -P: modules of the current folder must not hide those of the package's dependencies.
+    return [sys.executable, "-P", "-m", "rwkv_lab", "train"]

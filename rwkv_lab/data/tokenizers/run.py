@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rwkv_lab import runs
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.kinds import Holding, TokenizerConfig
 from rwkv_lab.config.registry import register
 from rwkv_lab.data.sources import Sources
 from rwkv_lab.data.tokenizers.base import Tokenizer, from_json
-from rwkv_lab.runs import select
-from rwkv_lab.util.hashing import file_sha256, home_expanded, verify
+from rwkv_lab.runs import manifest, select
+from rwkv_lab.util.hashing import file_sha256, home_expanded
 
 
 @register("tokenizer", "run")
@@ -34,7 +33,7 @@ class RunConfig(TokenizerConfig):
 
     def build(self, sources: Sources) -> Tokenizer:
         file = self._file()
-        verify(file, recorded_checksum(file.parent, file.name), "give another run, or rerun this one")
+        manifest.verify(file.parent, file.name)
         return from_json(file.read_text(encoding="utf-8"))
 
     @classmethod
@@ -53,12 +52,3 @@ class RunConfig(TokenizerConfig):
         if not file.is_file():
             raise UserError(f"tokenizer.path={self.path}: {file.parent} has no tokenizer.json: give another run")
         return file
-
-
-def recorded_checksum(folder: Path, name: str) -> str | None:
-    """Return the checksum that run.json has of a file; None for a folder or a run without one."""
-    if not runs.is_run(folder):
-        return None
-    files = runs.load(folder).manifest.get("files")
-    recorded = files.get(name) if isinstance(files, dict) else None
-    return recorded if isinstance(recorded, str) else None
