@@ -81,7 +81,7 @@ def test_export_and_back(tmp_path, cache, capsys):
     assert main(["export", str(out), "text", *more]) == 0
     shown = capsys.readouterr().out
     assert f"{out}.train.bin" in shown and f"{out}.tokenizer.json" in shown
-    data = data_config("binidx", train_path=f"{out}.train.idx", val_path=f"{out}.val.idx", cache_dir=str(cache))
+    data = data_config("binidx", train_path=f"{out}.train.bin", val_path=f"{out}.val", cache_dir=str(cache))
     corpus = load(data, tokenizer_config("run", path=f"{out}.tokenizer.json"))
     assert corpus.tokenizer.decode(corpus.train.tokens) == "abcab" * 180 and len(corpus.val) == 100
     assert corpus.train.bytes_between(0, 900) == 900

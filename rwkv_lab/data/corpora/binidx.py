@@ -48,7 +48,7 @@ class BinidxConfig(OwnFiles, Divided):
 
         if self.train_path:
             return Sources(self.own_parts(whole), ids=_blocks, mapped=_mapped, layout=" ".join(layout))
-        files = expand(_index_path(str(self.path)), suffix=self.suffix)
+        files = self.files(str(self.path), "data.path")
         segments = whole(files, "data.path")
         total = sum(segment.stop for segment in segments)
         bounds = _document_bounds(files, segments)
@@ -57,13 +57,18 @@ class BinidxConfig(OwnFiles, Divided):
         parts = {name: between(segments, a, b) for name, a, b in zip(PARTS, [0, *cuts], cuts, strict=False)}
         return Sources(parts, ids=_blocks, mapped=_mapped, layout=" ".join(layout))
 
+    def files(self, path: str, key: str) -> list[Path]:
+        """Return the .idx files of a PREFIX, a .bin or .idx file, a folder or a glob."""
+        beside = home_expanded(f"{path.removesuffix('.bin').removesuffix('.idx')}.idx", key)
+        return [beside] if beside.is_file() else expand(path, key, self.suffix)
+
     def file_hashes(self, group: str) -> dict[str, str]:
         named = {f"{group}.{key}": getattr(self, key) for key in ("path", "train_path", "val_path", "test_path")}
         memo = cache_dir(self) / "hashes"
         hashes = {}
         for key, path in named.items():
             if path:
-                files = [each for file in expand(_index_path(path), key, ".idx") for each in (file, _data(file, key))]
+                files = [each for file in self.files(path, key) for each in (file, _data(file, key))]
                 hashes[key] = text_sha256("\n".join(file_sha256(file, key, memo=memo) for file in files).encode())
         return hashes
 
@@ -115,15 +120,6 @@ def write_pair(prefix: Path, ids: np.ndarray, vocab_size: int) -> None:
         file.write(HEADER.pack(MAGIC, 1, code, 1, 2))
         file.write(np.array([len(ids)], "<i4").tobytes() + np.array([0], "<i8").tobytes())
         file.write(np.array([0, 1], "<i8").tobytes())
-
-
-def _index_path(path: str) -> str:
-    """Return the .idx file, folder or glob that a PREFIX, a .bin or an .idx file means."""
-    plain = home_expanded(path, "data.path")
-    if path.endswith(".bin"):
-        return f"{path[:-4]}.idx"
-    beside = plain.with_name(f"{plain.name}.idx")
-    return str(beside) if beside.is_file() else path
 
 
 def _data(file: Path, key: str) -> Path:
