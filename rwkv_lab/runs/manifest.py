@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.util.hashing import checksum
 from rwkv_lab.util.io import write_json
 
 NAME = "run.json"
@@ -27,7 +26,6 @@ _KINDS = {
     "files": dict,
     "resolved": dict,
 }
-_BLOCK = 1 << 20
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -59,15 +57,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _own_checksum(manifest: Mapping[str, Any]) -> str:
     as_read = json.loads(json.dumps(manifest))
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
-
-
-def checksum(file: Path) -> str:
-    """Return the XXH3 of a file, which notices damage, not intent, and is faster than a disk."""
-    total, buffer = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK))
-    with open(file, "rb", buffering=0) as opened:
-        while size := opened.readinto(buffer):
-            total.update(buffer[:size])
-    return f"xxh3_128:{total.hexdigest()}"
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
