@@ -7,10 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rwkv_lab.config import derived, registry
-from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.config.fields import instance, schema, validate
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.fields import defaults, instance, validate
 from rwkv_lab.config.kinds import Component
-from rwkv_lab.config.omegaconf_messages import sentence
 from rwkv_lab.config.schema import COMPONENT_GROUPS, GROUPS, PLAIN_GROUPS, Config
 
 
@@ -22,11 +21,10 @@ def check(composed: DictConfig) -> Config:
     try:
         content = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=False))
     except OmegaConfBaseException as error:
-        raise UserError(sentence(error)) from None
+        key, text = error.full_key or error.key or "the configuration", str(error.msg or error).splitlines()[0]
+        raise UserError(f"{key} takes its value from another key, which fails: {text}") from None
     groups = {group: _group(group, content.pop(group, None)) for group in GROUPS}
-    top = OmegaConf.structured(top_level_schema())
-    plain = cast(dict[str, Any], OmegaConf.to_container(_merge("", top, content)))
-    config = Config(**plain, **groups)
+    config = instance(Config, {**content, **groups})
     validate(config)
     config.check()
     config.trainer.check()
@@ -46,39 +44,16 @@ def schema_of(group: str, name: str) -> type:
     return registry.get(group, name, f"{group}.name")
 
 
-def top_level_schema(groups: bool = False) -> type:
-    """Return the schema of the keys at the top level; with ``groups`` these too, each of any content."""
-    fields = [
-        (field.name, Any if field.name in GROUPS else field.type, dataclasses.field(default=field.default))
-        for field in dataclasses.fields(Config)
-        if groups or field.name not in GROUPS
-    ]
-    return dataclasses.make_dataclass("Top", fields)
+def top_level() -> dict[str, Any]:
+    """Return the keys of the top level with their defaults; groups are required."""
+    return defaults(Config)
 
 
 def _group(group: str, content: Any) -> Any:
     """Return a group's content as an instance of its dataclass."""
     if not isinstance(content, dict):
         raise UserError(f"the group {group} is missing or has no fields: choose one with {group}=...")
-    owner = schema_of(group, str(content.get("name")))
-    merged = _merge(f"{group}.", OmegaConf.structured(schema(owner)), content)
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
-    if missing:
-        raise UserError(f"{group}.{missing[0]} must be given")
-    return instance(owner, cast(dict[str, Any], OmegaConf.to_container(merged)))
-
-
-def _merge(prefix: str, schema: DictConfig, content: dict[str, Any]) -> DictConfig:
-    known = [str(name) for name in schema]
-    for key in content:
-        if key not in known:
-            place = f"{prefix[:-1]} '{content['name']}'" if content.get("name") else prefix[:-1] or "the top level"
-            likely = ("" if prefix else without_its_group(str(key))) or nearest(str(key), known)
-            raise UserError(f"{prefix}{key} is unknown{likely}: {place} has {', '.join(known)}")
-    try:
-        return cast(DictConfig, OmegaConf.merge(schema, content))
-    except OmegaConfBaseException as error:
-        raise UserError(sentence(error, f"{prefix}{error.full_key or 'fields'}")) from None
+    return instance(schema_of(group, str(content.get("name"))), content, f"{group}.")
 
 
 def without_its_group(key: str) -> str:
@@ -91,6 +66,14 @@ def without_its_group(key: str) -> str:
             if each.name == key or each.name.startswith(f"{key}_"):
                 return f" (did you mean '{group}.{each.name}'?)"
     return ""
+
+
+def other_owners(group: str, key: str) -> str:
+    """Return `` (a key of data=npy, data=text)``, the components of ``group`` with this field, or an empty string."""
+    if group not in COMPONENT_GROUPS:
+        return ""
+    owners = [name for name, member in registry.members(group).items() if key in member.__dataclass_fields__]
+    return f" (a key of {', '.join(f'{group}={name}' for name in owners)})" if owners else ""
 
 
 def plain(config: Config) -> dict[str, Any]:

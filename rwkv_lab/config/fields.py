@@ -8,14 +8,13 @@ class CosineConfig:
 
 import ast
 import dataclasses
-import functools
 import inspect
 import io
 import math
 import textwrap
 import tokenize
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from rwkv_lab.config.errors import UserError, nearest
@@ -67,45 +66,103 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-@functools.cache
-def schema(cls: type) -> type:
-    """Return the dataclass ``cls`` as OmegaConf can read it: the same fields, with ``Literal`` as plain ``str``."""
-    fields = []
-    hints = get_type_hints(cls)
+def defaults(cls: type) -> dict[str, Any]:
+    """Return the fields of a config dataclass with their defaults as plain data; ``???`` for required ones."""
+    found = {}
     for field in dataclasses.fields(cls):
-        default: Any = dataclasses.field(default=field.default)
-        if field.default_factory is not dataclasses.MISSING:
-            default = dataclasses.field(default_factory=field.default_factory)
-        fields.append((field.name, _translated(hints[field.name]), default))
-    return dataclasses.make_dataclass(cls.__name__, fields)
+        made: Any = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        found[field.name] = dataclasses.asdict(made) if dataclasses.is_dataclass(made) else made
+    return found
 
 
-def _translated(hint: Any) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return schema(hint)
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return type(arguments[0])
-    if origin in (Union, types.UnionType):
-        return Union[tuple(_translated(each) for each in arguments)]
-    if origin in (list, dict):
-        return origin[tuple(_translated(each) for each in arguments)]
-    return hint
+def instance(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Return ``cls`` filled from plain nested ``values``, each converted to its field's type.
 
-
-def instance(cls: type, values: dict[str, Any]) -> Any:
-    """Return ``cls`` filled from plain nested ``values`` that its schema has accepted."""
+    Raises UserError that names the key, starting with ``prefix`` such as ``model.``, for an unknown key, a value of
+    another type and a required field that is not given.
+    """
     hints = get_type_hints(cls)
-    return cls(**{key: _filled(hints[key], value) for key, value in values.items()})
+    named = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in named:
+            place = prefix.rstrip(".") or "the top level"
+            raise UserError(f"{prefix}{key} is unknown{nearest(str(key), named)}: {place} has {', '.join(named)}")
+    filled = {}
+    for name, field in named.items():
+        value: Any = values.get(name, dataclasses.MISSING)
+        if value is dataclasses.MISSING:
+            factory = field.default_factory
+            value = field.default if factory is dataclasses.MISSING else factory()
+        if value in ("???", dataclasses.MISSING):
+            raise UserError(f"{prefix}{name} must be given")
+        filled[name] = convert(hints[name], value, f"{prefix}{name}")
+    return cls(**filled)
 
 
-def _filled(hint: Any, value: Any) -> Any:
-    inner = [each for each in (hint, *get_args(hint)) if dataclasses.is_dataclass(each)]
-    if not inner or value is None:
+def convert(hint: Any, value: Any, key: str) -> Any:
+    """Return ``value`` as the type ``hint``; UserError names ``key`` and the type if it is another."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        parts = [part for part in arguments if part is not type(None)]
+        if len(parts) == 1:
+            return convert(parts[0], value, key)
+        if isinstance(value, tuple(part for part in parts if isinstance(part, type))):
+            return value
+    elif origin is list and isinstance(value, (list, tuple)):
+        return [convert(arguments[0], each, f"{key}[{i}]") for i, each in enumerate(value)]
+    elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return instance(hint, value, f"{key}.")
+    elif (plain := type(arguments[0]) if origin is Literal else hint) in _SCALARS and _is_scalar(value):
+        try:
+            return _SCALARS[plain](value)
+        except (ValueError, OverflowError):
+            pass
+    if value is None:
+        raise UserError(f"{key} cannot be null: it must be {_must_be(hint)}")
+    raise UserError(f"{key} must be {_must_be(hint)} (got {_shown(value)})")
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str))
+
+
+def _as_bool(value: Any) -> bool:
+    if isinstance(value, bool):
         return value
-    if isinstance(value, list):
-        return [instance(inner[0], each) for each in value]
-    return instance(inner[0], value)
+    raise ValueError
+
+
+def _as_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError
+    return int(value)
+
+
+def _as_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+_SCALARS: dict[type, Callable[[Any], Any]] = {bool: _as_bool, int: _as_int, float: _as_float, str: str}
+_NAMES: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a word or path"}
+
+
+def _must_be(hint: Any) -> str:
+    """Return what a value of type ``hint`` is, for a sentence."""
+    if allowed := choices(hint):
+        return f"one of {', '.join(allowed)}"
+    if get_origin(hint) is list:
+        return "a list, e.g. [1,2]"
+    if hint == Count:
+        return "a positive integer, e.g. 500000, 5e5, 500k or 2M"
+    parts = [part for part in get_args(hint) or (hint,) if part is not type(None)]
+    return " or ".join(_NAMES.get(part, "a group of fields, e.g. {key: value}") for part in parts)
 
 
 def validate(config: Any, prefix: str = "") -> None:
@@ -224,5 +281,6 @@ def _comments(cls: type) -> dict[str, str]:
         assert isinstance(body, ast.ClassDef)
         for node in body.body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                found[node.target.id] = lines.get(node.end_lineno or 0, lines.get(node.lineno - 1, ""))
+                beside = lines.get(node.end_lineno or 0, lines.get(node.lineno - 1, ""))
+                found[node.target.id] = beside or found.get(node.target.id, "")
     return found

@@ -10,12 +10,13 @@ from omegaconf import DictConfig
 from rwkv_lab.cli import summary
 from rwkv_lab.config import check, run_hash
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.schema import Config
 from rwkv_lab.runs import provenance
 from rwkv_lab.runs.store import Claim, claim, nothing_to_do
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.util.console import say, warn
-from rwkv_lab.util.paths import RUNS
+from rwkv_lab.util.paths import RUNS, runs_dir
 
 if TYPE_CHECKING:
     from rwkv_lab.training.distributed.world import World
@@ -33,10 +34,16 @@ class Outcome(NamedTuple):
 def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
     """Do the run in this process, or in processes it starts if the configuration asks for several."""
     config = check.check(composed)
-    path = Path(config.runs_dir or RUNS) / config.study / run_hash.run_name(config, run_hash.named_files(config))
+    path = (
+        (runs_dir(config.runs_dir) if config.runs_dir else RUNS)
+        / config.study
+        / run_hash.run_name(config, run_hash.named_files(config))
+    )
     if config.dry_run:
         summary.dry_run(config, path)
         return Outcome(COMPLETE)
+    if config.model.start_files and nothing_to_do(path, config.rerun) is None:
+        _check_start(config)
     ranks = torchrun.ranks()
     if ranks > 1 or (ranks == 1 and config.trainer.strategy):
         from rwkv_lab.training.distributed import parallel
@@ -55,6 +62,18 @@ def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
         return go_on(RunContext(config, held, overrides), None)
     finally:
         held.release()
+
+
+def _check_start(config: Config) -> None:
+    """Raise UserError for weights to start from that are damaged or not of the text, before a directory is made."""
+    from rwkv_lab import data, models
+    from rwkv_lab.models.weights import weights_file
+    from rwkv_lab.runs.manifest import verify
+
+    for name, text in config.model.start_files.items():
+        file = weights_file(text, f"model.{name}", config.runs_dir)
+        verify(file.parent, file.name, "tokenizer.json")
+    models.check_init(config.model, data.load(config.data, config.tokenizer).tokenizer)
 
 
 def go_on(context: RunContext, world: "World | None") -> Outcome:

@@ -2,7 +2,7 @@
 
 import math
 
-_UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+_UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12, "p": 10**15}
 
 
 def parse_count(value: object) -> int:
@@ -24,8 +24,8 @@ def parse_count(value: object) -> int:
 
 def count(number: float) -> str:
     """Return 16384 as 16.4K: three digits and a unit."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(number) >= size:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(number) >= 0.9995 * size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"
 

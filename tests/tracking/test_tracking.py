@@ -18,7 +18,7 @@ from rwkv_lab.tracking.sync import sync
 from rwkv_lab.tracking.tracker import Replay, reason
 from rwkv_lab.tracking.wandb import WandbConfig
 from rwkv_lab.training.metrics import FIRST
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 from tests.lab import TINY, Lab
 
 RESULT = {"val_loss": 1.25, "val_bpb": 2.5, "train_loss": 1.0, "tokens_per_second": 100.0, "eval": "windows"}
