@@ -118,7 +118,7 @@ def test_carried_state_is_one_pass_over_the_text(name):
     model, split = small(name), split_of(120)
     expected = losses_of_the_parallel_form(model, split)
     found = evaluate_full(model, split, 8, 1)
-    assert found.method == "carried state"
+    assert found.method == "recurrent state carried"
     assert found.loss == pytest.approx(expected.mean().item(), rel=1e-5)
     assert (found.tokens, found.bytes) == (119, split.lengths[1:].sum())
 
@@ -138,7 +138,7 @@ def test_streams_differ_from_one_pass_only_by_what_precedes_their_beginning():
     model, split = small("rwkv_v4"), split_of(2000)
     expected = losses_of_the_parallel_form(model, split).mean().item()
     found = evaluate_full(model, split, 8, 16)
-    assert "in 15 streams, each begun 8 tokens early" in found.method
+    assert "15 parallel streams, 8-token warm-up each" in found.method
     assert found.loss == pytest.approx(expected, rel=2e-3)
 
 
