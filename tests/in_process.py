@@ -52,7 +52,7 @@ class Here:
 
     def run(self, *overrides: str, study: str = "faulty") -> int:
         """The exit code run.py would have; a Mistake is raised."""
-        words = [*SETTINGS, f"data.path={self.text}", f"study={study}", *overrides]
+        words = [*SETTINGS, f"data.path={self.text}", f"study={study}", f"runs_dir={self.runs}", *overrides]
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
             composed = hydra_compose("config", overrides=words)
         self.composed = composed
@@ -92,7 +92,6 @@ class Here:
 
 def make_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     hydra.prepare()
-    monkeypatch.setattr(run, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{i} plus {i} is {2 * i}.\n" for i in range(200)))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rwkv_lab.models.lm import LM
     from rwkv_lab.models.rwkv_lm_format import Original
     from rwkv_lab.runs import Run
+    from rwkv_lab.sweeps.stopping.curves import JobCurve, Verdict
     from rwkv_lab.tracking.tracker import Tracker
     from rwkv_lab.training.evaluate import Evaluation
 
@@ -308,3 +309,9 @@ class TrackerConfig(Component):
 @dataclass
 class StopConfig(Component):
     """When a sweep gives up a job; nothing here is part of a run's identity."""
+
+    after: float = setting(0.2, low=0, below=1)  # fraction of its length before which no job is stopped
+
+    @abstractmethod
+    def verdict(self, job: "JobCurve", others: "Sequence[JobCurve]") -> "Verdict":
+        """Return whether ``job`` goes on, given the comparable ``others`` of its study."""

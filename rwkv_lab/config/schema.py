@@ -13,6 +13,7 @@ from rwkv_lab.config.kinds import (
     ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
+    StopConfig,
     TokenizerConfig,
     TrackerConfig,
 )
@@ -81,6 +82,7 @@ class Config:
     trainer: TrainerConfig = MISSING
     tracker: TrackerConfig = MISSING
     ops: OpsConfig = MISSING
+    stop: StopConfig | None = setting(None, identity=False)  # when a sweep gives up a job; unset: never
 
     def check(self) -> None:
         """Raise UserError for a study that cannot be a folder."""
@@ -90,4 +92,6 @@ class Config:
 
 PLAIN_GROUPS: dict[str, type] = {"trainer": TrainerConfig, "ops": OpsConfig}  # groups whose options share one schema
 COMPONENT_GROUPS = ("model", "data", "tokenizer", "optimizer", "schedule", "objective", "tracker")
-GROUPS = (*COMPONENT_GROUPS, *PLAIN_GROUPS)
+OPTIONAL_GROUPS = ("stop",)  # components that may be unset
+GROUPS = (*COMPONENT_GROUPS, *PLAIN_GROUPS)  # groups every run has
+ALL_GROUPS = (*GROUPS, *OPTIONAL_GROUPS)

@@ -16,6 +16,8 @@ FORMAT = 1
 _KINDS = {
     "format": int,
     "status": str,
+    "reason": str,
+    "forecast": dict,
     "started": str,
     "ended": str,
     "overrides": list,

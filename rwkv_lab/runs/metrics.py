@@ -1,4 +1,4 @@
-"""Reading metrics.csv: all of it as arrays, or only its last step."""
+"""Reading metrics.csv: all of it as arrays, or only its last row."""
 
 import os
 from pathlib import Path
@@ -18,6 +18,24 @@ def read_metrics(file: Path) -> dict[str, np.ndarray]:
     header = whole[0].split(",") if whole else []
     rows = [row for line in whole[1:] if len(row := line.split(",")) == len(header)]
     return {name: np.array([_number(row[i]) for row in rows]) for i, name in enumerate(header)}
+
+
+def last_row(file: Path) -> dict[str, float]:
+    """Return the last whole row of a metrics.csv, NaN where empty, {} if it has none; reads a few kB only."""
+    try:
+        with open(file, "rb") as opened:
+            header = opened.readline(TAIL_BYTES).decode(errors="replace").rstrip("\n").split(",")
+            begin = opened.tell()
+            end = opened.seek(0, os.SEEK_END)
+            opened.seek(max(begin, end - TAIL_BYTES))
+            tail = opened.read().decode(errors="replace")
+    except OSError:
+        return {}
+    for line in reversed(tail[: tail.rfind("\n") + 1].splitlines()):
+        row = line.split(",")
+        if len(row) == len(header):
+            return dict(zip(header, map(_number, row), strict=True))
+    return {}
 
 
 def last_step(file: Path) -> int:

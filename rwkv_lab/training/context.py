@@ -6,7 +6,7 @@ from typing import Any
 
 from rwkv_lab.config.schema import Config
 from rwkv_lab.runs import provenance
-from rwkv_lab.runs.store import Claim
+from rwkv_lab.runs.store import RunHandle
 from rwkv_lab.util.console import warn
 
 
@@ -15,7 +15,7 @@ class RunContext:
     """A checked configuration with the run directory that was taken for it."""
 
     config: Config
-    claim: Claim  # the directory, what was found there, and its lock
+    claim: RunHandle  # the directory, what was found there, and its lock
     overrides: list[str]  # as typed
 
     @property

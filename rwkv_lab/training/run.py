@@ -12,11 +12,11 @@ from rwkv_lab.config import check, run_hash
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config
 from rwkv_lab.runs import provenance
-from rwkv_lab.runs.store import Claim, claim, nothing_to_do
+from rwkv_lab.runs.store import RunHandle, acquire_run, unavailable
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.util.console import say, warn
-from rwkv_lab.util.paths import RUNS, runs_dir
+from rwkv_lab.util.paths import runs_dir
 
 if TYPE_CHECKING:
     from rwkv_lab.training.distributed.world import World
@@ -34,30 +34,26 @@ class Outcome(NamedTuple):
 def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
     """Do the run in this process, or in processes it starts if the configuration asks for several."""
     config = check.check(composed)
-    path = (
-        (runs_dir(config.runs_dir) if config.runs_dir else RUNS)
-        / config.study
-        / run_hash.run_name(config, run_hash.named_files(config))
-    )
+    path = runs_dir(config.runs_dir) / config.study / run_hash.run_name(config, run_hash.named_files(config))
     if config.dry_run:
         summary.dry_run(config, path)
         return Outcome(COMPLETE)
-    if config.model.start_files and nothing_to_do(path, config.rerun) is None:
+    if config.model.start_files and not unavailable(path, config.rerun, early=config.stop is not None):
         _check_start(config)
     ranks = torchrun.ranks()
     if ranks > 1 or (ranks == 1 and config.trainer.strategy):
         from rwkv_lab.training.distributed import parallel
 
-        def work(held: Claim, world: "World") -> Outcome:
+        def work(held: RunHandle, world: "World") -> Outcome:
             return go_on(RunContext(config, held, overrides), world)
 
         return Outcome(*parallel.run(config, path, work))
     if config.trainer.strategy:
         from rwkv_lab.training.distributed import launch
 
-        found = nothing_to_do(path, config.rerun)
+        found = unavailable(path, config.rerun, early=config.stop is not None)
         return report(found) if found else Outcome(*launch.run(config, path))
-    held = claim(path, config.rerun)
+    held = acquire_run(path, config.rerun, early=config.stop is not None)
     try:
         return go_on(RunContext(config, held, overrides), None)
     finally:
@@ -77,8 +73,8 @@ def _check_start(config: Config) -> None:
 
 
 def go_on(context: RunContext, world: "World | None") -> Outcome:
-    """Report a run that is complete or busy; train one that was taken, as one of ``world`` or alone."""
-    if context.claim.state in ("complete", "busy"):
+    """Report a run that is over or locked; train one that was taken, as one of ``world`` or alone."""
+    if context.claim.state in ("complete", "stopped early", "locked"):
         return report(context.claim)
     # torch is imported here, so that everything before it answers at once.
     from rwkv_lab.training.distributed.world import World
@@ -86,16 +82,25 @@ def go_on(context: RunContext, world: "World | None") -> Outcome:
     return train(context, world or World())
 
 
-def report(found: Claim) -> Outcome:
-    """Print what is known of a run that is complete, or busy in another process."""
-    if found.state == "busy":
+def report(found: RunHandle) -> Outcome:
+    """Print what is known of a run that is over, or running in another process."""
+    if found.state == "locked":
         say(f"{summary.shown(found.path)} is running in another process (pid {found.manifest.get('pid', 'unknown')})")
         return Outcome(FAILED)
+    if found.state == "stopped early":
+        say(f"{summary.shown(found.path)} was stopped early: {found.manifest.get('reason')}")
+        say("the same command without stop= goes on from there")
+        return Outcome(COMPLETE, forecast_loss(found.manifest))
     require_result(found.path, found.manifest)
     summary.complete(found.path, found.manifest, again=True)
     if found.manifest.get("code") != provenance.code_fingerprint():
         warn("this run was completed by other code than the present rwkv_lab/ and csrc/; add rerun=true to redo it")
     return Outcome(COMPLETE, found.manifest["result"]["val_loss"])
+
+
+def forecast_loss(manifest: dict[str, Any]) -> float:
+    """Return the final loss that a stop rule forecast for a run; infinity if it made no forecast."""
+    return float((manifest.get("forecast") or {}).get("loss", float("inf")))
 
 
 def require_result(path: Path, manifest: dict[str, Any]) -> None:
@@ -116,7 +121,7 @@ def train(context: RunContext, world: "World") -> Outcome:
     from rwkv_lab.training.distributed.launch import LOST_TOUCH
     from rwkv_lab.training.distributed.world import lost_touch
     from rwkv_lab.training.signals import Stopped
-    from rwkv_lab.training.trainer import NotFinite
+    from rwkv_lab.training.trainer import NotFinite, StoppedEarly
 
     try:
         result = session.run(context, world)
@@ -125,6 +130,9 @@ def train(context: RunContext, world: "World") -> Outcome:
     except Stopped as stopped:
         say(f"stopped at step {stopped.step}; the checkpoint is saved: the same command again goes on from there")
         return Outcome(STOPPED)
+    except StoppedEarly as verdict:
+        say(f"stopped early at step {verdict.step}: {verdict}; the same command without stop= goes on from there")
+        return Outcome(COMPLETE, forecast_loss(context.manifest))
     except (NotFinite, session.OutOfMemory) as fault:
         context.fail(str(fault))
         if world.writes:

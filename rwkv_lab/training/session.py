@@ -17,13 +17,14 @@ from rwkv_lab.runs import manifest, provenance
 from rwkv_lab.training import checkpoint, device, memory
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed.world import World
+from rwkv_lab.training.early_stop import EarlyStop
 from rwkv_lab.training.metrics import MetricsLog
-from rwkv_lab.training.trainer import NotFinite, Training, train
+from rwkv_lab.training.trainer import NotFinite, StoppedEarly, Training, train
 from rwkv_lab.util import console
 from rwkv_lab.util.console import count, say, warn
 from rwkv_lab.util.io import write_atomic
 
-SETTINGS_OF_THE_CALL = ("rerun", "dry_run", "runs_dir")
+SETTINGS_OF_THE_CALL = ("rerun", "dry_run", "runs_dir", "stop")
 SAMPLE_TEMPERATURE = 0.8
 INPUTS = ("config.yaml", "tokenizer.json")
 PRODUCTS = (*INPUTS, "model.safetensors", "metrics.csv")
@@ -37,7 +38,7 @@ def run(context: RunContext, world: World) -> dict[str, Any]:
     """Train the run to its end, write its products and return the manifest's ``result``; empty on ranks that do not
     write.
 
-    Raises Stopped, NotFinite, OutOfMemory, and UserError for what is found wrong before training.
+    Raises Stopped, StoppedEarly, NotFinite, OutOfMemory, and UserError for what is found wrong before training.
     """
     training = None
     try:
@@ -215,11 +216,16 @@ def _train_and_record(training: Training, log: MetricsLog) -> dict[str, Any]:
     live = console.Progress(training.total, training.progress.step)
     live.start()
     try:
-        train(training, log, live)
+        train(training, log, live, EarlyStop(training.context, training.lr) if training.config.stop else None)
         live.close()
         log.sync()
         models.save(training.model, path / "model.safetensors")
         result = measure(training, {name: float(cell) for name, cell in log.last.items() if cell})
+    except StoppedEarly as verdict:
+        training.context.claim.record(
+            status="stopped early", reason=str(verdict), ended=provenance.now(), seconds=training.progress.seconds
+        )
+        raise
     finally:
         live.close()
         log.close()

@@ -19,6 +19,7 @@ from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.device import Resolved
 from rwkv_lab.training.distributed import world
 from rwkv_lab.training.distributed.world import World
+from rwkv_lab.training.early_stop import EarlyStop
 from rwkv_lab.training.evaluate import Evaluation
 from rwkv_lab.training.metrics import MetricsLog, Update
 from rwkv_lab.training.signals import Stopped, StopSignals
@@ -27,6 +28,14 @@ from rwkv_lab.util import console
 
 class NotFinite(Exception):
     """The loss or the gradient is infinite or NaN; the message says which, where and what to try."""
+
+
+class StoppedEarly(Exception):
+    """The run's stop rule gave it up; the message is the rule's sentence, and the checkpoint of ``step`` is saved."""
+
+    def __init__(self, step: int, reason: str):
+        super().__init__(reason)
+        self.step = step
 
 
 @dataclass
@@ -86,11 +95,14 @@ def update(training: Training, loss_module: nn.Module, step: int) -> tuple[torch
     return training.world.mean(total_loss), norm
 
 
-def train(training: Training, log: MetricsLog | None, live: console.Progress | None) -> None:
-    """Train from ``training.progress`` to the end.
+def train(
+    training: Training, log: MetricsLog | None, live: console.Progress | None, rule: EarlyStop | None = None
+) -> None:
+    """Train from ``training.progress`` to the end, or until ``rule``, on the rank that writes, gives the run up.
 
-    Raises ``Stopped`` after a requested stop, with a checkpoint saved, and ``NotFinite``, with the weights as they were
-    before the update that failed wherever that can be known without waiting for the device.
+    Raises ``Stopped`` after a requested stop and ``StoppedEarly`` after a verdict, both with a checkpoint saved, and
+    ``NotFinite``, with the weights as they were before the update that failed wherever that can be known without
+    waiting for the device.
     """
     config, progress, trainer = training.config, training.progress, training.config.trainer
     loss_module = world.wrap(training.model, config.objective, training.world)
@@ -139,11 +151,16 @@ def train(training: Training, log: MetricsLog | None, live: console.Progress | N
             if live is not None and (on_cpu or logs):
                 live.update(done, progress.tokens, loss.item(), lr)
             stopping = training.world.any(stop.requested, training.resolved.device)
-            if saves or stopping or (done == training.total):
+            given_up = ""
+            if evaluates and config.stop is not None:
+                given_up = training.world.broadcast(rule.reason_to_stop() if rule is not None else "")
+            if saves or stopping or given_up or (done == training.total):
                 save(training, log)
                 started = time.monotonic() - progress.seconds
             if stopping:
                 raise Stopped(done)
+            if given_up:
+                raise StoppedEarly(done, given_up)
 
 
 def require_finite(step: int, loss: float, norm: float, lr: float) -> None:

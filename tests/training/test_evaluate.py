@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from rwkv_lab import models
+from rwkv_lab.cli.evaluate import main
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.token_cache import Split
-from rwkv_lab.training.evaluate import bits_per_byte, evaluate_fixed, evaluate_full, evaluate_sliding, main
+from rwkv_lab.training.evaluate import bits_per_byte, evaluate_fixed, evaluate_full, evaluate_sliding
 
 VOCAB = 20
 EXAMPLES = settings(max_examples=40, deadline=None)

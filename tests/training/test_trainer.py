@@ -10,7 +10,7 @@ import torch
 from rwkv_lab import models
 from rwkv_lab.config import derived, registry
 from rwkv_lab.runs import read_metrics
-from rwkv_lab.runs.store import claim
+from rwkv_lab.runs.store import acquire_run
 from rwkv_lab.training import session
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed.world import World
@@ -35,7 +35,7 @@ def context():
 
 def start(folder, *overrides: str) -> Training:
     config = checked(*TINY, *overrides)
-    held = claim(folder, rerun=False)
+    held = acquire_run(folder, rerun=False)
     try:
         return session.prepare(RunContext(config, held, list(overrides)), World())
     finally:

@@ -13,10 +13,10 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config, TrainerConfig
 from rwkv_lab.runs import Run
 from rwkv_lab.runs.provenance import usable_cores
-from rwkv_lab.sweeps.subprocesses import killed_by
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.training.signals import STOPPED, StopSignals, end_process
 from rwkv_lab.util.paths import train_command
+from rwkv_lab.util.subprocesses import killed_by
 
 LOST_TOUCH = 3  # how a rank ends whose counterpart is gone, so that one sentence can be said for all of them
 SAVING_SECONDS = 600  # for ranks that have been told to stop
