@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     from analysis.compare.records import collect
     from analysis.compare.summary import Criteria, compare
     from rwkv_lab.runs.provenance import code_fingerprint
-    from rwkv_lab.util.paths import write_atomic
+    from rwkv_lab.util.io import write_atomic
 
     records = collect(args.paths, code_fingerprint())
     wanted = {axis: getattr(args, f"at_{axis}") for axis in AXES}

@@ -71,6 +71,14 @@ def without_its_group(key: str) -> str:
     return ""
 
 
+def other_owners(group: str, key: str) -> str:
+    """Return `` (a key of data=npy, data=text)``, the components of ``group`` with this field, or an empty string."""
+    if group not in COMPONENT_GROUPS:
+        return ""
+    owners = [name for name, member in registry.members(group).items() if key in member.__dataclass_fields__]
+    return f" (a key of {', '.join(f'{group}={name}' for name in owners)})" if owners else ""
+
+
 def plain(config: Config) -> dict[str, Any]:
     """Return the checked configuration as plain nested data."""
     return dataclasses.asdict(config)

@@ -17,7 +17,7 @@ from omegaconf.errors import (
 )
 
 from rwkv_lab.config import registry
-from rwkv_lab.config.check import top_level, without_its_group
+from rwkv_lab.config.check import other_owners, top_level, without_its_group
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import defaults
 from rwkv_lab.config.overrides import STUDIES, Words, read
@@ -85,7 +85,7 @@ def check_study(words: Words) -> None:
             raise UserError(
                 f"experiments={words.study} sets hydra.{key}: a study sets hydra.mode and hydra.sweeper.params only"
             )
-    swept = [f"{key}={value}" for key, value in (with_study.sweeper.params or {}).items()]
+    swept = [f"{key!s}={value}" for key, value in dict(with_study.sweeper.params or {}).items()]
     for text in swept:
         if text.lstrip("+~").startswith("hydra"):
             raise UserError(
@@ -134,7 +134,7 @@ def explain_omegaconf(error: OmegaConfBaseException) -> str:
         parent: Any = error.parent_node
         known = [str(name) for name in parent if name != "hydra"] if isinstance(parent, DictConfig) else []
         place, _, last = key.rpartition(".")
-        likely = (without_its_group(last) if not place else "") or nearest(last, known)
+        likely = (other_owners(place, last) if place else without_its_group(last)) or nearest(last, known)
         return f"{key} is unknown{likely}" + (f": {place or 'the top level'} has {', '.join(known)}" if known else "")
     if isinstance(error, (InterpolationResolutionError, UnsupportedInterpolationType)):
         return f"{key} takes its value from another key, which fails: {one_line(str(error.msg or error))}"

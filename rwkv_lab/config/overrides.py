@@ -1,7 +1,6 @@
 """The words of a command line, read before Hydra composes them, so that each mistake is one sentence of ours."""
 
 import importlib.util
-import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from hydra.errors import OverrideParseException
 from rwkv_lab.config import registry
 from rwkv_lab.config.check import without_its_group
 from rwkv_lab.config.errors import UserError, nearest
+from rwkv_lab.config.quoting import file_for_corpus, quoted, unreadable, with_home
 from rwkv_lab.config.schema import COMPONENT_GROUPS, Config
 from rwkv_lab.util.paths import REPOSITORY
 
@@ -68,7 +68,7 @@ def read(texts: Sequence[str], multirun: bool) -> Words:
     """Return the checked overrides. Raises UserError for the first word that no composition could accept."""
     parser = OverridesParser.create()
     parsed: list[Override] = []
-    for text in texts:
+    for text in with_home(texts):
         key, equals, value = text.partition("=")
         plain = key.strip("+~ ")
         if plain in ALIASES:
@@ -78,9 +78,7 @@ def read(texts: Sequence[str], multirun: bool) -> Words:
         try:
             parsed += parser.parse_overrides([text])
         except OverrideParseException:
-            quoted = shlex.quote(f'{key}="{value}"')
-            advice = "write key.field=value" if value.isalnum() else f"quote the value, e.g. {quoted}"
-            raise UserError(f"{text} cannot be read as key=value: {advice}") from None
+            raise UserError(unreadable(key, value)) from None
     chosen = {override.key_or_group: override.value() for override in parsed}
     for override in parsed:
         if override.key_or_group in NOT_SWEPT and override.is_sweep_override():
@@ -105,10 +103,9 @@ def _check(override: Override, sweeps: bool, searching: bool) -> None:
             f"{text} is a range to search, not a grid: add hydra/sweeper=search, or list values as {key}=a,b"
         )
     if override.is_sweep_override() and not sweeps:
-        quoted = shlex.quote(f'{key}="{value}"')
         raise UserError(
             f"{text} is several values: add -m for a sweep over them; write a list as {key}=[a,b], "
-            f"and one value with commas as {quoted}"
+            f"and one value with commas as {quoted(key, value)}"
         )
     top = key.partition(".")[0]
     if key.startswith("hydra"):
@@ -167,8 +164,8 @@ def _check_group(group: str, override: Override) -> None:
     for text in texts:
         if text == "null" or text in known:
             continue
-        if group == "data" and ("/" in text or "." in text):
-            raise UserError(f"data={text} is not a corpus: for your own text write data=text data.path={text}")
+        if group == "data" and (proposed := file_for_corpus(text)):
+            raise UserError(proposed)
         raise UserError(f"{group}={text} does not exist{nearest(text, known)}: choose one of {', '.join(known)}")
 
 

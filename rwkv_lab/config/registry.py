@@ -33,7 +33,7 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "model": Kind("rwkv_lab.models", True),
-        "data": Kind("rwkv_lab.data", True),
+        "data": Kind("rwkv_lab.data.corpora", True),
         "tokenizer": Kind("rwkv_lab.data.tokenizers", True),
         "optimizer": Kind("rwkv_lab.training.optim", True),
         "schedule": Kind("rwkv_lab.training.schedules", True),
@@ -59,7 +59,7 @@ def register(kind: str, name: str) -> Callable[[T], T]:
     def add(member: T) -> T:
         present = _members[kind].get(name)
         if present is not None and _source(present) != _source(member):
-            raise ValueError(f"{kind} {name!r} is registered twice: by {_source(present)} and {_source(member)}")
+            raise ValueError(f"{kind} {name!r} is registered twice, by {present!r} and by {member!r}")
         _members[kind][name] = member
         return member
 
@@ -89,10 +89,10 @@ def get(kind: str, name: str, key: str | None = None) -> Any:
     return known[name]
 
 
-def _source(member: object) -> tuple[str, str]:
-    """Return module and name of a component, equal for the same definition imported again."""
-    owner = member if hasattr(member, "__qualname__") else type(member)
-    return getattr(member, "__module__", ""), str(getattr(owner, "__qualname__", ""))
+def _source(member: object) -> object:
+    """Return module and name of a class or function, equal for the same definition imported again; else the object."""
+    name = getattr(member, "__qualname__", None)
+    return (getattr(member, "__module__", ""), name) if name else member
 
 
 @functools.cache

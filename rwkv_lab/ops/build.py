@@ -25,10 +25,10 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from rwkv_lab.config.errors import UserError, main_guard
+from rwkv_lab.util.paths import CSRC
 
 Kind = Literal["cpu", "cuda", "bench"]
 
-CSRC = Path(__file__).parents[2] / "csrc"
 KERNELS = ("wkv_kernels.h", "wkv_math.h", "wkv_split.h")
 HEADERS = {
     "cpu": ("checks.h", "lanes.h", "wkv_cpu.h", "wkv_math.h"),

@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 
 NAME = "run.json"
 FORMAT = 1

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rwkv_lab.runs.store import acquire_run
 from rwkv_lab.sweeps import launchers, plan
 from rwkv_lab.sweeps.launchers import LauncherSpec
 from rwkv_lab.util.console import say
-from rwkv_lab.util.paths import REPOSITORY, runs_dir
+from rwkv_lab.util.paths import runs_dir, train_command
 from rwkv_lab.util.subprocesses import Ended, end_with_parent, run_child
 
 LOSS_IF_FAILED = math.inf
@@ -71,7 +70,7 @@ def final_loss(manifest: dict[str, Any]) -> float:
 
 def command(overrides: Sequence[str]) -> list[str]:
     """Return the command of one job."""
-    return [sys.executable, str(REPOSITORY / "run.py"), *overrides, "hydra.mode=RUN"]
+    return [*train_command(), *overrides, "hydra.mode=RUN"]
 
 
 def threads(spec: LauncherSpec) -> dict[str, str]:

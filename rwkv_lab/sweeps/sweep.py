@@ -17,7 +17,7 @@ from rwkv_lab.sweeps.plan import Composer, Job, Loader
 from rwkv_lab.sweeps.progress import Watch
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.util.console import say, warn
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.util.paths import IMPORT_ROOT
 
 SECONDS_TO_SAVE = 8.0
 MOST_LOST_WORKERS = 3
@@ -116,7 +116,7 @@ def _warn_of_other_code(watch: Watch) -> None:
 def _importable_in_workers() -> Iterator[None]:
     """Context manager: worker processes can import this project, whatever folder the command was typed in."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), before)))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(IMPORT_ROOT), before)))
     try:
         yield
     finally:

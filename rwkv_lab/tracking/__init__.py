@@ -18,7 +18,7 @@ from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.runs import Run
 from rwkv_lab.tracking.tracker import settings_of
 from rwkv_lab.util.console import warn
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.util.paths import IMPORT_ROOT
 
 FINISH_SECONDS = 10
 STOPPED_SECONDS = 0.5
@@ -59,7 +59,7 @@ def _start(folder: Path, step: int, name: str) -> subprocess.Popen | None:
         # A session of its own: Ctrl-C in the terminal is the run's affair.
         return subprocess.Popen(
             command("follow", str(folder.absolute()), "--after", str(step)),
-            cwd=REPOSITORY,
+            cwd=IMPORT_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from rwkv_lab.config.errors import UserError, main_guard, nearest
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.config.registry import names
 from rwkv_lab.ops.bench import CLOCKS, interleave, processor_name
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def earlier_route(name: str) -> Iterator[None]:
         return baselines.by_convolution(w, u, k, v), None
 
     routes: dict[str, tuple[str, Callable]] = {
-        "materialised": ("rwkv_lab.models.rwkv_v1.toeplitz_mix", baselines.materialised_mix),
+        "materialised": ("rwkv_lab.models.blocks.toeplitz_mix.toeplitz_mix", baselines.materialised_mix),
         "convolution": ("rwkv_lab.models.blocks.wkv_mix.wkv", convolution),
     }
     with mock.patch(*routes[BEFORE[name]]):
@@ -108,7 +108,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m rwkv_lab.training.bench", description="Times training steps.")
-    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated (default: all)")
+    parser.add_argument("--models", default=",".join(names("model")), help="comma-separated (default: all)")
     parser.add_argument("--sizes", default="4x128", help="LAYERSxCHANNELS, comma-separated (default 4x128)")
     parser.add_argument("--ctx", default="256", help="context lengths, comma-separated (default 256)")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or both, comma-separated (default fp32)")
@@ -120,8 +120,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ours-only", action="store_true", help="leave the earlier routes out")
     args = parser.parse_args()
     for name in several(args.models):
-        if name not in MODELS:
-            raise UserError(f"--models: {name} is no model{nearest(name, MODELS)}; choose among {', '.join(MODELS)}")
+        if name not in names("model"):
+            raise UserError(
+                f"--models: {name} is no model{nearest(name, names('model'))}; choose among {', '.join(names('model'))}"
+            )
     for precision in several(args.precision):
         if precision not in ("fp32", "bf16"):
             raise UserError(f"--precision: {precision} is not one of fp32, bf16")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.util.paths import sync_folder, write_json
+from rwkv_lab.util.io import sync, write_json
 from rwkv_lab.util.tensorfile import write_tensors
 
 FORMAT = 1
@@ -95,7 +95,7 @@ def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> 
         # A link that leads nowhere.
         folder.unlink(missing_ok=True)
         folder.mkdir()
-        sync_folder(folder.parent)
+        sync(folder.parent)
     file = folder / f"step-{progress.step:09d}.safetensors"
     write_tensors(tensors, file)
     with open(file, "rb") as written:

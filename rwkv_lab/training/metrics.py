@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rwkv_lab.config import registry
 from rwkv_lab.config.registry import register
-from rwkv_lab.util.paths import write_atomic
+from rwkv_lab.util.io import write_atomic
 
 if TYPE_CHECKING:
     from rwkv_lab.models.lm import LM

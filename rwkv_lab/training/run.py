@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rwkv_lab.cli import summary
 from rwkv_lab.config import check, run_hash
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.schema import Config
 from rwkv_lab.runs import provenance
 from rwkv_lab.runs.store import RunHandle, acquire_run, unavailable
 from rwkv_lab.training.context import RunContext
@@ -37,6 +38,8 @@ def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
     if config.dry_run:
         summary.dry_run(config, path)
         return Outcome(COMPLETE)
+    if config.model.start_files and unavailable(path, config.rerun) is None:
+        _check_start(config)
     ranks = torchrun.ranks()
     if ranks > 1 or (ranks == 1 and config.trainer.strategy):
         from rwkv_lab.training.distributed import parallel
@@ -55,6 +58,13 @@ def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
         return go_on(RunContext(config, held, overrides), None)
     finally:
         held.release()
+
+
+def _check_start(config: Config) -> None:
+    """Raise UserError for weights to start from that do not belong to the text, before a directory is made."""
+    from rwkv_lab import data, models
+
+    models.check_init(config.model, data.load(config.data, config.tokenizer).tokenizer)
 
 
 def go_on(context: RunContext, world: "World | None") -> Outcome:

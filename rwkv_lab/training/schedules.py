@@ -31,17 +31,20 @@ Shape = Literal["constant", "linear", "cosine", "exponential", "sqrt", "power"]
 
 def blend(shape: Shape, progress: float, start: float, end: float, power: float = 1.0) -> float:
     """Return the rate at ``progress`` in [0, 1] on the way from ``start`` to ``end``; a constant is at its end."""
-    left = 1 - progress
-    shares = {  # of the way that is left
-        "constant": 0.0,
-        "linear": left,
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "sqrt": 1 - math.sqrt(progress),
-        "power": left**power,
-    }
-    if shape == "exponential":
-        return start * (end / start) ** progress
-    return end + (start - end) * shares[shape]
+    match shape:
+        case "constant":
+            return end
+        case "exponential":
+            return start * (end / start) ** progress
+        case "linear":
+            left = 1 - progress
+        case "cosine":
+            left = 0.5 * (1 + math.cos(math.pi * progress))
+        case "sqrt":
+            left = 1 - math.sqrt(progress)
+        case "power":
+            left = (1 - progress) ** power
+    return end + (start - end) * left
 
 
 def _progress(step: int, first: int, last: int) -> float:

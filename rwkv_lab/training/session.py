@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from rwkv_lab import data, models, tracking
 from rwkv_lab.config import check, derived
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import Corpus
-from rwkv_lab.inference import recurrent
+from rwkv_lab.inference import sampling
 from rwkv_lab.runs import manifest, provenance
 from rwkv_lab.training import checkpoint, device, memory
 from rwkv_lab.training.context import RunContext
@@ -23,11 +22,10 @@ from rwkv_lab.training.metrics import MetricsLog
 from rwkv_lab.training.trainer import NotFinite, StoppedEarly, Training, train
 from rwkv_lab.util import console
 from rwkv_lab.util.console import count, say, warn
-from rwkv_lab.util.paths import write_atomic
+from rwkv_lab.util.io import write_atomic
 
 SETTINGS_OF_THE_CALL = ("rerun", "dry_run", "runs_dir", "stop")
 SAMPLE_TEMPERATURE = 0.8
-START_FIELDS = ("init_from", "time_vectors_from")  # how a model began, not followed if a checkpoint does
 INPUTS = ("config.yaml", "tokenizer.json")
 PRODUCTS = (*INPUTS, "model.safetensors", "metrics.csv")
 
@@ -74,19 +72,16 @@ def prepare(context: RunContext, world: World) -> Training:
     data.require_length(corpus, config.model.ctx_len)
     _require_same_data(context, corpus)
     torch.manual_seed(config.seed)
-    fields = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
-    if saved is None and config.model.init_from:
-        start = Path(config.model.init_from)
-        manifest.verify(start if start.is_dir() else start.parent, "model.safetensors")
-    if saved is not None:
-        fields |= {key: None for key in START_FIELDS if key in fields}
+    if saved is None and (note := models.check_init(config.model, corpus.tokenizer)):
+        corpus.notes.append(note)
     try:
-        model = models.build(
-            fields.pop("name"),
-            vocab_size=corpus.tokenizer.vocab_size,
+        model = models.construct(
+            config.model,
+            corpus.tokenizer.vocab_size,
             seed=config.seed,
             backend=resolved.ops_backend,
-            **fields,
+            tokenizer=corpus.tokenizer,
+            warm=saved is None,
         ).to(resolved.device)
     except Exception as error:
         if _is_out_of_memory(error):
@@ -301,19 +296,11 @@ def write_sample(training: Training) -> None:
     tokenizer = training.corpus.tokenizer
     generator = torch.Generator(training.resolved.device).manual_seed(training.config.seed)
     with training.resolved.autocast():
-        ids = recurrent.generate(
-            training.model, start_ids(tokenizer), length, generator=generator, temperature=SAMPLE_TEMPERATURE
+        ids = sampling.generate(
+            training.model, tokenizer.start(), length, generator=generator, temperature=SAMPLE_TEMPERATURE
         )
     text = tokenizer.decode(ids)
     write_atomic(training.folder / "sample.txt", text.encode("utf-8", "replace"))
-
-
-def start_ids(tokenizer: data.Tokenizer) -> list[int]:
-    """Return the tokens a text starts with: a line break, or token 0 of a tokenizer that has none."""
-    try:
-        return tokenizer.encode("\n").tolist() or [0]
-    except UserError:
-        return [0]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

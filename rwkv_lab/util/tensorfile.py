@@ -1,4 +1,4 @@
-"""Writing safetensors files atomically, with the errors every other file has."""
+"""Safetensors files, written as every other file: in one step, and with the same errors."""
 
 import errno
 import os
@@ -10,19 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rwkv_lab.util.paths import put_in_place
+from rwkv_lab.util.io import replacing
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write ``tensors`` as a safetensors file in one step, on the disk when this returns.
-
-    Raises OSError, e.g. on a full disk; the old file then stays.
-    """
-    file = Path(file)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    """Replace ``file`` by a safetensors file of ``tensors`` in one step; OSError if that fails, e.g. on a full disk."""
     try:
-        save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
-        put_in_place(partial, file)
+        with replacing(Path(file)) as partial:
+            save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
     except SafetensorError as error:
         found = re.search(r"os error (\d+)", str(error))
         number = int(found[1]) if found else errno.EIO

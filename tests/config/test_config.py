@@ -18,6 +18,7 @@ NEEDS = {
     "data=npy": ["data.path=some.npy", "tokenizer=ids"],
     "tokenizer=ids": ["data=npy", "data.path=some.npy"],
     "tokenizer=bpe": ["tokenizer.path=tokenizer.json"],
+    "tokenizer=run": ["tokenizer.path=RUN"],
     "schedule=fitted": ["schedule.fit=fit.json"],
 }
 

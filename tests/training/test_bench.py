@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rwkv_lab import models
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.config.registry import names
 from rwkv_lab.training import bench
 
 
@@ -21,7 +21,7 @@ def test_the_earlier_route_computes_the_same(name):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_a_step_changes_the_weights(name):
     model = models.build(name, vocab_size=bench.VOCABULARY, n_layer=1, n_embd=16, ctx_len=8)
     before = model.head.weight.clone()

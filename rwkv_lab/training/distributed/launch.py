@@ -15,6 +15,7 @@ from rwkv_lab.runs import Run
 from rwkv_lab.runs.provenance import usable_cores
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.training.signals import STOPPED, StopSignals, end_process
+from rwkv_lab.util.paths import train_command
 from rwkv_lab.util.subprocesses import killed_by
 
 LOST_TOUCH = 3  # how a rank ends whose counterpart is gone, so that one sentence can be said for all of them
@@ -48,7 +49,8 @@ def run(config: Config, path: Path) -> tuple[int, float]:
     )
     try:
         with StopSignals(again=end_process):
-            elastic_launch(settings, sys.executable)("-u", *sys.argv)
+            interpreter, *program = train_command()
+            elastic_launch(settings, interpreter)("-u", *program, *sys.argv[1:])
     except ChildFailedError as failed:
         return _end(failed.failures, processes), float("inf")
     except (KeyboardInterrupt, SignalException):
