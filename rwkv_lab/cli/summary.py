@@ -61,11 +61,11 @@ def dry_run(config: Config, path: Path) -> None:
     from rwkv_lab import data, models
     from rwkv_lab.config import check, derived
     from rwkv_lab.models.factory import skeleton
-    from rwkv_lab.training import memory
+    from rwkv_lab.training import lineage, memory
 
     say(OmegaConf.to_yaml(OmegaConf.create(check.plain(config))))
     total = derived.total_steps(config)
-    rates = [*map(config.schedule.build(total), range(total))]
+    rates = [*map(lineage.rates(config), range(total))]
     corpus = data.load(config.data, config.tokenizer)
     data.require_length(corpus, config.model.ctx_len)
     model = skeleton(config.model, corpus.tokenizer.vocab_size)

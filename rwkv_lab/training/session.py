@@ -14,7 +14,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import Corpus
 from rwkv_lab.inference import sampling
 from rwkv_lab.runs import manifest, provenance
-from rwkv_lab.training import checkpoint, device, memory
+from rwkv_lab.training import checkpoint, device, lineage, memory
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.early_stop import EarlyStop
@@ -64,13 +64,16 @@ def prepare(context: RunContext, world: World) -> Training:
     config, path = context.config, context.path
     total = derived.total_steps(config)
     derived.check_shares(config.trainer, world.size)
-    lr = config.schedule.build(total)
+    lr = lineage.rates(config)
     resolved = device.resolve(config, context.manifest.get("resolved") if context.resuming else None)
     device.apply(resolved)
     saved = checkpoint.newest(path / "checkpoints", warn) if context.resuming else None
     corpus = _corpus(context, stored=saved is not None)
     data.require_length(corpus, config.model.ctx_len)
     _require_same_data(context, corpus)
+    if saved is None and not context.resuming:
+        took = lineage.inherit(context, resolved, corpus.sha256, world.size) if world.writes else False
+        saved = checkpoint.newest(path / "checkpoints", warn) if world.broadcast(took) else None
     if saved is None and (note := models.check_init(config.model, corpus.tokenizer)):
         corpus.notes.append(note)
     torch.manual_seed(config.seed)
