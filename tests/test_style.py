@@ -20,7 +20,7 @@ def test_tools_are_content(tool, repository):
 
 
 def sources(repository: Path) -> list[Path]:
-    folders = ("rwkv_lab", "analysis", "csrc", "hydra_plugins", "tests")
+    folders = ("rwkv_lab", "analysis", "benchmarks", "csrc", "hydra_plugins", "tests")
     return [path for folder in folders for kind in CODE for path in (repository / folder).rglob(kind)]
 
 

@@ -2,7 +2,6 @@
 
 python -m rwkv_lab.data info DATA [key=value]...      size, splits, vocabulary, unknown rate, sample, cache files
 python -m rwkv_lab.data prepare DATA [key=value]...   download and tokenise now
-python -m rwkv_lab.data bench [megabytes]             tokenise and read a text of this size (100) and print a table
 
 DATA and the keys are those of run.py: data info enwik8 data.path=FILE tokenizer=byte
 """
@@ -32,13 +31,8 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     command, rest = argv[0], argv[1:]
-    if command == "bench":
-        from rwkv_lab.data.bench import table
-
-        print(table(_megabytes(rest)))
-        return 0
     if command not in ("info", "prepare"):
-        raise Mistake(f"{command} is unknown{nearest(command, ('info', 'prepare', 'bench'))}: info, prepare or bench")
+        raise Mistake(f"{command} is unknown{nearest(command, ('info', 'prepare'))}: info or prepare")
     data, tokenizer = configs(rest)
     started = time.perf_counter()
     corpus = load(data, tokenizer)
@@ -114,16 +108,6 @@ def _group(group: str, option: str, schema: type[T], pairs: list[list[str]]) -> 
     except OmegaConfBaseException as error:
         raise Mistake(f"{group}.{error.full_key}: {str(error.msg).splitlines()[0]}") from None
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
-
-
-def _megabytes(arguments: list[str]) -> int:
-    try:
-        size = int(arguments[0]) if arguments else 100
-    except ValueError:
-        size = 0
-    if size < 1 or len(arguments) > 1:
-        raise Mistake(f"bench {' '.join(arguments)}: one whole number of megabytes from 1 up is expected")
-    return size
 
 
 if __name__ == "__main__":

@@ -61,11 +61,15 @@ class TimeMix(nn.Module):
         # sums of e^k span 40 decades, more than half precision resolves
         e = torch.exp(k.to(torch.promote_types(k.dtype, torch.float32)).clamp(K_MIN, K_MAX))
         kv = (e * v).unflatten(-1, (self.n_head, -1))  # [B,T,H,S]
-        y = toeplitz_mix(self.time_w, self.time_alpha, self.time_beta, kv).flatten(2)
+        y = self.mix(kv).flatten(2)
         out = self.output(torch.sigmoid(r) * y / e.cumsum(dim=1))
         if self.tiny_att is not None:
             out = out + self.tiny_att(xv)
         return out * self.time_gamma[: x.shape[1]], None
+
+    def mix(self, kv: Tensor) -> Tensor:
+        """sum_{u<=t} W[h,t,u] kv_u for kv [B,T,H,S] -> [B,T,H,S]."""
+        return toeplitz_mix(self.time_w, self.time_alpha, self.time_beta, kv)
 
 
 class ChannelMix(nn.Module):

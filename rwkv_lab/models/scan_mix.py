@@ -52,15 +52,19 @@ class TimeMix(nn.Module):
         self.receptance = nn.Linear(C, C, bias=False)
         self.output = nn.Linear(C, C, bias=False)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
         """x [B,T,C] after (the input before it [B,C], scan sums [B,3,C]) -> y [B,T,C] and that state after x."""
         last, sums = (None, None) if state is None else state
         xk, xv, xr = self.shift(x, last)
         k, v, r = self.key(xk), self.value(xv), self.receptance(xr)  # [B,T,C]
         exact = torch.promote_types(self.time_decay.dtype, torch.float32)
         w, u = -torch.exp(self.time_decay.to(exact)), self.time_first.to(exact)  # [C]
-        y, sums = wkv(w, u, k, v, sums, self.den_eps, self.k_max, backend=self.backend)
+        y, sums = self.scan(w, u, k, v, sums)
         return self.output(torch.sigmoid(r) * y), (x[:, -1], sums)
+
+    def scan(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """wkv_t for w, u [C] and k, v [B,T,C] after sums [B,3,C] -> [B,T,C] and the sums after it."""
+        return wkv(w, u, k, v, sums, self.den_eps, self.k_max, backend=self.backend)
 
 
 class SquaredReLU(torch.autograd.Function):

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from rwkv_lab.data import bench
 from rwkv_lab.data.__main__ import configs, main
 from rwkv_lab.errors import Mistake
 
@@ -42,7 +41,6 @@ def test_keys_are_those_of_run():
         (["info", "builtin", "data.pth=a"], "pth"),
         (["info", "builtin", "data.split=most"], "split"),
         (["info", "builtin", "seed=1"], "seed is unknown here"),
-        (["bench", "lots"], "whole number of megabytes"),
     ],
 )
 def test_mistakes(arguments, said):
@@ -63,8 +61,3 @@ def test_a_mistake_is_one_line_and_exit_code_2():
 def test_torch_is_not_imported():
     code = "import sys, rwkv_lab.data, rwkv_lab.data.__main__, rwkv_lab.evaluate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_bench_prints_a_table():
-    said = bench.table(1)
-    assert all(f"| {name} |" in said for name in ("char", "byte", "random", "cube", "sequential"))
