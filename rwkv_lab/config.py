@@ -100,6 +100,7 @@ class TrackerConfig:
 @dataclass
 class OpsConfig:
     backend: str = "auto"  # auto | native (csrc/) | reference (plain torch)
+    cache_dir: str | None = _aside(None)  # where built kernels are kept; unset: rwkv_lab/ops in the user's cache folder
 
 
 @dataclass

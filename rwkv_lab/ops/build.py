@@ -34,7 +34,7 @@ CXX_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPI
 # the oldest torch whose stable interface is used
 BIND_FLAGS = ("-DTORCH_TARGET_VERSION=0x020b000000000000",)
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-Xptxas", "-v")
-# Takes the place of libtorch_cuda where only the CPU's torch is installed, so that the library asks for it all the same.
+# Takes the place of libtorch_cuda beside a torch without CUDA, so that the library asks for it all the same.
 STUB = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n'
 NOTICE_SECONDS = 2.0
 LOCK_SECONDS = 120.0

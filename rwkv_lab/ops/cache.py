@@ -82,7 +82,7 @@ def discard(folder: Path) -> None:
 
 @contextlib.contextmanager
 def workshop(cache: Path) -> Iterator[Path]:
-    """A fresh folder in ``cache`` to build in, removed afterwards; its lock, freed by the system, tells who is alive."""
+    """A fresh folder in ``cache`` to build in, removed afterwards; its lock goes with the process that builds."""
     work = cache / f"{WORK}{uuid.uuid4().hex}"
     alive = work.with_suffix(".alive")
     with FileLock(alive):

@@ -35,7 +35,8 @@ def load_library(kind: Kind, arch: str = "", cache: Path | None = None) -> None:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        raise BuildFailed(f"the {kind} kernels do not load: {error}") from error
+        # torch names the file only; the loader's own words are the cause.
+        raise BuildFailed(f"the {kind} kernels do not load: {error.__cause__ or error}") from error
 
 
 def define_operators(cache: Path | None) -> None:
@@ -54,10 +55,9 @@ def architecture(device: torch.device) -> str:
         raise BuildFailed("this torch was built without CUDA")
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_CARD:
+        name = torch.cuda.get_device_name(device)
         has, needs = (".".join(map(str, version)) for version in (capability, OLDEST_CARD))
-        raise BuildFailed(
-            f"the kernels need compute capability {needs}, {torch.cuda.get_device_name(device)} has {has}"
-        )
+        raise BuildFailed(f"the kernels need compute capability {needs}, {name} has {has}")
     return "sm_{}{}".format(*capability)
 
 

@@ -1,6 +1,7 @@
 """What ``auto`` means here: device, precision and threads, chosen once and recorded in the manifest."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -48,6 +49,10 @@ def _precision(wanted: str, device: str) -> str:
     return wanted
 
 
+def _kernel_cache(named: str | None) -> Path | None:
+    return Path(named).expanduser().absolute() if named else None
+
+
 def resolve(config: Config, earlier: dict | None = None) -> Resolved:
     """Decides every ``auto``. A resumed run keeps the ``earlier`` choices; a Mistake where this machine lacks one."""
     from rwkv_lab.ops import resolve_backend
@@ -57,7 +62,7 @@ def resolve(config: Config, earlier: dict | None = None) -> Resolved:
     now = Resolved(
         device=device,
         precision=_precision(trainer.precision, device),
-        ops_backend=resolve_backend(config.ops.backend, torch.device(device)),
+        ops_backend=resolve_backend(config.ops.backend, device, _kernel_cache(config.ops.cache_dir)),
         threads=trainer.threads or (earlier or {}).get("threads") or torch.get_num_threads(),
     )
     for key, before in (earlier or {}).items():
