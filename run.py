@@ -4,10 +4,10 @@
 import gc
 import sys
 
-from rwkv_lab import cli
+from rwkv_lab.cli import train
 
 if __name__ == "__main__":
-    code = cli.main(sys.argv)
+    code = train.main(sys.argv)
     # Python would walk all of torch's objects once more on its way out, which takes it as long as importing them.
     gc.freeze()
     sys.exit(code)

@@ -10,7 +10,7 @@ import io
 import sys
 from typing import NoReturn
 
-from rwkv_lab.errors import Mistake, main_guard, nearest
+from rwkv_lab.config.errors import UserError, main_guard, nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("analysis.commands.fit", "fit a law of loss against learning rate to the curves of runs"),
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence and nothing else."""
 
     def error(self, message: str) -> NoReturn:
-        raise Mistake(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def usage() -> str:
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name not in COMMANDS:
-        raise Mistake(f"unknown command '{name}'{nearest(name, COMMANDS)}; choose one of {', '.join(COMMANDS)}")
+        raise UserError(f"unknown command '{name}'{nearest(name, COMMANDS)}; choose one of {', '.join(COMMANDS)}")
     module_name, summary = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = Parser(

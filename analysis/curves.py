@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from analysis import rates, tables, wandb_runs
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.config.errors import UserError, nearest
 
 DENSE = 50  # points from which a held-out loss is worth fitting instead of the training loss
 
@@ -33,20 +33,22 @@ class LossCurve:
     def __post_init__(self) -> None:
         step, loss, eta = np.asarray(self.step), np.asarray(self.loss, float), np.asarray(self.eta, float)
         if step.ndim != 1 or loss.shape != step.shape or eta.ndim != 1:
-            raise Mistake(f"{self.name}: step and loss must be one-dimensional and equally long, eta one-dimensional")
+            raise UserError(f"{self.name}: step and loss must be one-dimensional and equally long, eta one-dimensional")
         if len(step) == 0:
-            raise Mistake(f"{self.name}: no point with a finite loss")
+            raise UserError(f"{self.name}: no point with a finite loss")
         if not np.isfinite(loss).all() or not np.isfinite(step).all():
-            raise Mistake(f"{self.name}: step and loss must be finite")
+            raise UserError(f"{self.name}: step and loss must be finite")
         if not np.isfinite(eta).all() or (eta < 0).any() or not (eta > 0).any():
-            raise Mistake(f"{self.name}: every rate must be finite and at least 0, and one above 0")
+            raise UserError(f"{self.name}: every rate must be finite and at least 0, and one above 0")
         if (loss <= 0).any():
-            raise Mistake(f"{self.name}: every loss must be above 0 nats per token")
+            raise UserError(f"{self.name}: every loss must be above 0 nats per token")
         step = np.rint(step).astype(int)
         if (np.diff(step) <= 0).any():
-            raise Mistake(f"{self.name}: steps must rise and none be given twice")
+            raise UserError(f"{self.name}: steps must rise and none be given twice")
         if step[0] < 0 or step[-1] > len(eta):
-            raise Mistake(f"{self.name}: steps must lie between 0 and the {len(eta)} updates that eta gives rates for")
+            raise UserError(
+                f"{self.name}: steps must lie between 0 and the {len(eta)} updates that eta gives rates for"
+            )
         for key, value in (("step", step), ("loss", loss), ("eta", eta)):
             object.__setattr__(self, key, value)
 
@@ -73,7 +75,7 @@ def loss_column(columns: Mapping[str, np.ndarray], wanted: str | None, where: st
     """The column to fit: ``wanted``, else loss, else val_loss where it is dense, else train_loss."""
     if wanted is not None:
         if tables.pick(columns, [wanted]) is None:
-            raise Mistake(
+            raise UserError(
                 f"{where}: no column '{wanted}' with numbers{nearest(wanted, columns)}; it has {', '.join(columns)}"
             )
         return wanted
@@ -81,7 +83,7 @@ def loss_column(columns: Mapping[str, np.ndarray], wanted: str | None, where: st
     dense = held_out is not None and np.count_nonzero(np.isfinite(held_out)) >= DENSE
     found = tables.pick(columns, ["loss", *(["val_loss"] if dense else []), "train_loss", "train/loss", "val_loss"])
     if found is None:
-        raise Mistake(f"{where}: no column loss, val_loss or train_loss; it has {', '.join(columns) or 'no columns'}")
+        raise UserError(f"{where}: no column loss, val_loss or train_loss; it has {', '.join(columns) or 'no columns'}")
     return found
 
 
@@ -102,13 +104,13 @@ def from_columns(
     """
     step_name = tables.pick(columns, tables.STEP_NAMES)
     if step_name is None:
-        raise Mistake(f"{where}: no column 'step' with numbers; it has {', '.join(columns) or 'no columns'}")
+        raise UserError(f"{where}: no column 'step' with numbers; it has {', '.join(columns) or 'no columns'}")
     loss_name = loss_column(columns, column, where)
     rate_name = tables.pick(columns, tables.RATE_NAMES)
     rate = columns[rate_name] if rate_name else np.full(len(columns[step_name]), np.nan)
     (step, loss, rate), notes = tables.clean(columns[step_name], columns[loss_name], rate)
     if len(step) == 0:
-        raise Mistake(f"{where}: no row with a finite step and {loss_name}")
+        raise UserError(f"{where}: no row with a finite step and {loss_name}")
     update = np.maximum(step - 1, 0) if completed else step
     if loss_name == "train_loss":
         step = update
@@ -117,7 +119,7 @@ def from_columns(
         eta = None
     if eta is None:
         if not np.isfinite(rate).any():
-            raise Mistake(f"{where}: no rates: give a column lr, or a schedules.json beside it with '{name}'")
+            raise UserError(f"{where}: no rates: give a column lr, or a schedules.json beside it with '{name}'")
         eta = rates.of_column(update, rate)
         notes.append("rates interpolated between the logged ones")
         if update[0] > 1:
@@ -203,10 +205,12 @@ def load(path: str | Path, column: str | None = None) -> LossCurve:
             return load_run(path, column)
         records = sorted(path.glob("*.wandb"))
         if not records:
-            raise Mistake(f"{path}: neither a run directory (no metrics.csv) nor an offline wandb run (no .wandb file)")
+            raise UserError(
+                f"{path}: neither a run directory (no metrics.csv) nor an offline wandb run (no .wandb file)"
+            )
         path = records[0]
     if not path.is_file():
-        raise Mistake(f"{path}: no such file or run directory")
+        raise UserError(f"{path}: no such file or run directory")
     if path.suffix == ".wandb":
         return from_history(*wandb_runs.read_offline(path), where=str(path), name=path.stem, column=column)
     if path.name == "metrics.csv":

@@ -26,7 +26,7 @@ from analysis.fitting.member import Member, fit_member
 from analysis.fitting.windows import Window
 from analysis.laws.registry import LAWS
 from analysis.path import warmup_steps
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
 
 FORMAT = 1
@@ -85,7 +85,7 @@ class Prediction:
     def band(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """The interval at every state, two arrays ``[T+1]``."""
         if not 0 < level < 1:
-            raise Mistake(f"level: must be between 0 and 1, not {level}")
+            raise UserError(f"level: must be between 0 and 1, not {level}")
         half = quantile(level) * self.error
         return self.states - half, self.states + half
 
@@ -200,7 +200,7 @@ class Fit:
         """
         rates = as_rates(eta, steps, parameters)
         if len(rates) <= self.first:
-            raise Mistake(f"the schedule ends after {len(rates)} updates, before the fit's first step {self.first}")
+            raise UserError(f"the schedule ends after {len(rates)} updates, before the fit's first step {self.first}")
         at = np.arange(len(rates) + 1)
         own = np.stack([member.loss(rates, at) for member in self.members])
         states = own.mean(axis=0)
@@ -248,27 +248,27 @@ class Fit:
         try:
             return Fit.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise Mistake(f"{path}: cannot be read ({error.strerror})") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise Mistake(f"{path}: not a fit written by python -m analysis fit") from error
+            raise UserError(f"{path}: not a fit written by python -m analysis fit") from error
 
 
 def as_rates(eta: Any, steps: int | None, parameters: dict[str, Any]) -> np.ndarray:
     """Rates ``[T]`` of an array, or of a schedule by name or function with a length."""
     if isinstance(eta, str) or callable(eta):
         if steps is None or steps < 1:
-            raise Mistake("steps: a schedule by name needs its length in updates, at least 1")
+            raise UserError("steps: a schedule by name needs its length in updates, at least 1")
         try:
             if callable(eta):
                 return np.array([eta(step, steps, **parameters) for step in range(steps)], dtype=float)
             return schedules.rates(eta, steps, **parameters)
         except KeyError as error:
-            raise Mistake(f"schedule: unknown '{eta}'; choose one of {', '.join(schedules.SCHEDULES)}") from error
+            raise UserError(f"schedule: unknown '{eta}'; choose one of {', '.join(schedules.SCHEDULES)}") from error
         except (TypeError, ValueError) as error:
-            raise Mistake(f"schedule {eta}: {error}") from error
+            raise UserError(f"schedule {eta}: {error}") from error
     rates = np.asarray(eta, dtype=float)
     if rates.ndim != 1 or len(rates) == 0 or not np.isfinite(rates).all() or (rates < 0).any() or not (rates > 0).any():
-        raise Mistake("eta: must be one finite rate an update, none below 0 and one above it")
+        raise UserError("eta: must be one finite rate an update, none below 0 and one above it")
     return rates
 
 
@@ -342,7 +342,7 @@ def fit(curves: LossCurve | Sequence[LossCurve], law: str = "auto", window: int 
     """
     curves = (curves,) if isinstance(curves, LossCurve) else tuple(curves)
     if not curves:
-        raise Mistake("fit: no curve given")
+        raise UserError("fit: no curve given")
     checks.check_law(law)
     checks.check_window(window)
     earliest = int(window) if window != "auto" else windows.beginning(curves)

@@ -14,7 +14,7 @@ import numpy as np
 from analysis import kernels, shapes
 from analysis.fit import Fit, Prediction
 from analysis.fitting.member import Member
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.config.errors import UserError, nearest
 
 KINDS = ("free", *shapes.KINDS)
 KNOTS = 16  # of a free schedule: rates between them are interpolated on a log scale
@@ -107,7 +107,7 @@ def goal_of(fit: Fit, steps: int, warmup: int, eta_max: float) -> Goal:
     """The laws of the middle window that may be optimised; the variational one from its L_start on."""
     chosen = [m for m in fit.members if m.first == fit.first and m.law not in NOT_OPTIMISED]
     if not chosen:
-        raise Mistake("the annealing law's own best schedule is bang-bang: fit law=auto or law=vplus to optimise")
+        raise UserError("the annealing law's own best schedule is bang-bang: fit law=auto or law=vplus to optimise")
     fastest = max((m.nonlinear["beta"] for m in chosen if "beta" in m.nonlinear), default=0.0)
     most = LAG / (fastest * eta_max) if fastest else np.inf
     wanted = max(min(steps / COARSE, most), 1.0)
@@ -207,13 +207,13 @@ def search_free(goal: Goal, usual: list[np.ndarray]) -> tuple[np.ndarray, str]:
 
 def _check(steps: int, eta_max: float, warmup: int, kind: str) -> None:
     if steps != int(steps) or steps < 2:
-        raise Mistake(f"steps: must be a whole number of updates from 2 on, not {steps}")
+        raise UserError(f"steps: must be a whole number of updates from 2 on, not {steps}")
     if not np.isfinite(eta_max) or eta_max <= 0:
-        raise Mistake(f"eta_max: must be a rate above 0, not {eta_max}")
+        raise UserError(f"eta_max: must be a rate above 0, not {eta_max}")
     if warmup != int(warmup) or not 0 <= warmup < steps - 1:
-        raise Mistake(f"warmup: must be a whole number of updates from 0 to {int(steps) - 2}, not {warmup}")
+        raise UserError(f"warmup: must be a whole number of updates from 0 to {int(steps) - 2}, not {warmup}")
     if kind not in KINDS:
-        raise Mistake(f"kind: unknown '{kind}'{nearest(kind, KINDS)}; choose one of {', '.join(KINDS)}")
+        raise UserError(f"kind: unknown '{kind}'{nearest(kind, KINDS)}; choose one of {', '.join(KINDS)}")
 
 
 def best(fit: Fit, steps: int, eta_max: float | None = None, warmup: int = 0, kind: str = "free") -> Optimum:

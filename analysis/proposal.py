@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.fit import Fit
 from analysis.optimal import Optimum, best
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 LEVEL = 0.9
 
@@ -24,7 +24,7 @@ def propose(
     """
     lead = len(fit.lead)
     if steps <= lead + 1:
-        raise Mistake(f"steps: must be above {lead + 1}, for the fit holds from step {lead} on, not {steps}")
+        raise UserError(f"steps: must be above {lead + 1}, for the fit holds from step {lead} on, not {steps}")
     own = fit.runs[0].warmup if lead == 0 else 0
     warmup = min(own, (steps - lead) // 2) if warmup is None else warmup
     optimum = best(fit, steps - lead, eta_max, warmup, kind)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
 
 KINDS = ("constant", "cosine", "exp_tail", "linear_tail", "steps")
@@ -23,9 +23,9 @@ def from_description(description: Mapping[str, Any], where: str = "schedules.jso
         start = int(description["decay_start"]) if kind in ("exp_tail", "linear_tail") else warmup
         stages = description["stages"] if kind == "steps" else []
     except KeyError as error:
-        raise Mistake(f"{where}: a schedule lacks {error}") from error
+        raise UserError(f"{where}: a schedule lacks {error}") from error
     if kind not in KINDS:
-        raise Mistake(f"{where}: unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
+        raise UserError(f"{where}: unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
     t = np.arange(total, dtype=float)
     progress = np.clip((t - start) / max(total - start, 1), 0, 1)
     if kind == "cosine":
@@ -50,7 +50,7 @@ def beside(log: Path) -> np.ndarray | None:
     try:
         described = json.loads(path.read_text(encoding="utf-8"))["schedules"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise Mistake(f"{path}: not a file of schedules (an object with 'schedules')") from error
+        raise UserError(f"{path}: not a file of schedules (an object with 'schedules')") from error
     return from_description(described[log.stem], str(path)) if log.stem in described else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 STEP_NAMES = ("step", "_step", "global_step", "iteration", "trainer/global_step")
 RATE_NAMES = ("lr", "learning_rate", "eta", "train/lr", "train/learning_rate")
@@ -43,9 +43,9 @@ def read_jsonl(path: Path) -> dict[str, np.ndarray]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise Mistake(f"{path}: line {number} is not JSON ({error.msg})") from error
+                raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from error
             if not isinstance(row, dict):
-                raise Mistake(f"{path}: line {number} is not an object with step, lr and loss")
+                raise UserError(f"{path}: line {number} is not an object with step, lr and loss")
             rows.append(row)
     return to_columns(rows)
 

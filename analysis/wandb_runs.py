@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 TIMEOUT = 30  # seconds to wait for wandb
 
@@ -27,7 +27,7 @@ def read_online(path: str) -> History:
         run = wandb.Api(timeout=TIMEOUT).run(path)
         return History(list(run.scan_history()), dict(run.config))
     except (wandb.Error, ValueError) as error:
-        raise Mistake(f"wandb:{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"wandb:{path}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def read_offline(path: Path) -> History:
@@ -44,5 +44,5 @@ def read_offline(path: Path) -> History:
             config |= record["run"].get("config", {}).get("update", {})
     if not rows:
         said = done.stderr.strip().splitlines()
-        raise Mistake(f"{path}: no logged rows in this wandb file{f' ({said[-1]})' if said else ''}")
+        raise UserError(f"{path}: no logged rows in this wandb file{f' ({said[-1]})' if said else ''}")
     return History(rows, config)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 NAME = re.compile(r"(?:^|\.)blocks\.(\d+)\.(?:\w+\.)*(time_(?:decay|first|w|alpha|beta|gamma))$")
 CHANNELS = 48  # curves drawn in a layer's panel; more are even quantiles of them
@@ -59,17 +59,17 @@ def read(path: Path) -> dict[str, Layers]:
             if study
             else "has no model.safetensors: the run has not finished"
         )
-        raise Mistake(f"{path} {what}")
+        raise UserError(f"{path} {what}")
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise Mistake(f"{file} cannot be read as safetensors: {error}") from None
+        raise UserError(f"{file} cannot be read as safetensors: {error}") from None
     layers = by_layer(tensors)
     if "time_decay" not in layers and "time_w" not in layers:
-        raise Mistake(
+        raise UserError(
             f"{file} has neither time_decay nor time_w: RWKV and MHA_pro learn weights of time, this model none"
         )
     return layers

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv_lab.models import rwkv_v1, scan_mix
+from rwkv_lab.models import rwkv_v1
+from rwkv_lab.models.blocks import wkv_mix
 from rwkv_lab.models.lm import LM
 from rwkv_lab.ops.reference import wkv_reference
 from rwkv_lab.ops.toeplitz import toeplitz_weights
@@ -52,7 +53,7 @@ def materialised_mix(w: Tensor, alpha: Tensor, beta: Tensor, x: Tensor) -> Tenso
     return torch.einsum("htu,buhs->bths", toeplitz_weights(w, alpha, beta, x.shape[1]), x)
 
 
-class ConvolutionMix(scan_mix.TimeMix):
+class ConvolutionMix(wkv_mix.TimeMix):
     """The time mix of v2, v3 and v4 by convolution; for whole sequences only."""
 
     def scan(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, sums: Tensor | None) -> tuple[Tensor, None]:
@@ -66,7 +67,7 @@ class MaterialisedMix(rwkv_v1.TimeMix):
         return materialised_mix(self.time_w, self.time_alpha, self.time_beta, kv)
 
 
-EARLIER: dict[type, type] = {scan_mix.TimeMix: ConvolutionMix, rwkv_v1.TimeMix: MaterialisedMix}
+EARLIER: dict[type, type] = {wkv_mix.TimeMix: ConvolutionMix, rwkv_v1.TimeMix: MaterialisedMix}
 
 
 def take_earlier_route(model: LM) -> bool:

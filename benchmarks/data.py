@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.data import sampling
 from rwkv_lab.data.config import ORDERS, DataConfig, TokenizerConfig
-from rwkv_lab.data.corpus import load
-from rwkv_lab.errors import Mistake, main_guard
+from rwkv_lab.data.dataset import load
 
 CTX_LEN, BATCH, BATCHES = 256, 64, 500
 WORDS = 4096
@@ -74,7 +74,7 @@ def _tokenise(text: str, folder: str, tokenizer: str) -> None:
 def _megabytes(arguments: list[str]) -> int:
     size = int(arguments[0]) if len(arguments) == 1 and arguments[0].isdecimal() else 0 if arguments else 100
     if size < 1:
-        raise Mistake(f"MEGABYTES must be one positive integer, e.g. 100 (got {' '.join(arguments)})")
+        raise UserError(f"MEGABYTES must be one positive integer, e.g. 100 (got {' '.join(arguments)})")
     return size
 
 

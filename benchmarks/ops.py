@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.timing import CLOCKS, Clock, Row, Run, interleave, table
-from rwkv_lab.errors import Mistake, main_guard
+from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.runs.provenance import processor_name
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="also add the tables to this file")
     args = parser.parse_args()
     if args.turns < 1:
-        raise Mistake(f"--turns {args.turns}: at least one turn")
+        raise UserError(f"--turns {args.turns}: at least one turn")
     import torch
 
     from rwkv_lab.ops.memory import keep_freed_memory
@@ -127,7 +127,7 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.only == "cuda" and not torch.cuda.is_available():
-        raise Mistake("--only cuda: torch sees no GPU")
+        raise UserError("--only cuda: torch sees no GPU")
     for part in parts(args.only, args.turns, args.clock):
         print(f"{part}\n", flush=True)
         if args.out:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_lab import compose, convert
-from rwkv_lab.errors import Mistake, main_guard
-from rwkv_lab.paths import write_json
+from rwkv_lab.cli import convert
+from rwkv_lab.config import hydra
+from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.training import checkpoint
+from rwkv_lab.util.paths import write_json
 from tests.in_process import Here, make_here, numbers
 
 
@@ -59,7 +60,7 @@ def test_checkpoint_with_a_pickle_inside(here: Here, mark: Path, capsys) -> None
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
 def test_weights_with_a_pickle_inside(here: Here, mark: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Evil(mark)))
-    with pytest.raises(Mistake, match=name):
+    with pytest.raises(UserError, match=name):
         here.run(f"model.init_from={tmp_path / name}")
     assert not mark.exists()
 
@@ -75,7 +76,7 @@ def test_original_checkpoint_with_a_pickle_inside(mark: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize("override", ["+model._target_=os.system", "++data._target_=os.system", "+_target_=os.system"])
 def test_target_in_the_configuration(here: Here, override: str) -> None:
-    with pytest.raises(Mistake, match=r"_target_ is unknown"):
+    with pytest.raises(UserError, match=r"_target_ is unknown"):
         here.run(override)
 
 
@@ -91,10 +92,10 @@ def test_target_in_the_configuration(here: Here, override: str) -> None:
 def test_study_that_names_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str) -> None:
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "evil.yaml").write_text(f"# @package _global_\nhydra:\n  {settings}\n")
-    monkeypatch.setattr(compose, "REPOSITORY", tmp_path)
-    with pytest.raises(Mistake, match=r"evil\.yaml sets hydra\.[a-z_.]+: a study sets hydra\.mode and"):
-        compose.check_studies()
+    monkeypatch.setattr(hydra, "REPOSITORY", tmp_path)
+    with pytest.raises(UserError, match=r"evil\.yaml sets hydra\.[a-z_.]+: a study sets hydra\.mode and"):
+        hydra.check_studies()
 
 
 def test_studies_here_are_allowed() -> None:
-    compose.check_studies()
+    hydra.check_studies()

@@ -6,7 +6,7 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 PAGE = "compare.html"
 LEVEL = 0.05
@@ -80,14 +80,14 @@ def output_folder(paths: list[str], out: str | None) -> Path:
         places = [Path(path).resolve() for path in paths]
         above = Path(os.path.commonpath([place.parent if is_run(place) else place for place in places]))
         if above == above.parent:
-            raise Mistake("the paths have no folder in common but the root: say with --out DIR where the files go")
+            raise UserError("the paths have no folder in common but the root: say with --out DIR where the files go")
         folder = above / "compare"
     if is_run(folder):
-        raise Mistake(f"--out {folder} is a run directory; name a folder that is none")
+        raise UserError(f"--out {folder} is a run directory; name a folder that is none")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Mistake(f"--out {folder} cannot be made: {error.strerror}") from None
+        raise UserError(f"--out {folder} cannot be made: {error.strerror}") from None
     return folder
 
 
@@ -114,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
     from analysis.comparison.figures import write_figures
     from analysis.comparison.page import render
     from analysis.comparison.summary import Judging, compare
-    from rwkv_lab.paths import write_atomic
     from rwkv_lab.runs.provenance import code_fingerprint
+    from rwkv_lab.util.paths import write_atomic
 
     records = collect(args.paths, code_fingerprint())
     wanted = {"tokens": args.at_tokens, "seconds": args.at_seconds, "flops": args.at_flops}
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             write_atomic(folder / name, text.encode(errors="replace"))
         except OSError as error:
-            raise Mistake(f"{folder / name} cannot be written: {error.strerror}") from None
+            raise UserError(f"{folder / name} cannot be written: {error.strerror}") from None
     figures = write_figures(comparison, folder)
     near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     drawn = dict.fromkeys(path.stem for path in figures)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 LAWS = ("auto", "variational", "vplus", "annealing", "multi_power", "functional")
 
@@ -28,7 +28,7 @@ def expand(path: str) -> list[str]:
     if folder.is_dir() and not (folder / "metrics.csv").is_file() and not list(folder.glob("*.wandb")):
         found = sorted(str(metrics.parent) for metrics in folder.glob("**/metrics.csv"))
         if not found:
-            raise Mistake(f"{path}: no run below this folder (no metrics.csv)")
+            raise UserError(f"{path}: no run below this folder (no metrics.csv)")
         return found
     return [path]
 
@@ -39,7 +39,7 @@ def window_of(text: str) -> int | str:
     try:
         return int(text)
     except ValueError as error:
-        raise Mistake(f"--window: must be 'auto' or a whole number, not '{text}'") from error
+        raise UserError(f"--window: must be 'auto' or a whole number, not '{text}'") from error
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.config.errors import UserError, nearest
 
 NAMES = ("constant", "linear", "cosine", "exponential", "wsd")
 
@@ -36,14 +36,14 @@ def rates_of(args: argparse.Namespace, peak: float, warmup: int):
 
     if args.schedule.endswith(".csv"):
         if not Path(args.schedule).is_file():
-            raise Mistake(f"--schedule: no such file {args.schedule}")
+            raise UserError(f"--schedule: no such file {args.schedule}")
         columns = read_csv(Path(args.schedule))
         name = pick(columns, RATE_NAMES)
         if name is None:
-            raise Mistake(f"{args.schedule}: no column lr; it has {', '.join(columns)}")
+            raise UserError(f"{args.schedule}: no column lr; it has {', '.join(columns)}")
         return np.asarray(as_rates(columns[name], None, {}))
     if args.schedule not in NAMES:
-        raise Mistake(
+        raise UserError(
             f"--schedule: unknown '{args.schedule}'{nearest(args.schedule, NAMES)}; choose one of {', '.join(NAMES)}, "
             "or a CSV file"
         )

@@ -7,7 +7,7 @@ import numpy as np
 
 from analysis.saving import paper, save
 from analysis.weights import Layers, figures, half_life, read
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def _print(layers: dict[str, Layers]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the figures as PNG and SVG and prints where they are."""
     if args.distance < 2:
-        raise Mistake(f"--distance {args.distance} is too short: at least 2 tokens")
+        raise UserError(f"--distance {args.distance} is too short: at least 2 tokens")
     layers = read(args.run)
     folder: Path = args.out or (args.run if args.run.is_dir() else args.run.parent) / "weights"
 

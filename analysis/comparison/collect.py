@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, find
 
 STATUSES = ("complete", "stale", "running", "interrupted", "failed", "unreadable")
@@ -72,7 +72,7 @@ def read(run: Run, fingerprint: str) -> Record:
     """The record of ``run``; what cannot be read makes it ``unreadable`` instead of an error."""
     try:
         manifest, config, status, columns = run.manifest, run.config, run.status, run.metrics()
-    except (Mistake, OSError, AttributeError) as error:
+    except (UserError, OSError, AttributeError) as error:
         return Record(run.path, "unreadable", reason=str(error))
     reason = str(manifest.get("reason") or "")
     if status == "complete" and run.stale(fingerprint):

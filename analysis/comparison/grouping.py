@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.comparison.collect import Record
-from rwkv_lab.config import GROUPS, Config, schema_of
+from rwkv_lab.config.schema import GROUPS, Config, schema_of
 
 FILE_KEYS = {"data.path", "data.train_path", "data.val_path", "data.test_path"}
 BARE = ("model.name", "data.name", "tokenizer.name", "optimizer.name", "schedule.name")

@@ -9,7 +9,7 @@ from analysis.comparison.collect import Record
 from analysis.comparison.curves import AXES, common_budget, measured, value_at
 from analysis.comparison.grouping import Group, by_corpus, group
 from analysis.comparison.judge import Verdict, against, judge, pooled_std
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.config.errors import UserError, nearest
 
 METRICS = ("final", *AXES)
 QUALITY = "val_bpb"
@@ -170,7 +170,7 @@ def compare(
     names = [row.label for block in blocks for row in block.rows]
     baseline = judging.baseline
     if baseline is not None and baseline not in names:
-        raise Mistake(
+        raise UserError(
             f"--baseline '{baseline}' names no group{nearest(baseline, names)}; the groups are: {', '.join(names)}"
         )
     return Comparison(title, blocks, tuple(records), judging)

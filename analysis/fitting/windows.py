@@ -13,7 +13,7 @@ import numpy as np
 from analysis.curves import LossCurve, bin_means
 from analysis.fitting.member import Member, fit_member
 from analysis.path import warmup_steps
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of the shortest run, not before its warm-up ends
 LEAST_POINTS = 12  # a run must have in a window
@@ -99,7 +99,9 @@ def choose(law: str, curves: Sequence[LossCurve], window: int | str) -> tuple[in
         first = int(window)
         few = [c.name for c in curves if (c.step >= first).sum() < 3]
         if first < 0 or few:
-            raise Mistake(f"window: first step {first} leaves fewer than 3 points of {few[0] if few else 'every run'}")
+            raise UserError(
+                f"window: first step {first} leaves fewer than 3 points of {few[0] if few else 'every run'}"
+            )
         return first, []
     longest = max(curves, key=lambda curve: len(curve.eta))
     firsts = candidates(curves)

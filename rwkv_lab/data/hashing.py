@@ -7,7 +7,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 # files below this size are hashed anew by every process, which takes less than 0.2 s
 LARGE = 1 << 26
@@ -19,20 +19,20 @@ def text_sha256(data: bytes) -> str:
 
 def expand(path: str, key: str = "data.path", suffix: str = ".txt") -> list[Path]:
     """Files that ``path`` names: the file itself, the ``suffix`` files of a folder (recursively) or the matches of a
-    glob, in sorted order. Raises ``Mistake`` naming ``key`` when there is none."""
+    glob, in sorted order. Raises ``UserError`` naming ``key`` when there is none."""
     plain = Path(path).expanduser()
     if plain.is_file():
         return [plain]
     if plain.is_dir():
         found = sorted(file for file in plain.rglob(f"*{suffix}") if file.is_file())
         if not found:
-            raise Mistake(f"{key}={path} is a folder without any {suffix} file")
+            raise UserError(f"{key}={path} is a folder without any {suffix} file")
         return found
     found = sorted(Path(name) for name in glob.glob(str(plain), recursive=True) if os.path.isfile(name))
     if not found:
         missing = "is neither a file nor a folder" if plain.exists() else "does not exist"
         kind = "matches no file" if glob.has_magic(path) else missing
-        raise Mistake(f"{key}={path} {kind}: give an existing file, folder or glob")
+        raise UserError(f"{key}={path} {kind}: give an existing file, folder or glob")
     return found
 
 
@@ -46,12 +46,12 @@ def file_sha256(path: str | Path, key: str = "data.path", suffix: str = ".txt", 
     """sha256 (hex) of the file ``path``; of a folder or glob, the hash of its files' hashes in sorted order.
 
     Streamed. Large files are not read again while size, times and inode stay the same: within the process, and across
-    processes where ``memo`` names a folder. Raises ``Mistake`` naming ``key`` when a file is missing or unreadable."""
+    processes where ``memo`` names a folder. Raises ``UserError`` naming ``key`` for a missing or unreadable file."""
     files = expand(str(path), key, suffix)
     try:
         hashes = [_remembered(fingerprint(file), memo) for file in files]
     except OSError as error:
-        raise Mistake(f"{key}={path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{key}={path} cannot be read: {error.strerror}") from error
     return hashes[0] if len(hashes) == 1 else text_sha256("\n".join(hashes).encode())
 
 

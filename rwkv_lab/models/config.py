@@ -5,7 +5,7 @@ Imports no torch, so that a command line can check a configuration before anythi
 
 from dataclasses import dataclass
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 TOKEN_SHIFTS = ("none", "half", "learned")
 HEAD_QK_FORMS = ("sum", "max")
@@ -112,7 +112,9 @@ def check(config: ModelConfig) -> None:
     _one_of(config, "head_qk", HEAD_QK_FORMS)
     _one_of(config, "norm", NORMS)
     if config.head_qk != "sum" and config.head_qk_dim == 0:
-        raise Mistake(f"model.head_qk={config.head_qk} does nothing without head-QK: set model.head_qk_dim, say to 256")
+        raise UserError(
+            f"model.head_qk={config.head_qk} does nothing without head-QK: set model.head_qk_dim, say to 256"
+        )
     if isinstance(config, ScanConfig):
         _check_scan(config)
     if isinstance(config, HeadsConfig):
@@ -123,9 +125,13 @@ def check(config: ModelConfig) -> None:
 
 def _check_scan(config: ScanConfig) -> None:
     if config.ffn_pre and config.n_layer == 1:
-        raise Mistake("model.ffn_pre=true leaves a model of one layer without a time mix: it needs model.n_layer >= 2")
+        raise UserError(
+            "model.ffn_pre=true leaves a model of one layer without a time mix: it needs model.n_layer >= 2"
+        )
     if config.init_from and config.time_vectors_from:
-        raise Mistake("model.init_from and model.time_vectors_from both set the time_* vectors: give only one of them")
+        raise UserError(
+            "model.init_from and model.time_vectors_from both set the time_* vectors: give only one of them"
+        )
 
 
 def _check_heads(config: HeadsConfig) -> None:
@@ -133,7 +139,7 @@ def _check_heads(config: HeadsConfig) -> None:
         if getattr(config, key) is not None:
             _at_least(config, key, 1)
     if config.attention_width % config.heads:
-        raise Mistake(
+        raise UserError(
             f"model.n_head: {config.heads} heads cannot share {config.attention_width} channels evenly; "
             "n_head must divide n_attn (n_embd where n_attn is unset)"
         )
@@ -143,16 +149,16 @@ def _check_tiny_attention(config: RWKV1Config) -> None:
     _at_least(config, "tiny_attention", 0)
     _at_least(config, "tiny_attention_heads", 1)
     if config.tiny_attention % config.tiny_attention_heads:
-        raise Mistake("model.tiny_attention_heads must divide the width model.tiny_attention")
+        raise UserError("model.tiny_attention_heads must divide the width model.tiny_attention")
     if config.tiny_attention_heads > 1 and config.tiny_attention == 0:
-        raise Mistake("model.tiny_attention_heads does nothing without a width: set model.tiny_attention, say to 64")
+        raise UserError("model.tiny_attention_heads does nothing without a width: set model.tiny_attention, say to 64")
 
 
 def _at_least(config: ModelConfig, key: str, least: int) -> None:
     if getattr(config, key) < least:
-        raise Mistake(f"model.{key} is {getattr(config, key)}; it must be at least {least}")
+        raise UserError(f"model.{key} is {getattr(config, key)}; it must be at least {least}")
 
 
 def _one_of(config: ModelConfig, key: str, known: tuple[str, ...]) -> None:
     if getattr(config, key) not in known:
-        raise Mistake(f"model.{key} is {getattr(config, key)!r}; choose one of {', '.join(known)}")
+        raise UserError(f"model.{key} is {getattr(config, key)!r}; choose one of {', '.join(known)}")

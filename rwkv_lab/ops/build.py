@@ -13,17 +13,17 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from rwkv_lab.children import end_with_parent
-from rwkv_lab.errors import Mistake, main_guard
+from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.ops import cache as store
 from rwkv_lab.ops.toolchain import BuildFailed, Nvcc, find_cxx, find_ninja, find_nvcc, major
+from rwkv_lab.sweeps.subprocesses import end_with_parent
 
 Kind = Literal["cpu", "cuda"]
 
@@ -47,8 +47,8 @@ class Recipe:
     """What goes into a library: sources with their flags, by compiler, and the libraries it needs of torch."""
 
     name: str
-    cxx: dict[Path, tuple[str, ...]]
-    nvcc: dict[Path, tuple[str, ...]]
+    cxx: Mapping[Path, tuple[str, ...]]
+    nvcc: Mapping[Path, tuple[str, ...]]
     torch_libraries: tuple[str, ...] = ()
     cuda: str | None = None  # the CUDA release torch was built for; None: without CUDA
 
@@ -230,7 +230,7 @@ def build(
 
 
 @contextlib.contextmanager
-def _turn(path: Path, name: str, seconds: float, note: Callable[[str], None]):
+def _turn(path: Path, name: str, seconds: float, note: Callable[[str], None]) -> Iterator[None]:
     """Held by one builder at a time; who has waited ``seconds`` builds beside the one who has it."""
     lock = FileLock(path)
     try:
@@ -285,7 +285,7 @@ def parse_archs(text: str) -> list[str]:
     parts = [part.strip().removeprefix("sm_").replace(".", "") for part in text.split(",")]
     for part in parts:
         if not part.rstrip("a").isdecimal():
-            raise Mistake(f"--arch must be compute capabilities such as 80,90 (got {text})")
+            raise UserError(f"--arch must be compute capabilities such as 80,90 (got {text})")
     return [f"sm_{part}" for part in parts]
 
 
@@ -311,7 +311,7 @@ def main() -> int:
         for arch in archs:
             print(f"cuda: {library('cuda', arch, torch.version.cuda, args.cache)}")
     except BuildFailed as failure:
-        raise Mistake(f"the kernels cannot be built: {failure}") from failure
+        raise UserError(f"the kernels cannot be built: {failure}") from failure
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.ops.build import Kind, library
 from rwkv_lab.ops.reference import wkv_reference
 from rwkv_lab.ops.toolchain import BuildFailed
@@ -107,10 +107,10 @@ def why_not(device: torch.device, cache: Path | None = None) -> str | None:
 
 @functools.cache
 def ready(device: torch.device, required: bool, cache: Path | None = None) -> bool:
-    """Whether the kernels for ``device`` can be used; if not, one warning, or Mistake if they are ``required``."""
+    """Whether the kernels for ``device`` can be used; if not, one warning, or UserError if they are ``required``."""
     reason = why_not(device, cache)
     if reason is not None and required:
-        raise Mistake(f"ops.backend: native is not possible here ({reason}); use auto or reference")
+        raise UserError(f"ops.backend: native is not possible here ({reason}); use auto or reference")
     if reason is not None:
         warnings.warn(f"slow plain torch in place of the native kernels: {reason}", stacklevel=2)
     return reason is None

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.ops import native
 from rwkv_lab.ops.reference import wkv_reference
 
@@ -19,10 +19,10 @@ def resolve_backend(
     """Which implementation `wkv` uses on `device` when asked for `requested` (auto, native or reference).
 
     The first call for a device builds the kernels, in `cache`, and tries them; if that fails, auto means reference,
-    with one warning. Raises Mistake for an unknown name, or for native if the kernels cannot be had.
+    with one warning. Raises UserError for an unknown name, or for native if the kernels cannot be had.
     """
     if requested not in BACKENDS:
-        raise Mistake(f"ops.backend: {requested!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+        raise UserError(f"ops.backend: {requested!r} is not a backend; choose one of {', '.join(BACKENDS)}")
     if requested == "reference":
         return "reference"
     device = torch.device(device)
@@ -58,12 +58,12 @@ def wkv(
     returns y [B,T,C] in the type of k, and the state after the last token. The p of a returned state is only the
     scale in which a and b are written: no gradient flows back through it.
 
-    Raises Mistake for shapes that do not fit together or an unknown backend. Source: RWKV-4 (Peng et al. 2023); v2
+    Raises UserError for shapes that do not fit together or an unknown backend. Source: RWKV-4 (Peng et al. 2023); v2
     and v3 are the same sum with k_max 60 and den_eps 1e-16 and 1e-8.
     """
     B, _, C = k.shape
     if v.shape != k.shape or w.shape != (C,) or u.shape != (C,) or (state is not None and state.shape != (B, 3, C)):
-        raise Mistake(f"wkv: w and u must be [C], v like k and state [B,3,C] for k {list(k.shape)}")
+        raise UserError(f"wkv: w and u must be [C], v like k and state [B,3,C] for k {list(k.shape)}")
     if v.dtype != k.dtype:
         common = torch.promote_types(k.dtype, v.dtype)
         k, v = k.to(common), v.to(common)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from rwkv_lab import models
-from rwkv_lab.config import OptimizerConfig
+from rwkv_lab.config.schema import OptimizerConfig
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

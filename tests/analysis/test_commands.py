@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis.__main__ import main
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_folder_of_runs_is_expanded(tmp_path):
         (tmp_path / "study" / name / "metrics.csv").write_text("step,lr,train_loss\n1,1,1\n")
     assert expand(str(tmp_path / "study")) == [str(tmp_path / "study" / name) for name in ("a", "b")]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Mistake, match="no run below"):
+    with pytest.raises(UserError, match="no run below"):
         expand(str(tmp_path / "empty"))
 
 
@@ -136,7 +136,7 @@ def test_a_folder_of_runs_is_expanded(tmp_path):
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, message):
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         main(arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -162,7 +162,7 @@ def test_a_mistake_exits_with_2_and_a_line(tmp_path):
     ],
 )
 def test_a_schedule_that_is_none_is_named(fitted, arguments, message):
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         main(["predict", str(fitted), *arguments])
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from analysis.curves import LossCurve
 from analysis.fit import MIXTURE, Fit, fit
 from analysis.fitting.intervals import Evidence, LeftOut
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 PAIR = ("cosine", "wsd")
 
@@ -144,7 +144,7 @@ def varied(loss=None, name="varied", points=200, **meta):
     ],
 )
 def test_what_cannot_be_fitted_is_refused(curves, law, window, message):
-    with pytest.raises(Mistake, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         fit(curves, law, window)
     assert "\n" not in str(caught.value)
 
@@ -163,18 +163,18 @@ def test_what_cannot_be_fitted_is_refused(curves, law, window, message):
     ],
 )
 def test_a_schedule_that_is_none_is_refused(mixture, eta, steps, parameters, message):
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         mixture.predict(eta, steps, **parameters)
 
 
 def test_levels_outside_0_and_1_are_refused(run_of, mixture):
-    with pytest.raises(Mistake, match="level"):
+    with pytest.raises(UserError, match="level"):
         mixture.predict(run_of("vplus", "linear").eta).interval(1.0)
 
 
 def test_a_file_that_is_no_fit_is_refused(tmp_path):
     (tmp_path / "fit.json").write_text('{"a": 1}')
-    with pytest.raises(Mistake, match="not a fit"):
+    with pytest.raises(UserError, match="not a fit"):
         Fit.load(tmp_path / "fit.json")
-    with pytest.raises(Mistake, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         Fit.load(tmp_path / "gone.json")

@@ -10,7 +10,7 @@ from analysis import kernels, optimal, shapes
 from analysis.curves import LossCurve
 from analysis.fit import fit
 from analysis.fitting.member import Member
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.training.schedules import rates
 
 PEAK = 3e-3
@@ -170,11 +170,11 @@ def test_a_longer_schedule_is_found_on_a_coarser_one(mixture):
     ],
 )
 def test_what_cannot_be_optimised_is_refused(mixture, arguments, message):
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         optimal.best(mixture, **arguments)
 
 
 def test_the_annealing_law_is_never_optimised(mixture):
     members = tuple(replace(m, law="annealing") for m in mixture.members if m.law == "annealing")
-    with pytest.raises(Mistake, match="bang-bang"):
+    with pytest.raises(UserError, match="bang-bang"):
         optimal.best(replace(mixture, members=members), 100)

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import data
-from rwkv_lab.errors import main_guard
+from rwkv_lab.config.errors import main_guard
 
 
 def test_synthetic_text_is_text_of_the_size_asked_for(tmp_path):

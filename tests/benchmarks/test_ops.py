@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import baselines, ops, timing
-from rwkv_lab.errors import main_guard
+from rwkv_lab.config.errors import main_guard
 from rwkv_lab.ops import wkv
 from rwkv_lab.ops.memory import keep_freed_memory
 

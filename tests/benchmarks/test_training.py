@@ -6,7 +6,7 @@ import torch
 from benchmarks import training
 from benchmarks.baselines import take_earlier_route
 from rwkv_lab import models
-from rwkv_lab.errors import main_guard
+from rwkv_lab.config.errors import main_guard
 from rwkv_lab.models.registry import MODELS
 
 

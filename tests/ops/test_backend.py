@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.ops import build, native, resolve_backend
 from rwkv_lab.ops.toolchain import BuildFailed
 
@@ -74,7 +74,7 @@ def test_the_cause_is_in_the_one_warning_or_the_mistake(monkeypatch):
         assert resolve_backend("auto", "cpu") == "reference"
         assert resolve_backend("auto", "cpu") == "reference"
     assert len(caught) == 1
-    with pytest.raises(Mistake, match=r"ops\.backend: .*no C"):
+    with pytest.raises(UserError, match=r"ops\.backend: .*no C"):
         resolve_backend("native", "cpu")
 
 

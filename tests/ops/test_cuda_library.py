@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ops_cuda import recipe as benchmark_recipe
-from rwkv_lab.errors import main_guard
+from rwkv_lab.config.errors import main_guard
 from rwkv_lab.ops import build, cache, toolchain
 
 pytestmark = [

@@ -5,15 +5,16 @@ import functools
 import pytest
 import torch
 
-from rwkv_lab import checks, models
-from rwkv_lab.config import OptimizerConfig
-from rwkv_lab.job import config_text
+from rwkv_lab import models
+from rwkv_lab.config import check
+from rwkv_lab.config.schema import OptimizerConfig
 from rwkv_lab.runs import read_metrics
-from rwkv_lab.runs.claim import claim
-from rwkv_lab.training import optim, session
-from rwkv_lab.training.distributed import World
-from rwkv_lab.training.interrupt import Stopped
+from rwkv_lab.runs.store import claim
+from rwkv_lab.training import optim, run
+from rwkv_lab.training.distributed.world import World
+from rwkv_lab.training.job import config_text
 from rwkv_lab.training.metrics import MetricsLog
+from rwkv_lab.training.signals import Stopped
 from rwkv_lab.training.trainer import Listeners, NotFinite, Training, train
 from tests.composing import checked, hydra_context
 
@@ -31,7 +32,7 @@ def start(folder, *overrides: str) -> Training:
     config = checked(*TINY, *overrides)
     held = claim(folder, rerun=False)
     try:
-        return session.prepare(config, held, list(overrides), config_text(config), World())
+        return run.prepare(config, held, list(overrides), config_text(config), World())
     finally:
         held.release()
 
@@ -135,4 +136,4 @@ def test_weight_decay_reaches_linear_weights_only():
     [(["trainer.steps=7"], 7), (["trainer.steps=null", "trainer.tokens=129", "trainer.batch_size=4"], 3)],
 )
 def test_length_in_steps_or_tokens(overrides, steps):
-    assert checks.total_steps(checked(*TINY, *overrides)) == steps
+    assert check.total_steps(checked(*TINY, *overrides)) == steps

@@ -11,7 +11,7 @@ from analysis.comparison import report
 from analysis.comparison.collect import collect
 from analysis.comparison.notes import census, notes
 from analysis.comparison.summary import Judging, compare
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_baseline(study, comparison):
     assert block.reference == "mha_pro" and len(block.verdicts) == 2
     assert block.rows[0].verdict.difference == pytest.approx(-0.1)
     assert "vs baseline" in report.headings(block, found)
-    with pytest.raises(Mistake, match="did you mean 'mha_pro'"):
+    with pytest.raises(UserError, match="did you mean 'mha_pro'"):
         comparison(judging=Judging(baseline="mha_pros"))
 
 
