@@ -50,11 +50,17 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
 def restore(tensors: Mapping[str, torch.Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Puts ``tensors_of``'s tensors back; KeyError or RuntimeError where names or shapes differ."""
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
-    for name, parameter in model.named_parameters():
-        prefix = f"optimizer.{name}."
-        state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-        for key, value in state.items():
-            optimizer.state[parameter][key] = value.clone() if key == "step" else value.to(parameter.device)
+    content = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    content["state"] = {}
+    for i, parameter in enumerate(parameters):
+        prefix = f"optimizer.{names[parameter]}."
+        state = {key[len(prefix) :]: value.clone() for key, value in tensors.items() if key.startswith(prefix)}
+        if state:
+            content["state"][i] = state
+    # Knows which state belongs on the parameter's device and which, such as the step of some optimizers, does not.
+    optimizer.load_state_dict(content)
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
