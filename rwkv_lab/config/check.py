@@ -140,6 +140,7 @@ def _check_trainer(config: Config) -> None:
         ("threads", 1),
         ("log_every", 1),
         ("processes", 1),
+        ("timeout", 1),
     ):
         _at_least(f"trainer.{key}", getattr(trainer, key), low)
     for key in ("clip", "eval_every", "checkpoint_every", "sample_length"):
@@ -157,6 +158,11 @@ def _check_trainer(config: Config) -> None:
         raise UserError(f"trainer.device={trainer.device} is unknown: choose auto, cpu, cuda or cuda:N")
     if trainer.strategy is not None:
         _choice("trainer.strategy", trainer.strategy, ("ddp",))
+        if number:
+            raise UserError(
+                f"trainer.device={trainer.device} is one card and trainer.strategy={trainer.strategy} uses several: "
+                "leave the number out (trainer.device=cuda), or the strategy"
+            )
         check_shares(trainer, trainer.processes or 1)
     elif trainer.processes is not None:
         raise UserError(

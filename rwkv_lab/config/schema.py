@@ -81,6 +81,8 @@ class TrainerConfig:
     final_tokens: Any = None  # held-out tokens measured at the end; unset: all of them
     strategy: str | None = None  # unset: one device; ddp: several, data parallel
     processes: int | None = None  # how many ddp starts; unset: one a GPU, or a CPU core
+    timeout: float = _aside(600.0)  # seconds ddp's processes wait for one of them before they give up
+    deterministic: bool = False  # bit-equal numbers on a GPU where torch can, at some cost
     log_every: int = _aside(10)  # updates between rows of metrics.csv
     eval_every: int = _aside(100)  # updates between evaluations; 0 evaluates at the end only
     checkpoint_every: int = _aside(200)  # updates between checkpoints; 0 saves at the end only

@@ -46,8 +46,9 @@ class WeightedAttention(Attention):
         scores = torch.baddbmm(
             future, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1.0 / math.sqrt(q.shape[-1])
         )  # [B*H,T,T]
-        att = torch.softmax(scores, dim=-1).unflatten(0, (-1, self.n_head))  # [B,H,T,T]
-        att = att * toeplitz_weights(self.time_w, self.time_alpha, self.time_beta, T)
+        # Under autocast the softmax gives float32, and [B,H,T,T] is what this model's time goes to.
+        att = torch.softmax(scores, dim=-1).to(v.dtype).unflatten(0, (-1, self.n_head))  # [B,H,T,T]
+        att = att * toeplitz_weights(self.time_w, self.time_alpha, self.time_beta, T).to(v.dtype)
         att = F.conv2d(att, self.head_mix)  # a convolution runs several times as fast as M @ att
         return self.output(merge_heads(att @ v)) * self.time_gamma[:T], None
 

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,14 +11,32 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 MOST_JOBS_A_GPU = 64
+LISTING_SECONDS = 20.0
 
 
 def visible_gpus(drivers: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
-    """The NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; of a GPU cut by MIG, its parts."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
+    if listed := _listed():
+        return listed
     return [str(i) for i in range(len(list(drivers.iterdir())))] if drivers.is_dir() else []
+
+
+def _listed() -> list[str]:
+    """What nvidia-smi lists: the UUID of each part, or the number of a GPU that is whole; empty without nvidia-smi."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=LISTING_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    names: list[list[str]] = []
+    for line in done.stdout.splitlines():
+        if found := re.match(r"GPU (\d+):", line):
+            names.append([found[1]])
+        elif names and (found := re.search(r"MIG .*\(UUID: (MIG-[^)]+)\)", line)):
+            names[-1].append(found[1])
+    return [name for whole, *parts in names for name in parts or [whole]]
 
 
 @contextmanager

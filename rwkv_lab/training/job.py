@@ -106,7 +106,7 @@ def train(held: Claim, config: Config, overrides: list[str], text: str, world: A
     """
     # torch is imported here, so that everything before it answers at once.
     from rwkv_lab.training import run
-    from rwkv_lab.training.distributed.launch import LOST_TOUCH
+    from rwkv_lab.training.distributed.torchrun import LOST_TOUCH
     from rwkv_lab.training.distributed.world import lost_touch
     from rwkv_lab.training.signals import Stopped
     from rwkv_lab.training.trainer import NotFinite

@@ -57,6 +57,8 @@ def prepare(config: Config, claim: Claim, overrides: list[str], resolved_yaml: s
     lr = rate_function(config, total)
     resolved = device.resolve(config, claim.manifest.get("resolved") if claim.state == "resume" else None)
     device.apply(resolved)
+    if claim.state == "resume" and (sentence := device.another_card(claim.manifest.get("hardware", {}), resolved)):
+        warn(sentence)
     saved = checkpoint.newest(claim.path / "checkpoints", warn) if claim.state == "resume" else None
     corpus = _corpus(config, claim.path, resuming=saved is not None)
     data.require_length(corpus, config.model.ctx_len)

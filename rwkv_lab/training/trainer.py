@@ -16,6 +16,7 @@ from rwkv_lab.training import checkpoint, optim
 from rwkv_lab.training.checkpoint import Progress
 from rwkv_lab.training.device import Resolved
 from rwkv_lab.training.distributed import world
+from rwkv_lab.training.distributed.vote import Vote
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.evaluate import Evaluation, evaluate_fixed
 from rwkv_lab.training.metrics import MetricsLog
@@ -25,7 +26,7 @@ Row = dict[str, float | int | None]
 
 
 class NotFinite(Exception):
-    """The loss or the gradient is infinite or NaN; the message says which, where and what to try."""
+    """The loss, the gradient or a weight is infinite or NaN; the message names it, the update and what to try."""
 
 
 @dataclass
@@ -92,15 +93,16 @@ def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) 
     """Trains from ``training.progress`` to the end.
 
     Raises ``Stopped`` after a requested stop, with a checkpoint saved, and ``NotFinite``, with the weights as they were
-    before the update that failed wherever that can be known without waiting for the device.
+    before the update that failed wherever that can be known without waiting for the device. What is saved is finite.
     """
     config, progress, trainer = training.config, training.progress, training.config.trainer
+    training.world.meet()
     loss_module = world.wrap(training.model, training.world)
     on_cpu = training.resolved.device == "cpu"
     training.model.train()
     started = time.monotonic() - progress.seconds
     last_log = (progress.seconds, progress.tokens)
-    with StopRequest() as stop:
+    with StopRequest() as stop, Vote(training.world, trainer.timeout) as vote:
         for step in range(progress.step, training.total):
             lr = training.lr(step)
             optim.set_step(training.optimizer, config.optimizer, step, lr)
@@ -109,7 +111,8 @@ def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) 
             logs = done % trainer.log_every == 0 or done == training.total
             evaluates = bool(trainer.eval_every) and done % trainer.eval_every == 0 and done < training.total
             saves = bool(trainer.checkpoint_every) and done % trainer.checkpoint_every == 0
-            if on_cpu or logs or saves or evaluates:
+            known = on_cpu or logs or saves or evaluates
+            if known:
                 require_finite(step, loss.item(), norm.item(), lr)
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
@@ -126,8 +129,11 @@ def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) 
                 listeners.logged(row)
             if on_cpu or logs:
                 listeners.stepped(progress, loss.item(), lr)
-            stopping = training.world.any(stop.requested, training.resolved.device)
+            stopping = vote.cast(stop.requested)
             if saves or stopping or (done == training.total):
+                if not known:
+                    require_finite(step, loss.item(), norm.item(), lr)
+                require_finite_weights(training.model, step, lr)
                 save(training, metrics)
                 started = time.monotonic() - progress.seconds
             if stopping:
@@ -138,10 +144,21 @@ def require_finite(step: int, loss: float, norm: float, lr: float) -> None:
     """Raises ``NotFinite`` where the loss or the gradient norm of update ``step`` is no number."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
-        raise NotFinite(
-            f"the {what} became {value} at step {step + 1} with lr {lr:.3g}; "
-            "try a lower schedule.lr_init, more schedule.warmup_steps, or trainer.precision=fp32"
-        )
+        raise _not_finite(what, value, step, lr)
+
+
+def require_finite_weights(model: nn.Module, step: int, lr: float) -> None:
+    """Raises ``NotFinite`` if a weight is no number after update ``step``."""
+    largest = nn.utils.get_total_norm(list(model.parameters()), math.inf).item()
+    if not math.isfinite(largest):
+        raise _not_finite("largest weight", largest, step, lr)
+
+
+def _not_finite(what: str, value: float, step: int, lr: float) -> NotFinite:
+    return NotFinite(
+        f"the {what} became {value} at step {step + 1} with lr {lr:.3g}; "
+        "try a lower schedule.lr_init, more schedule.warmup_steps, or trainer.precision=fp32"
+    )
 
 
 def evaluate(training: Training) -> Evaluation:

@@ -217,6 +217,8 @@ VALUES = [
     ("", "trainer.steps=2.5", "trainer.steps=2.5 is no whole number above 0"),
     ("", "trainer.precision=FP32", "trainer.precision=FP32 is unknown", "did you mean 'fp32'?"),
     ("", "trainer.processes=2", "trainer.processes=2 does nothing on one device", "trainer=ddp"),
+    ("trainer=ddp", "trainer.device=cuda:0", "trainer.device=cuda:0", "trainer.device=cuda)"),
+    ("trainer=ddp", "trainer.timeout=0", "trainer.timeout=0", "at least 1"),
     ("trainer=ddp", "trainer.processes=0", "trainer.processes=0", "at least 1"),
     ("trainer=ddp", "trainer.processes=3", "cannot be shared by 3 processes", "a multiple of 3"),
     ("", "trainer.clip=.nan", "trainer.clip=nan", "no number"),

@@ -1,6 +1,9 @@
 """The loop in this process, on a tiny model: accumulation, resuming, late betas, decay groups, non-finite numbers."""
 
+import dataclasses
 import functools
+import os
+import signal
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from rwkv_lab.config import check
 from rwkv_lab.config.schema import OptimizerConfig
 from rwkv_lab.runs import read_metrics
 from rwkv_lab.runs.store import claim
-from rwkv_lab.training import optim, run
+from rwkv_lab.training import optim, run, trainer
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.job import config_text
 from rwkv_lab.training.metrics import MetricsLog
@@ -42,9 +45,6 @@ def finish(training: Training, stop_after: int | None = None) -> None:
 
     def stepped(progress, loss, lr):
         if stop_after is not None and progress.step == stop_after:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
@@ -103,6 +103,31 @@ def test_a_number_that_is_none_stops_the_run_before_it_spreads(tmp_path, trigger
         assert all(
             torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in weights(training).items()
         )
+
+
+@pytest.mark.parametrize("where", ["loss", "weights"])
+def test_stopped_between_rows_after_a_nan_nothing_is_saved(tmp_path, monkeypatch, where):
+    """As on a GPU, whose numbers are looked at for a row only."""
+    settings = ("trainer.steps=40", "trainer.log_every=20", "trainer.eval_every=0", "trainer.checkpoint_every=4")
+    training = start(tmp_path / "run", *settings)
+    training.resolved = dataclasses.replace(training.resolved, device="cpu:0")
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    update = trainer.update
+
+    def spoiled(training, module, step):
+        loss, norm = update(training, module, step)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if where == "weights":
+                training.lr = lambda step: 1e-3
+                for group in training.optimizer.param_groups:
+                    group["lr"] = float("nan")
+        return (loss * float("nan") if where == "loss" and step == 5 else loss), norm
+
+    monkeypatch.setattr(trainer, "update", spoiled)
+    with pytest.raises(NotFinite, match="at step 6"):
+        finish(training)
+    assert [path.stem for path in (tmp_path / "run" / "checkpoints").glob("*.json")] == ["step-000000004"]
 
 
 def test_late_betas_begin_at_their_step():
