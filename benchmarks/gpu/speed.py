@@ -1,5 +1,6 @@
 """Steps on speed: whole training steps, and tokens one by one."""
 
+import functools
 import time
 import warnings
 from collections.abc import Callable

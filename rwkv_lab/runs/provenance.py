@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from rwkv_lab import __version__
 from rwkv_lab.util.paths import REPOSITORY
 
 CODE = {"rwkv_lab": "*.py", "csrc": "*.*"}
@@ -48,8 +49,10 @@ def git_state() -> dict[str, str | None]:
 
 def versions() -> dict[str, str]:
     """The packages a number depends on."""
-    names = ("rwkv_lab", "torch", "numpy", "scipy", "hydra-core")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+    names = ("torch", "numpy", "scipy", "hydra-core")
+    # Of a checkout that is on the path only, nothing else knows the version.
+    own = {"python": platform.python_version(), "rwkv_lab": __version__}
+    return own | {name: metadata.version(name) for name in names}
 
 
 def processor_name() -> str:
