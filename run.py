@@ -1,13 +1,10 @@
 #!/usr/bin/env python
-"""Trains what the configuration states: ``python run.py --help``."""
+"""Train what the configuration states: ``python run.py --help``."""
 
-import gc
 import sys
 
-from rwkv_lab.cli import train
+from rwkv_lab.cli.main import leave
+from rwkv_lab.cli.train import main
 
 if __name__ == "__main__":
-    code = train.main(sys.argv)
-    # Python would walk all of torch's objects once more on its way out, which takes it as long as importing them.
-    gc.freeze()
-    sys.exit(code)
+    leave(main(sys.argv[1:]))

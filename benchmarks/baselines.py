@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv_lab.models import rwkv_v1
-from rwkv_lab.models.blocks import wkv_mix
+from rwkv_lab.models.blocks.toeplitz_mix import ToeplitzMix
+from rwkv_lab.models.blocks.wkv_mix import WKVMix
 from rwkv_lab.models.lm import LM
 from rwkv_lab.ops.reference import wkv_reference
 from rwkv_lab.ops.toeplitz import toeplitz_weights
@@ -53,21 +53,21 @@ def materialised_mix(w: Tensor, alpha: Tensor, beta: Tensor, x: Tensor) -> Tenso
     return torch.einsum("htu,buhs->bths", toeplitz_weights(w, alpha, beta, x.shape[1]), x)
 
 
-class ConvolutionMix(wkv_mix.TimeMix):
+class ConvolutionMix(WKVMix):
     """The time mix of v2, v3 and v4 by convolution; for whole sequences only."""
 
-    def scan(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, sums: Tensor | None) -> tuple[Tensor, None]:
-        return by_convolution(w, u, k, v), None
+    def scan(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor]:
+        return by_convolution(w, u, k, v), w.new_empty(0)
 
 
-class MaterialisedMix(rwkv_v1.TimeMix):
+class MaterialisedMix(ToeplitzMix):
     """The time mix of v1 through the whole matrix of time weights."""
 
-    def mix(self, kv: Tensor) -> Tensor:
-        return materialised_mix(self.time_w, self.time_alpha, self.time_beta, kv)
+    def mix(self, ev: Tensor) -> Tensor:
+        return materialised_mix(self.time_w, self.time_alpha, self.time_beta, ev)
 
 
-EARLIER: dict[type, type] = {wkv_mix.TimeMix: ConvolutionMix, rwkv_v1.TimeMix: MaterialisedMix}
+EARLIER: dict[type, type] = {WKVMix: ConvolutionMix, ToeplitzMix: MaterialisedMix}
 
 
 def take_earlier_route(model: LM) -> bool:

@@ -1,4 +1,4 @@
-"""python -m benchmarks.data [MEGABYTES]: how fast text becomes tokens and tokens become batches."""
+"""python -m benchmarks.data [MEGABYTES]: speed of tokenising a text and of reading batches from its tokens."""
 
 import resource
 import subprocess
@@ -6,12 +6,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 
+from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, main_guard
+from rwkv_lab.config.fields import choices
+from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
 from rwkv_lab.data import sampling
-from rwkv_lab.data.config import ORDERS, DataConfig, TokenizerConfig
+from rwkv_lab.data.corpora.text import TextConfig
 from rwkv_lab.data.dataset import load
 
 CTX_LEN, BATCH, BATCHES = 256, 64, 500
@@ -19,7 +23,7 @@ WORDS = 4096
 
 
 def synthetic_text(path: Path, megabytes: int, seed: int = 0) -> None:
-    """Writes ``megabytes`` · 10⁶ bytes of random words; one word in 64 has letters of two and three bytes."""
+    """Write ``megabytes`` · 10⁶ bytes of random words; one word in 64 has letters of two and three bytes."""
     draw = np.random.default_rng(seed)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
     words = ["".join(draw.choice(letters, draw.integers(1, 10))) for _ in range(WORDS)]
@@ -33,7 +37,7 @@ def synthetic_text(path: Path, megabytes: int, seed: int = 0) -> None:
 
 
 def table(megabytes: int) -> str:
-    """A table in Markdown: megabytes per second and peak memory of tokenising, tokens per second of reading."""
+    """Return a table in Markdown: megabytes per second and peak memory of tokenising, tokens per second of reading."""
     lines = [f"| tokenise {megabytes} MB | s | MB/s | peak memory MB |", "|---|---:|---:|---:|"]
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
@@ -47,13 +51,13 @@ def table(megabytes: int) -> str:
             lines.append(f"| {name} | {seconds:.2f} | {megabytes / seconds:.0f} | {peak:.0f} |")
         train = load(*_configs(text, folder, "char")).train
         lines += ["", f"| read {BATCH} × {CTX_LEN} a batch | tokens/s |", "|---|---:|"]
-        for order in ORDERS:
+        for order in choices(get_type_hints(DataConfig)["order"]):
             lines.append(f"| {order} | {_tokens_per_second(train.tokens, order):,.0f} |")
     return "\n".join(lines)
 
 
 def _configs(text: Path, folder: str, tokenizer: str) -> tuple[DataConfig, TokenizerConfig]:
-    return DataConfig("text", path=str(text), split=[0.9, 0.1], cache_dir=folder), TokenizerConfig(tokenizer)
+    return TextConfig(path=str(text), cache_dir=folder), registry.get("tokenizer", tokenizer)()
 
 
 def _tokens_per_second(tokens: np.ndarray, order: str) -> float:

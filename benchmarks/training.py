@@ -10,27 +10,27 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from benchmarks.timing import CLOCKS, interleave
+from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, main_guard, nearest
-from rwkv_lab.models.registry import MODELS
 from rwkv_lab.runs.provenance import processor_name
 
 if TYPE_CHECKING:
-    from torch import nn
+    from rwkv_lab.models.lm import LM
 
 VOCABULARY = 136
 
 
-def training_step(model: "nn.Module", batch: int, ctx_len: int, precision: str, device: str) -> Callable[[], None]:
+def training_step(model: "LM", batch: int, ctx_len: int, precision: str, device: str) -> Callable[[], None]:
     """One update of ``model`` on fresh random tokens each time."""
     import torch
 
-    from rwkv_lab.config.schema import OptimizerConfig
-    from rwkv_lab.training import optim
     from rwkv_lab.training.device import Resolved
+    from rwkv_lab.training.optim.adam import AdamConfig
 
     model.to(device).train()
-    optimizer = optim.build(model, OptimizerConfig())
-    optim.set_step(optimizer, OptimizerConfig(), 0, 1e-4)
+    settings = AdamConfig()
+    optimizer = settings.build(model)
+    settings.set_step(optimizer, 0, 1e-4)
     resolved = Resolved(device, precision, "native", torch.get_num_threads())
     generator = torch.Generator().manual_seed(0)
 
@@ -84,7 +84,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description="Times training steps.")
-    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated (default: all)")
+    parser.add_argument("--models", default=",".join(registry.names("model")), help="comma-separated (default: all)")
     parser.add_argument("--sizes", default="4x128", help="LAYERSxCHANNELS, comma-separated (default 4x128)")
     parser.add_argument("--ctx", default="256", help="context lengths, comma-separated (default 256)")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or both, comma-separated (default fp32)")
@@ -96,8 +96,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ours-only", action="store_true", help="leave the earlier routes out")
     args = parser.parse_args()
     for name in several(args.models):
-        if name not in MODELS:
-            raise UserError(f"--models: {name} is no model{nearest(name, MODELS)}; choose among {', '.join(MODELS)}")
+        if name not in registry.names("model"):
+            known = registry.names("model")
+            raise UserError(f"--models: {name} is not a model{nearest(name, known)}: choose among {', '.join(known)}")
     for precision in several(args.precision):
         if precision not in ("fp32", "bf16"):
             raise UserError(f"--precision: {precision} is not one of fp32, bf16")

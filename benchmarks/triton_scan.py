@@ -9,7 +9,7 @@ CHANNELS = 32
 
 
 @triton.jit
-def _scan(w_ptr, u_ptr, k_ptr, v_ptr, y_ptr, T, C, BLOCK: tl.constexpr):
+def _scan(w_ptr, u_ptr, k_ptr, v_ptr, y_ptr, T, C, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     n = tl.program_id(0)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = c < C

@@ -23,7 +23,7 @@ from rwkv_lab.sweeps.plan import Job
 from rwkv_lab.sweeps.progress import Watch
 from rwkv_lab.training.distributed.torchrun import ranks
 from rwkv_lab.util.console import say, warn
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.util.paths import IMPORT_ROOT
 
 SECONDS_TO_SAVE = 8.0
 MOST_LOST_WORKERS = 3
@@ -130,7 +130,7 @@ def _stop_on_sigterm() -> Iterator[None]:
 def _importable_in_workers() -> Iterator[None]:
     """Lets worker processes import this module, whatever folder the command was typed in."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), before)))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(IMPORT_ROOT), before)))
     try:
         yield
     finally:

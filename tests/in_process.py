@@ -10,7 +10,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
 from rwkv_lab.config import check, hydra
-from rwkv_lab.config.run_hash import run_name
+from rwkv_lab.config.run_hash import named_files, run_name
 from rwkv_lab.runs import Run, load
 from rwkv_lab.training import job, trainer
 from rwkv_lab.util.paths import REPOSITORY
@@ -62,7 +62,7 @@ class Here:
     def folder(self, study: str = "faulty") -> Path:
         """Where the run of the last call lies."""
         config = check.check(self.composed)
-        return self.runs / study / run_name(config, check.named_files(config))
+        return self.runs / study / run_name(config, named_files(config))
 
     def loaded(self, study: str = "faulty") -> Run:
         return load(self.folder(study))

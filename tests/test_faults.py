@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import load, provenance
 from rwkv_lab.training import checkpoint, trainer
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 from tests.in_process import STEPS, Here, Killed, make_here, numbers
 
 

@@ -1,17 +1,41 @@
-"""The laws by name. ``NAMED`` may be fitted alone; ``LAWS`` has all that a mixture may hold."""
+"""The registered laws and their roles.
 
-from analysis.laws import annealing, functional, multi_power, own_time, variational, vplus
+A law is one module with ``LAW = register("law", NAME)(Law(...))``, in this folder or in another package.
+"""
+
 from analysis.laws.law import Law
+from rwkv_lab.config import registry
+from rwkv_lab.config.errors import UserError, nearest
 
-NAMED: dict[str, Law] = {
-    "variational": variational.LAW,
-    "vplus": vplus.LAW,
-    "annealing": annealing.LAW,
-    "multi_power": multi_power.LAW,
-    "functional": functional.LAW,
-}
 
-LAWS: dict[str, Law] = {
-    **NAMED,
-    "vplus_own_time": own_time.LAW,
-}
+def laws() -> tuple[Law, ...]:
+    """Return every law, by name."""
+    return tuple(registry.members("law").values())
+
+
+def get(name: str) -> Law:
+    """Return the law called ``name``, now or formerly; UserError if there is none."""
+    formerly = {old: law for law in laws() for old in law.formerly}
+    return formerly[name] if name in formerly else registry.get("law", name)
+
+
+def fittable() -> tuple[str, ...]:
+    """Return what a user can fit: ``auto``, which is the mixture, and every law that can be fitted alone."""
+    return ("auto", *(law.name for law in laws() if law.alone))
+
+
+def check_fittable(name: str) -> None:
+    """Raise UserError for a ``name`` that is not one of ``fittable()``."""
+    known = fittable()
+    if name not in known:
+        raise UserError(f"law '{name}' is unknown{nearest(name, known)}; choose one of {', '.join(known)}")
+
+
+def mixture() -> tuple[str, ...]:
+    """Return the names of the laws of the default mixture."""
+    return tuple(law.name for law in laws() if law.in_mixture)
+
+
+def rivals(name: str) -> tuple[str, ...]:
+    """Return the names of the laws whose spread widens the intervals of the law ``name`` fitted alone."""
+    return tuple(law.name for law in laws() if law.rival and law.name != name)

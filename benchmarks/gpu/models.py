@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.gpu.report import Step
 from rwkv_lab import models as lab
+from rwkv_lab.config.registry import names
 from rwkv_lab.data.token_cache import Split
-from rwkv_lab.inference.recurrent import generate
+from rwkv_lab.inference.sampling import generate
 from rwkv_lab.models.lm import LM
-from rwkv_lab.models.registry import MODELS
 from rwkv_lab.training import device
 from rwkv_lab.training.evaluate import evaluate_full
 
@@ -59,7 +59,7 @@ def models(step: Step) -> None:
     precisions = ("fp32", "bf16") if step.rehearse else ("bf16", "fp32", "tf32")
     forms: list[dict[str, Any]] = [{"head_qk_dim": 16, "head_qk": form} for form in ("sum", "max")]
     text = Split(np.arange(2000, dtype=np.int64) ** 2 % 89, 1)
-    for name in MODELS:
+    for name in names("model"):
         for fields in forms[:1] if step.rehearse else forms:
             expected = train(make(name, ctx_len, **fields), device.Resolved("cpu", "fp32", "native", 1), 1, ctx_len)[0]
             for precision in precisions:

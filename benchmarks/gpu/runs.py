@@ -1,7 +1,6 @@
-"""Steps on whole runs by run.py, in a copy of the checkout: resuming, one process under ddp, a short study."""
+"""Steps on whole runs by run.py, into a runs/ beside the results: resuming, one process under ddp, a short study."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,26 +9,15 @@ import time
 from pathlib import Path
 
 from benchmarks.gpu.report import Step
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.config.registry import names
 from rwkv_lab.runs import read_metrics
 from rwkv_lab.util.paths import REPOSITORY
 
-COPIED = ("rwkv_lab", "analysis", "conf", "csrc", "hydra_plugins", "experiments")
 STEPS, STOP = 20, 10
 TINY = ("model.n_layer=1", "model.n_embd=32", "model.ctx_len=16", "trainer.threads=1")
 MEDIUM = ("model.n_layer=4", "model.n_embd=256", "model.ctx_len=256")
 EXACT = 0.0
 CLOSE = 5e-3
-
-
-def checkout(step: Step) -> Path:
-    """A copy of the code, so that its runs/ is beside the results."""
-    root = step.folder / "checkout"
-    for name in COPIED:
-        ignored = shutil.ignore_patterns("__pycache__", "*.png")
-        shutil.copytree(REPOSITORY / name, root / name, ignore=ignored, dirs_exist_ok=True)
-    shutil.copy(REPOSITORY / "run.py", root)
-    return root
 
 
 def settings(step: Step) -> tuple[str, ...]:
@@ -39,19 +27,18 @@ def settings(step: Step) -> tuple[str, ...]:
     return (*size, *rows, *amounts, f"trainer.device={step.device}")
 
 
-def start(root: Path, *words: str) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path[1:]])}
-    return subprocess.Popen([sys.executable, *words], cwd=root, env=environment)
+def start(*words: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, *words], cwd=REPOSITORY)
 
 
 def run(root: Path, *words: str) -> int:
     print("run.py", *words, flush=True)
-    return start(root, "run.py", *words).wait()
+    return start("run.py", *words, f"runs_dir={root}").wait()
 
 
 def only(root: Path, study: str) -> Path:
-    (path,) = (root / "runs" / study).glob("*/")
-    return path
+    (path,) = (root / study).glob("*/run.json")
+    return path.parent
 
 
 def difference(one: Path, other: Path) -> float:
@@ -64,21 +51,21 @@ def difference(one: Path, other: Path) -> float:
 
 def fresh(root: Path, *studies: str) -> None:
     for study in studies:
-        shutil.rmtree(root / "runs" / study, ignore_errors=True)
+        shutil.rmtree(root / study, ignore_errors=True)
 
 
 def resume(step: Step) -> None:
     """The same run twice, and once killed after ten updates and resumed; with deterministic=true bit by bit."""
-    root = checkout(step)
+    root = step.folder / "runs"
     words = (*settings(step), "trainer.deterministic=true")
     fresh(root, "whole", "again", "killed")
     for study in ("whole", "again"):
         step.check(f"{study} ends", run(root, *words, f"study={study}") == 0)
     twice = difference(only(root, "whole"), only(root, "again"))
     step.check("the same run twice", twice == EXACT, off=twice)
-    process = start(root, "run.py", *words, "study=killed")
+    process = start("run.py", *words, "study=killed", f"runs_dir={root}")
     pattern = f"*/checkpoints/step-{STOP:09d}.json"
-    while process.poll() is None and not list((root / "runs" / "killed").glob(pattern)):
+    while process.poll() is None and not list((root / "killed").glob(pattern)):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -91,7 +78,7 @@ def resume(step: Step) -> None:
 
 def ddp(step: Step) -> None:
     """One process through the whole path of several, NCCL included, against a run without."""
-    root = checkout(step)
+    root = step.folder / "runs"
     fresh(root, "alone", "ddp")
     device = [word for word in settings(step) if not word.startswith("trainer.device=")]
     words = (*device, f"trainer.device={step.device}")
@@ -103,10 +90,10 @@ def ddp(step: Step) -> None:
 
 def study(step: Step) -> None:
     """A short run of every model, and the page that compares them."""
-    root = checkout(step)
+    root = step.folder / "runs"
     fresh(root, "short")
     text = ("data=text", f"data.path={step.text}") if step.text else ("data=builtin",)
-    models = ("rwkv_v4",) if step.rehearse else tuple(MODELS)
+    models = ("rwkv_v4",) if step.rehearse else tuple(names("model"))
     size = TINY if step.rehearse else ("model.n_layer=4", "model.n_embd=256", "model.ctx_len=256")
     amount = "trainer.steps=4" if step.rehearse else "trainer.steps=150"
     batch = () if step.rehearse else ("trainer.batch_size=32",)
@@ -123,10 +110,10 @@ def study(step: Step) -> None:
         started = time.monotonic()
         code = run(root, f"model={model}", *words, "study=short")
         found = {}
-        for path in (root / "runs" / "short").glob(f"{model}-*/run.json"):
+        for path in (root / "short").glob(f"{model}-*/run.json"):
             result = json.loads(path.read_text()).get("result") or {}
             found = {key: result.get(key) for key in ("val_bpb", "tokens_per_second")}
         step.check(model, code == 0, seconds=time.monotonic() - started, **found)
-    code = start(root, "-m", "analysis", "compare", "runs/short", "--out", str(step.folder / "compare")).wait()
+    code = start("-m", "analysis", "compare", str(root / "short"), "--out", str(step.folder / "compare")).wait()
     pages = [path.name for path in (step.folder / "compare").glob("*.html")]
     step.check("page of compare", code == 0 and bool(pages), pages=pages)

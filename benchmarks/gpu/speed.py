@@ -11,9 +11,9 @@ from torch import nn
 
 from benchmarks.gpu.report import Step
 from rwkv_lab import models
+from rwkv_lab.config.registry import names
 from rwkv_lab.inference.recurrent import RecurrentModel
 from rwkv_lab.models.lm import LM
-from rwkv_lab.models.registry import MODELS
 from rwkv_lab.training import device
 
 VOCABULARY, PILE_VOCABULARY = 256, 50277
@@ -67,7 +67,7 @@ def cases(rehearse: bool) -> list[tuple[str, str, dict[str, Any], int, int]]:
         tiny = {"n_layer": 1, "n_embd": 32, "ctx_len": 16}
         return [(f"{name} L1 D32", name, tiny, VOCABULARY, 2) for name in ("rwkv_v1", "rwkv_v4", "mha_rotary")]
     l6 = {"n_layer": 6, "n_embd": 512, "ctx_len": 1024}
-    small = [(f"{name} L6 D512", name, l6, VOCABULARY, 12) for name in MODELS]
+    small = [(f"{name} L6 D512", name, l6, VOCABULARY, 12) for name in names("model")]
     return [
         *small,
         ("rwkv_v4 169M", "rwkv_v4", {"n_layer": 12, "n_embd": 768, "ctx_len": 1024}, PILE_VOCABULARY, 8),

@@ -36,8 +36,8 @@ def main(argv: list[str]) -> None:
     import torch
 
     from rwkv_lab import models
-    from rwkv_lab.data.tokenizers.text import from_json, unknown_in
-    from rwkv_lab.inference.recurrent import generate
+    from rwkv_lab.data import from_json, unknown_in
+    from rwkv_lab.inference.sampling import generate
 
     model = models.load(options.run)
     file = options.run / "tokenizer.json"

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rwkv_lab.cli.arguments import Arguments
+from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.models.registry import MODELS
 from rwkv_lab.runs import STATUSES, Run, listing, remove, select
 
 SORTS = ("path", "run", "status", "val_bpb", "tokens_per_second", "age")
@@ -69,7 +69,7 @@ def list_runs(options: argparse.Namespace) -> int:
 
 
 def _check_filter(key: str, wanted: Sequence[str]) -> None:
-    allowed = {"status": (*STATUSES, "unreadable"), "model": MODELS}.get(key, wanted)
+    allowed = {"status": (*STATUSES, "unreadable"), "model": registry.names("model")}.get(key, wanted)
     for each in wanted:
         if each not in allowed:
             raise UserError(f"--{key} {each} is unknown{nearest(each, allowed)}: choose from {', '.join(allowed)}")

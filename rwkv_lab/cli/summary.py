@@ -57,12 +57,12 @@ def dry_run(config: Config, path: Path) -> None:
     from omegaconf import OmegaConf
 
     from rwkv_lab import data, models
-    from rwkv_lab.config import check
+    from rwkv_lab.config import check, derived
     from rwkv_lab.models.factory import skeleton
     from rwkv_lab.training.run import rate_function
 
     say(OmegaConf.to_yaml(OmegaConf.create(check.plain(config))))
-    total = check.total_steps(config)
+    total = derived.total_steps(config)
     rates = [*map(rate_function(config, total), range(total))]
     corpus = data.load(config.data, config.tokenizer)
     data.require_length(corpus, config.model.ctx_len)

@@ -1,30 +1,105 @@
-"""Hydra as this project uses it: schemas, resolvers and its errors in one sentence."""
+"""Hydra as this project uses it: schemas and resolvers, safe studies, and its errors as one sentence."""
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import hydra
 import yaml
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 
+from rwkv_lab.config import registry
+from rwkv_lab.config.check import other_owners, top_level, without_its_group
 from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.config.omegaconf_messages import one_line, sentence
-from rwkv_lab.config.schema import register, without_its_group
-from rwkv_lab.sweeps.gpu_locks import visible_gpus
-from rwkv_lab.sweeps.launchers import EXTRAS
-from rwkv_lab.util.paths import REPOSITORY, RUNS
+from rwkv_lab.config.fields import defaults
+from rwkv_lab.config.overrides import STUDIES, Words, read
+from rwkv_lab.config.schema import COMPONENT_GROUPS, PLAIN_GROUPS
+from rwkv_lab.util.paths import REPOSITORY, runs_dir
+
+STUDY_MAY_SET = ("mode", "sweeper.params")
 
 
 def prepare() -> None:
-    """Registers schemas and the resolvers ``repository``, ``runs``, ``gpus`` and ``pick``; safe to call again."""
-    register()
+    """Register schemas and the resolvers ``repository``, ``runs``, ``gpus`` and ``pick``; safe to call again."""
+    from rwkv_lab.sweeps.gpu_locks import visible_gpus
+
+    _register_schemas()
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
-    OmegaConf.register_new_resolver("runs", lambda: str(RUNS), replace=True)
+    OmegaConf.register_new_resolver("runs", lambda: str(runs_dir()), replace=True)
     OmegaConf.register_new_resolver("gpus", lambda: max(1, len(visible_gpus())), replace=True)
     # ${pick:${model.name},{mha_pro:4e-4},6e-4}: a value by another key's, so that a study can state a recipe per model.
     OmegaConf.register_new_resolver("pick", lambda key, table, other: table.get(key, other), replace=True)
+
+
+def _register_schemas() -> None:
+    """Put the defaults of every schema into Hydra's config store as ``schema/<group>[/<name>]``.
+
+    Values are untyped there: ``check`` converts them, with our messages. A component without a YAML, as another package
+    adds it, is an option of its group all the same.
+    """
+    store = ConfigStore.instance()
+    store.store(group="schema", name="config", node=top_level())
+    for group, owner in PLAIN_GROUPS.items():
+        store.store(group="schema", name=group, node=defaults(owner))
+    for group in COMPONENT_GROUPS:
+        for name, member in registry.members(group).items():
+            node = {**defaults(member), "name": name}
+            store.store(group=f"schema/{group}", name=name, node=node)
+            if not (REPOSITORY / "conf" / group / f"{name}.yaml").is_file():
+                store.store(group=group, name=name, node=node)
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Return the composed configuration, Hydra's own part included. Raises UserError for what cannot be composed."""
+    try:
+        with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            return hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from None
+
+
+def check_study(words: Words) -> None:
+    """Raise UserError for a study that changes more of Hydra than its sweep, in whatever form.
+
+    Hydra instantiates callbacks, launchers and log handlers by the names its configuration holds, so a study that could
+    set them could run code.
+    """
+    if words.study is None:
+        return
+    with_study = compose(words.texts).hydra
+    without = compose([text for text in words.texts if text.partition("=")[0] != STUDIES]).hydra
+    changed = sorted(_leaves(with_study).items() ^ _leaves(without).items())
+    for key, _ in changed:
+        if not key.startswith((*STUDY_MAY_SET, "overrides.", "job.override_dirname", "runtime.choices.")):
+            raise UserError(
+                f"experiments={words.study} sets hydra.{key}: a study sets hydra.mode and hydra.sweeper.params only"
+            )
+    swept = [f"{key!s}={value}" for key, value in (with_study.sweeper.params or {}).items()]
+    for text in swept:
+        if text.lstrip("+~").startswith("hydra"):
+            raise UserError(
+                f"experiments={words.study} sweeps {text.partition('=')[0]}: only keys of a run can be swept"
+            )
+    read(swept, multirun=True)
+
+
+def _leaves(node: Any, prefix: str = "") -> dict[str, str]:
+    """Return dotted keys and the text of every value below ``node``, interpolations as they are written."""
+    plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
+    if isinstance(plain, dict) and plain:
+        return {key: text for name, value in plain.items() for key, text in _leaves(value, f"{prefix}{name}.").items()}
+    return {prefix[:-1]: repr(plain)}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -34,115 +109,38 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def explain(error: Exception) -> str | None:
-    """One sentence for a mistake Hydra or OmegaConf found, or None where the error is no user's mistake."""
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        return f"a group takes the name of one of its options: the groups are {', '.join(groups())}"
+    """Return a mistake that Hydra or OmegaConf found as one sentence; None for an error that is not a user's."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        return f"{mark.name} is no readable YAML: {error.problem}, line {mark.line + 1}"
+        return f"{mark.name} is not readable YAML: {error.problem}, line {mark.line + 1}"
     chain = [link for link in _chain(error) if isinstance(link, (HydraException, OmegaConfBaseException))]
-    if not chain:
-        return None
-    text = " ".join(str(link) for link in chain)
-    return (
-        _unreadable(chain)
-        or _missing_plugin(text)
-        or _unknown_option(text)
-        or _several_values(text)
-        or _unknown_key(text, chain)
-        or next((sentence(link) for link in chain if isinstance(link, OmegaConfBaseException)), None)
-        or one_line(str(chain[0]))
-    )
-
-
-def _unreadable(chain: Sequence[BaseException]) -> str | None:
     for link in chain:
-        if isinstance(link, OverrideParseException):
-            return (
-                f"{link.override} cannot be read as key=value: a value with commas, spaces, braces or quotes is quoted"
+        if isinstance(link, MissingConfigException) and link.missing_cfg_file:
+            options = list(link.options or ())
+            name = str(link.missing_cfg_file)
+            return f"{name} does not exist{nearest(name, options)}" + (
+                f": choose one of {', '.join(options)}" if options else ""
             )
-    return None
+    for link in chain:
+        if isinstance(link, OmegaConfBaseException):
+            return explain_omegaconf(link)
+    return one_line(str(chain[0])) if chain else None
 
 
-def _missing_plugin(text: str) -> str | None:
-    found = re.search(r"In '(hydra/\w+)/(\w+)': Could not load 'hydra/\w+/(\w+)'", text)
-    if found and found[3] in EXTRAS:
-        return f"{found[1]}={found[2]} needs a package that is missing: pip install -e '.[{EXTRAS[found[3]]}]'"
-    return None
+def explain_omegaconf(error: OmegaConfBaseException) -> str:
+    """Return an error of OmegaConf as one sentence that names the key."""
+    key = str(error.full_key or error.key or "the configuration")
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        parent: Any = error.parent_node
+        known = [str(name) for name in parent if name != "hydra"] if isinstance(parent, DictConfig) else []
+        place, _, last = key.rpartition(".")
+        likely = (other_owners(place, last) if place else without_its_group(last)) or nearest(last, known)
+        return f"{key} is unknown{likely}" + (f": {place or 'the top level'} has {', '.join(known)}" if known else "")
+    if isinstance(error, (InterpolationResolutionError, UnsupportedInterpolationType)):
+        return f"{key} takes its value from another key, which fails: {one_line(str(error.msg or error))}"
+    return f"{key}: {one_line(str(error.msg or error))}"
 
 
-def _unknown_option(text: str) -> str | None:
-    found = re.search(r"Could not find '([^']*)/([^'/]*)'", text)
-    if found:
-        group, option = found.groups()
-        group = group.rpartition("hydra/config/")[2]
-        listed = re.search(r"Available options in '[^']*':((?:\n\t\S+)+)", text)
-        options = listed[1].split() if listed else studies() if group == "experiments" else []
-        if not options:
-            return f"{group}={option}: there is none to choose"
-        return f"{group}={option} does not exist{nearest(option, options)}: choose one of {', '.join(options)}"
-    found = re.search(r"Cannot find primary config '([^']*)'", text)
-    if found:
-        return f"--config-name={found[1]} does not exist: leave it out"
-    if "Primary config directory not found" in text:
-        return "--config-path names a folder that does not exist: leave it out"
-    found = re.search(r"Could not override '([^'@]*)(@?)", text)
-    if found and found[2]:
-        return f"{found[1]}@ moves a group elsewhere, where nothing reads it: write {found[1]}=OPTION"
-    if found and "No match in the defaults list" in text:
-        return f"{found[1]} is no group or key{nearest(found[1], groups())}: the groups are {', '.join(groups())}"
-    found = re.search(r"Could not delete(?: from config)?\. '(.*)' does not exist", text)
-    return f"{found[1]} cannot be taken out: there is none" if found else None
-
-
-def _several_values(text: str) -> str | None:
-    found = re.search(r"Ambiguous value for argument '([^']*)'", text)
-    if found:
-        return f"{found[1]} is several values: add -m for a sweep over them, or write a list as [a,b]"
-    found = re.search(r"(?:Multiple values for |force-add of config groups is not supported: '\+*)(\w+)", text)
-    if found:
-        return f"{found[1]} has an option already: write {found[1]}=OPTION without a plus"
-    if re.search(r"Merge error: \w+ is not a subclass of", text):
-        return "two options of one group cannot be merged: choose one, or add -m and write a,b for a sweep over them"
-    return None
-
-
-def groups() -> list[str]:
-    """The configuration groups a user can choose from."""
-    folders = sorted(path.name for path in (REPOSITORY / "conf").iterdir() if path.is_dir() and path.name != "hydra")
-    return [*folders, "experiments"]
-
-
-def studies() -> list[str]:
-    """The studies a user can choose from."""
-    return sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.yaml"))
-
-
-def check_studies() -> None:
-    """A Mistake for a study that sets more of Hydra than its sweep: some of those settings name code to run."""
-    for path in sorted((REPOSITORY / "experiments").glob("*.yaml")):
-        try:
-            settings = (yaml.safe_load(path.read_bytes()) or {}).get("hydra") or {}
-        except (yaml.YAMLError, AttributeError):
-            # Composing it says where it is broken.
-            continue
-        set_here = {"hydra." + key for key in settings if key != "sweeper"}
-        set_here |= {"hydra.sweeper." + key for key in settings.get("sweeper") or {}}
-        for key in sorted(set_here - {"hydra.mode", "hydra.sweeper.params"}):
-            raise UserError(f"{path} sets {key}: a study sets hydra.mode and hydra.sweeper.params only")
-
-
-def _unknown_key(text: str, chain: Sequence[BaseException]) -> str | None:
-    found = re.search(r"(?:Key|key) '([^']*)' (?:is not in struct|not in '([^']*)')", text)
-    if not found:
-        return None
-    key = found[1]
-    found_in = [link for link in chain if isinstance(link, OmegaConfBaseException)]
-    full = next((str(link.full_key) for link in found_in if link.full_key), key)
-    parent: Any = next((link.parent_node for link in found_in if link.parent_node is not None), None)
-    known = [str(name) for name in parent if name != "hydra"] if parent is not None else []
-    place = full.rpartition(".")[0] or ("the top level" if "study" in known else "this place")
-    likely = nearest(key, known)
-    if place == "the top level":
-        likely = without_its_group(key) or likely
-    return f"{full} is unknown{likely}" + (f": {place} has {', '.join(known)}" if known else "")
+def one_line(text: str) -> str:
+    """Return the first line with content, without a full stop."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "").rstrip(".")

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rwkv_lab.config.schema import Config
+from rwkv_lab.config.kinds import Component
+from rwkv_lab.config.schema import COMPONENT_GROUPS, Config
 
 
 def canonical(config: Any, files: Mapping[str, str], prefix: str = "") -> Any:
@@ -21,6 +22,7 @@ def canonical(config: Any, files: Mapping[str, str], prefix: str = "") -> Any:
             key = f"{prefix}{field.name}"
             value = getattr(config, field.name)
             off = value is None or (value is False and field.default is not None)
+            off |= not field.metadata.get("hash_default", True) and value == _default(field)
             if off or not field.metadata.get("identity", True):
                 continue
             kept[field.name] = {"sha256": files[key]} if key in files else canonical(value, files, key + ".")
@@ -28,6 +30,16 @@ def canonical(config: Any, files: Mapping[str, str], prefix: str = "") -> Any:
     if isinstance(config, (list, tuple)):
         return [canonical(value, files, prefix) for value in config]
     return config
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def named_files(config: Config) -> dict[str, str]:
+    """Return the sha256 of every file a key names, by dotted key: what the hash counts in place of the names."""
+    components: list[tuple[str, Component]] = [(group, getattr(config, group)) for group in COMPONENT_GROUPS]
+    return {key: sha256 for group, component in components for key, sha256 in component.file_hashes(group).items()}
 
 
 def identity(config: Config, files: Mapping[str, str]) -> str:

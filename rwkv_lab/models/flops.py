@@ -1,11 +1,8 @@
 """The cost of training, counted from the shapes."""
 
-from importlib import import_module
-
 from torch import nn
 
 from rwkv_lab.models.lm import LM
-from rwkv_lab.models.registry import MODELS
 
 
 def flops_per_token(model: LM) -> float:
@@ -17,4 +14,4 @@ def flops_per_token(model: LM) -> float:
     config = model.config
     linear = sum(2.0 * module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     head_qk = 2.0 * config.head_qk_dim * config.ctx_len
-    return 3.0 * (linear + head_qk + import_module(MODELS[config.name].target).mixing_flops(config))
+    return 3.0 * (linear + head_qk + config.mixing_flops())

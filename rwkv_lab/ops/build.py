@@ -24,10 +24,10 @@ from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.ops import cache as store
 from rwkv_lab.ops.toolchain import BuildFailed, Nvcc, find_cxx, find_ninja, find_nvcc, major
 from rwkv_lab.sweeps.subprocesses import end_with_parent
+from rwkv_lab.util.paths import CSRC
 
 Kind = Literal["cpu", "cuda"]
 
-CSRC = Path(__file__).parents[2] / "csrc"
 PREBUILT = Path(__file__).parent / "prebuilt"
 # no -ffast-math: it would switch denormal numbers off in the whole process
 CXX_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fvisibility=hidden", "-Wno-psabi")

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import FORMAT, Run, is_run, lock
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from rwkv_lab.sweeps import gpu_locks, launchers, plan
 from rwkv_lab.sweeps.launchers import Manner
 from rwkv_lab.sweeps.subprocesses import Ended, end_with_parent, run_child
 from rwkv_lab.util.console import say
-from rwkv_lab.util.paths import REPOSITORY, RUNS
+from rwkv_lab.util.paths import RUNS, train_command
 
 LOSS_OF_A_FAILED_JOB = float("inf")
 LOSS_OF_A_BUSY_JOB = float("nan")
@@ -56,7 +55,7 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
 
 def command(overrides: Sequence[str]) -> list[str]:
     """The command of one job."""
-    return [sys.executable, str(REPOSITORY / "run.py"), *overrides, "hydra.mode=RUN"]
+    return [*train_command(), *overrides, "hydra.mode=RUN"]
 
 
 def threads(manner: Manner) -> dict[str, str]:

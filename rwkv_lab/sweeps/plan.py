@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rwkv_lab.config import check
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.run_hash import run_name
+from rwkv_lab.config.run_hash import named_files, run_name
 from rwkv_lab.config.schema import Config
 from rwkv_lab.runs import Run, is_run, lock
 from rwkv_lab.util.paths import RUNS
@@ -77,7 +77,7 @@ def checked(composed: DictConfig) -> tuple[Config, Path]:
     """The checked configuration of a composed job, Hydra's own part left aside, and its run directory."""
     task = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     config = check.check(task)
-    return config, RUNS / config.study / run_name(config, check.named_files(config))
+    return config, RUNS / config.study / run_name(config, named_files(config))
 
 
 def status(path: Path) -> str:

@@ -14,9 +14,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from rwkv_lab.config.schema import TrackerConfig
+from rwkv_lab.tracking.config import TrackerConfig
 from rwkv_lab.util.console import warn
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.util.paths import IMPORT_ROOT
 
 FINISH_SECONDS = 10
 STOPPED_SECONDS = 0.5
@@ -47,7 +47,7 @@ def following(settings: TrackerConfig, folder: Path, step: int) -> Iterator[None
 
 
 def follow_command(folder: Path, place: Path, step: int) -> list[str]:
-    """What starts the process that feeds the tracker, in the repository."""
+    """What starts the process that feeds the tracker, in ``IMPORT_ROOT``."""
     follow = [sys.executable, "-m", "rwkv_lab.tracking", "follow", str(folder)]
     return [*follow, "--place", str(place), "--after", str(step)]
 
@@ -58,7 +58,7 @@ def _start(settings: TrackerConfig, folder: Path, step: int) -> subprocess.Popen
         # A session of its own: Ctrl-C in the terminal is the run's affair.
         follower = subprocess.Popen(
             follow_command(folder.absolute(), place, step),
-            cwd=REPOSITORY,
+            cwd=IMPORT_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

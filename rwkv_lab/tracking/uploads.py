@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from rwkv_lab.runs import Run
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 
 NAME = "uploaded.json"
 

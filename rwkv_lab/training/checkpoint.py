@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 from rwkv_lab.util.tensorfile import write_tensors
 
 FORMAT = 1

@@ -1,6 +1,6 @@
 """Held-out loss and bits per byte: quick and repeatable during training, complete at its end.
 
-python -m rwkv_lab.evaluate RUN [--split test|val] [--device auto|cpu|cuda] [--json]
+    rwkv-lab evaluate RUN [--split test|val] [--device auto|cpu|cuda] [--json]
 
 The functions put the model in evaluation mode for their time, draw nothing at random and leave precision to the
 caller's autocast. Loss is the mean cross-entropy in nats per token, without the penalty terms of training.
@@ -196,7 +196,7 @@ def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
 
     run = runs.load(path)
     config = run.config
-    data_config, tokenizer_config = data.DataConfig(**config["data"]), data.TokenizerConfig(**config["tokenizer"])
+    data_config, tokenizer_config = data.stored_configs(config)
     tokenizer = data.from_json((run.path / "tokenizer.json").read_text(encoding="utf-8"))
     corpus = data.load(data_config, tokenizer_config, tokenizer)
     if corpus.sha256 != run.manifest["data"]["sha256"]:

@@ -2,13 +2,12 @@
 
 import sys
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from rwkv_lab.cli import summary
-from rwkv_lab.config import check
+from rwkv_lab.config import check, run_hash
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.run_hash import run_name
 from rwkv_lab.config.schema import Config
@@ -23,51 +22,16 @@ OUT_OF_MEMORY = "out of memory: lower trainer.batch_size, or raise trainer.accum
 SETTINGS_OF_THE_CALL = ("rerun", "dry_run")
 
 
-@dataclass
-class Outcome:
-    """What Hydra calls with each composed configuration, and the exit code it led to."""
-
-    exit_code: int = COMPLETE
-    error: Exception | None = None
-
-    def run(self, composed: DictConfig) -> float:
-        """Runs one job in this process, or, as part of a sweep, in a process of its own; returns its final val_loss.
-
-        A job that did not complete returns infinity, as sweepers that minimise expect.
-        """
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        from rwkv_lab.sweeps import job
-
-        hydra_config: Any = HydraConfig.get()
-        # Unresolved: an override may take its value from another key.
-        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-        if hydra_config.mode == RunMode.MULTIRUN:
-            return job.run(composed, hydra_config)
-        try:
-            self.exit_code, loss = run_here(composed, overrides)
-        except Exception as error:
-            # Hydra would announce an exception with lines of its own.
-            self.error, loss = error, float("inf")
-        return loss
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        from rwkv_lab.config.hydra import prepare
-
-        # A launcher's worker process gets this object pickled and has registered nothing yet.
-        prepare()
-        self.__dict__.update(state)
-
-
 def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
     """Runs the job in this process; (exit code, final val_loss or infinity)."""
     config = check.check(composed)
-    files = check.named_files(config)
+    files = run_hash.named_files(config)
     path = RUNS / config.study / run_name(config, files)
     if config.dry_run:
         summary.dry_run(config, path)
         return COMPLETE, float("inf")
+    if config.model.start_files and nothing_to_do(path, config.rerun) is None:
+        _check_start(config)
     ranks = torchrun.ranks()
     if ranks > 1 or (ranks == 1 and config.trainer.strategy):
         from rwkv_lab.training.distributed import parallel
@@ -83,6 +47,13 @@ def run_here(composed: DictConfig, overrides: list[str]) -> tuple[int, float]:
         return _with(held, config, overrides)
     finally:
         held.release()
+
+
+def _check_start(config: Config) -> None:
+    """Raises UserError for weights to start from that do not belong to the text, before a directory is made."""
+    from rwkv_lab import data, models
+
+    models.check_init(config.model, data.load(config.data, config.tokenizer).tokenizer)
 
 
 def _with(held: Claim, config: Config, overrides: list[str], world: Any = None) -> tuple[int, float]:

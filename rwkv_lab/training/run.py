@@ -1,59 +1,48 @@
 """One session of a run: from a claimed directory to its final products."""
 
 import dataclasses
-import functools
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rwkv_lab import data, models, tracking
-from rwkv_lab.config import check
+from rwkv_lab.config import derived
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config
-from rwkv_lab.data import Corpus
-from rwkv_lab.models.config import ModelConfig
+from rwkv_lab.data import Corpus, Tokenizer
 from rwkv_lab.models.lm import LM
 from rwkv_lab.runs import provenance
 from rwkv_lab.runs.store import Claim
-from rwkv_lab.training import checkpoint, device, finish, optim, schedules
+from rwkv_lab.training import checkpoint, device, finish
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.fitted import read_proposal
 from rwkv_lab.training.metrics import MetricsLog
 from rwkv_lab.training.trainer import Listeners, Row, Training, train
 from rwkv_lab.util import console
 from rwkv_lab.util.console import say, warn
-from rwkv_lab.util.paths import write_atomic
+from rwkv_lab.util.io import write_atomic
 
 
-def build_model(config: Config, vocab_size: int, backend: str, initialise: bool = True) -> LM:
+def build_model(config: Config, tokenizer: Tokenizer, backend: str, initialise: bool = True) -> LM:
     """The configured model, initialised from ``config.seed``; without ``init_from`` where a checkpoint follows."""
-    model_config: ModelConfig = config.model
-    fields = {field.name: getattr(model_config, field.name) for field in dataclasses.fields(model_config)}
-    if not initialise:
-        fields |= {key: None for key in ("init_from", "time_vectors_from") if key in fields}
-    name = fields.pop("name")
-    return models.build(name, vocab_size=vocab_size, seed=config.seed, backend=backend, **fields)
+    return models.construct(
+        config.model, tokenizer.vocab_size, seed=config.seed, backend=backend, tokenizer=tokenizer, warm=initialise
+    )
 
 
-def rate_function(config: Config, total: int) -> functools.partial:
+def rate_function(config: Config, total: int) -> Callable[[int], float]:
     """The rate of every update, as a function of its index; a Mistake where a fitted schedule has another length."""
-    parameters = check.schedule_parameters(config.schedule)
-    if "rates" in parameters and len(parameters["rates"]) != total:
-        given = len(parameters["rates"])
-        raise UserError(
-            f"schedule.fit has {given} steps and the run has {total}: set trainer.steps={given}, "
-            f"or make another with 'python -m analysis optimal FIT --steps {total}'"
-        )
-    return functools.partial(schedules.SCHEDULES[config.schedule.name], total=total, **parameters)
+    return config.schedule.build(total)
 
 
 def prepare(config: Config, claim: Claim, overrides: list[str], resolved_yaml: str, world: World) -> Training:
     """Everything the loop needs, with the newest checkpoint restored; the manifest says running from here on."""
-    total = check.total_steps(config)
-    check.check_shares(config.trainer, world.size)
+    total = derived.total_steps(config)
+    derived.check_shares(config.trainer, world.size)
     lr = rate_function(config, total)
     resolved = device.resolve(config, claim.manifest.get("resolved") if claim.state == "resume" else None)
     device.apply(resolved)
@@ -62,10 +51,12 @@ def prepare(config: Config, claim: Claim, overrides: list[str], resolved_yaml: s
     saved = checkpoint.newest(claim.path / "checkpoints", warn) if claim.state == "resume" else None
     corpus = _corpus(config, claim.path, resuming=saved is not None)
     data.require_length(corpus, config.model.ctx_len)
+    if saved is None and (note := models.check_init(config.model, corpus.tokenizer)):
+        corpus.notes.append(note)
     torch.manual_seed(config.seed)
-    model = build_model(config, corpus.tokenizer.vocab_size, resolved.ops_backend, initialise=saved is None)
+    model = build_model(config, corpus.tokenizer, resolved.ops_backend, initialise=saved is None)
     model = model.to(resolved.device)
-    optimizer = optim.build(model, config.optimizer)
+    optimizer = config.optimizer.build(model)
     training = Training(config, resolved, corpus, model, optimizer, lr, total, claim.path, world)
     if saved is not None:
         training.progress = saved[0]

@@ -12,7 +12,7 @@ from torch import nn
 from rwkv_lab.config.schema import Config
 from rwkv_lab.data import Corpus, sampling
 from rwkv_lab.models.lm import LM
-from rwkv_lab.training import checkpoint, optim
+from rwkv_lab.training import checkpoint
 from rwkv_lab.training.checkpoint import Progress
 from rwkv_lab.training.device import Resolved
 from rwkv_lab.training.distributed import world
@@ -105,7 +105,7 @@ def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) 
     with StopRequest() as stop, Vote(training.world, trainer.timeout) as vote:
         for step in range(progress.step, training.total):
             lr = training.lr(step)
-            optim.set_step(training.optimizer, config.optimizer, step, lr)
+            config.optimizer.set_step(training.optimizer, step, lr)
             loss, norm = update(training, loss_module, step)
             done = step + 1
             logs = done % trainer.log_every == 0 or done == training.total

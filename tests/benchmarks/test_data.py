@@ -12,7 +12,7 @@ def test_synthetic_text_is_text_of_the_size_asked_for(tmp_path):
     assert "é" in (tmp_path / "a").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("arguments", [["0"], ["x"], ["1", "2"]])
+@pytest.mark.parametrize("arguments", [["0"], ["x"], ["1", "2"], ["²"]])
 def test_mistakes(arguments, capsys):
     assert main_guard(lambda: data.main(arguments)) == 2
     assert "MEGABYTES" in capsys.readouterr().err

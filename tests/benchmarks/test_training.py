@@ -7,10 +7,10 @@ from benchmarks import training
 from benchmarks.baselines import take_earlier_route
 from rwkv_lab import models
 from rwkv_lab.config.errors import main_guard
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.config.registry import names
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_the_earlier_route_computes_the_same(name):
     model = models.build(name, vocab_size=11, n_layer=2, n_embd=16, ctx_len=100).double()
     for parameter in model.parameters():
@@ -24,7 +24,7 @@ def test_the_earlier_route_computes_the_same(name):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_a_step_changes_the_weights(name):
     model = models.build(name, vocab_size=training.VOCABULARY, n_layer=1, n_embd=16, ctx_len=8)
     before = model.head.weight.clone()
@@ -44,7 +44,7 @@ def test_the_table_has_both_routes_where_there_were_two(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--models", "rwkv_v5"], "rwkv_v5 is no model (did you mean"),
+        (["--models", "rwkv_v5"], "rwkv_v5 is not a model (did you mean"),
         (["--sizes", "4-128"], "4-128 is no size; write LAYERSxCHANNELS"),
         (["--precision", "fp8"], "fp8 is not one of fp32, bf16"),
         (["--ctx", "1"], "--ctx 1: context lengths"),

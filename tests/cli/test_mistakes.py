@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rwkv_lab.cli import train
 from rwkv_lab.config import check, hydra
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.run_hash import named_files
 from rwkv_lab.sweeps import plan
 from rwkv_lab.training import job
 from tests.lab import TINY, Lab
@@ -66,11 +67,10 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
     """run.py's command line in this process, with runs/ in a temporary folder."""
     monkeypatch.setattr(job, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(plan, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr("sys.argv", ["run.py"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def call(*overrides: str) -> Said:
-        exit_code = train.main(["run.py", *TINY, "trainer.steps=2", *overrides])
+        exit_code = train.main([*TINY, "trainer.steps=2", *overrides])
         captured = capsys.readouterr()
         return Said(exit_code, captured.out, captured.err)
 
@@ -87,50 +87,60 @@ def assert_one_sentence(said: Said, *fragments: str) -> None:
 
 # What is typed, and parts of the sentence: the key or file, what is wrong, what is allowed or the nearest valid name.
 TYPED = [
-    ("trainer.stepz=3", "trainer.stepz is unknown", "did you mean 'steps'?", "batch_size"),
-    ("+trainer.stepz=3", "trainer.stepz is unknown", "did you mean 'steps'?", "batch_size"),
-    ("++trainer.stepz=3", "trainer.stepz is unknown", "did you mean 'steps'?"),
-    ("+typo=3", "typo is unknown", "the top level has study, seed"),
-    ("modl.n_layer=3", "modl is unknown", "did you mean 'model'?"),
-    ("model.n_head=4", "model.n_head is unknown", "n_embd"),
-    ("+model._target_=os.system", "model._target_ is unknown"),
-    ("model=rwkv_v5", "model=rwkv_v5 does not exist", "did you mean", "mha_pro, mha_rotary"),
-    ("model=", "model= does not exist", "rwkv_v4"),
-    ("model=3", "a group takes the name of one of its options"),
-    ("size=huge", "size=huge does not exist", "small"),
-    ("data=enwik9", "data=enwik9 does not exist", "did you mean 'enwik8'?"),
-    ("experiments=nothing", "experiments=nothing does not exist", "choose one of"),
-    ("debug=smok", "debug=smok does not exist", "did you mean 'smoke'?"),
-    ("hydra/launcher=slurmm", "hydra/launcher=slurmm does not exist", "basic"),
-    ("seed=x", "seed=x is not a whole number"),
-    ("seed=1,2", "seed=1,2 is several values", "-m"),
-    ("steps=3", "steps is unknown", "did you mean 'trainer.steps'?"),
-    ("+batch_size=3", "batch_size is unknown", "did you mean 'trainer.batch_size'?"),
-    ("lr=3", "lr is unknown", "did you mean 'schedule.lr_init'?"),
-    ("schedule.lr=3", "schedule.lr is unknown", "did you mean 'lr_init'?"),
-    ("model=RWKV_v4", "did you mean 'rwkv_v4'?"),
-    ("+model=mha_pro", "model has an option already: write model=OPTION without a plus"),
-    ("++model=mha_pro", "model has an option already"),
-    ("data@foo=text", "write data=OPTION"),
-    ("model", "model is no override", "key=value"),
-    ("model:rwkv_v4", "model:rwkv_v4 is no override"),
-    ("seed=1;2", "seed=1;2 cannot be read as key=value"),
-    ("--model=rwkv_v4", "keys are written without dashes, as in model=rwkv_v4"),
-    ("--trainer.steps 5", "keys are written without dashes, as in trainer.steps=VALUE"),
-    ("--resolve", "--resolve does nothing alone", "--cfg job"),
-    ("-m --info all", "exclude each other"),
-    ("--config-path=/nowhere", "--config-path names a folder that does not exist"),
-    ("hydra.mode=FOO", "hydra.mode=FOO is unknown", "RUN, MULTIRUN"),
-    ("~foo", "foo cannot be taken out"),
-    ("~trainer.steps", "trainer.steps cannot be taken out"),
-    ("garbage", "garbage is no override", "key=value"),
-    ("=3", "=3 is no override", "key=value"),
-    ("model..n_layer=3", "model..n_layer=3 cannot be read as key=value"),
+    ("trainer.stepz=3", "trainer.stepz", "'steps'", "batch_size"),
+    ("+trainer.stepz=3", "trainer.stepz", "'steps'", "batch_size"),
+    ("++trainer.stepz=3", "trainer.stepz", "'steps'"),
+    ("+typo=3", "typo", "study", "seed"),
+    ("modl.n_layer=3", "modl.n_layer", "'model'"),
+    ("model.n_head=4", "model.n_head", "n_embd"),
+    ("+model._target_=os.system", "model._target_"),
+    ("model=rwkv_v5", "model=rwkv_v5", "mha_pro, mha_rotary"),
+    ("model=", "model=", "rwkv_v4"),
+    ("model=3", "model=3", "rwkv_v4"),
+    ("size=huge", "size=huge", "small"),
+    ("data=enwik9", "data=enwik9", "'enwik8'"),
+    ("experiments=nothing", "experiments=nothing", "lr_probe"),
+    ("experiment=nothing", "experiments=nothing", "lr_probe"),
+    ("resume=true", "resume", "same command"),
+    ("hydra.run.dir=/x", "hydra.run.dir", "runs_dir"),
+    ("hydra.sweep.dir=/x", "hydra.sweep.dir", "runs_dir"),
+    ("hydra/launcher=cores", "hydra/launcher=cores", "-m"),
+    ("-m schedule.lr_init=interval(1e-4,1e-2)", "schedule.lr_init", "hydra/sweeper=search"),
+    ("data=/a/b.txt", "data=text data.path=/a/b.txt"),
+    ("data.path=müller.txt", "data.path", '"müller.txt"'),
+    ("trainer.tokens=banana", "trainer.tokens", "banana"),
+    ("--package foo", "--package"),
+    ("debug=smok", "debug=smok", "'smoke'"),
+    ("-m hydra/launcher=slurmm", "hydra/launcher=slurmm", "basic"),
+    ("seed=x", "seed", "integer"),
+    ("seed=1,2", "seed=1,2", "-m", "[a,b]"),
+    ("steps=3", "steps", "'trainer.steps'"),
+    ("+batch_size=3", "batch_size", "'trainer.batch_size'"),
+    ("lr=3", "lr", "'schedule.lr_init'"),
+    ("schedule.lr=3", "schedule.lr", "'lr_init'"),
+    ("model=RWKV_v4", "model=RWKV_v4", "'rwkv_v4'"),
+    ("+model=mha_pro", "model=OPTION"),
+    ("++model=mha_pro", "model=OPTION"),
+    ("data@foo=text", "data=OPTION"),
+    ("model", "model", "key=value"),
+    ("model:rwkv_v4", "model:rwkv_v4", "key=value"),
+    ("seed=1;2", "seed=1;2", "key=value"),
+    ("--model=rwkv_v4", " model=rwkv_v4"),
+    ("--trainer.steps 5", " trainer.steps=VALUE"),
+    ("--resolve", "--resolve", "--cfg job"),
+    ("-m --info all", "--multirun", "--info"),
+    ("--config-path=/nowhere", "--config-path"),
+    ("hydra.mode=FOO", "hydra.mode=FOO", "RUN, MULTIRUN"),
+    ("~foo", "~foo"),
+    ("~trainer.steps", "~trainer.steps", "trainer.steps=null"),
+    ("garbage", "garbage", "key=value"),
+    ("=3", "=3", "key=value"),
+    ("model..n_layer=3", "model..n_layer=3"),
     ("--nope", "--nope", "--help"),
-    ("--mulirun", "did you mean '--multirun'?"),
-    ("--config-name=foo", "--config-name=foo does not exist"),
-    ("model.n_layer=${oc.env:NO_SUCH}", "the environment variable NO_SUCH, which is not set"),
-    ("model.n_layer=${nope}", "model.n_layer takes its value from 'nope', which does not exist"),
+    ("--mulirun", "'--multirun'"),
+    ("--config-name=foo", "--config-name"),
+    ("model.n_layer=${oc.env:NO_SUCH}", "model.n_layer", "NO_SUCH"),
+    ("model.n_layer=${nope}", "model.n_layer", "nope"),
     ("model.ctx_len=1000000", "model.ctx_len=1000000 is too long for the training text", "at most"),
     ("data=text data.path=FILES/missing.txt", "data.path=", "missing.txt does not exist"),
     ("data=text data.path=FILES/empty.txt", "data.path=", "empty.txt is empty"),
@@ -149,12 +159,12 @@ TYPED = [
     ("tokenizer=bpe tokenizer.path=FILES/good.txt", "tokenizer.path=", "good.txt is no tokenizer.json"),
     ("model.init_from=FILES/garbage.safetensors", "garbage.safetensors: not a readable .safetensors file"),
     ("model.init_from=FILES/folder", "model.init_from=", "model.safetensors does not exist"),
-    ("schedule=fitted", "schedule.fit must be given"),
+    ("schedule=fitted", "schedule.fit"),
     ("schedule=fitted schedule.fit=FILES/not.json", "schedule.fit=", "not.json is not JSON", "analysis fit"),
     ("schedule=fitted schedule.fit=FILES/other.json", "other.json holds no proposed schedule"),
     ("schedule=fitted schedule.fit=FILES/three.json", "3 steps and the run has 2", "trainer.steps=3"),
     ("schedule=fitted schedule.fit=FILES/nan.json trainer.steps=3", "nan.json has rates that are missing, negative or"),
-    ("schedule.warmup_steps=100", "schedule.warmup_steps=100 is longer than the run of 2 steps"),
+    ("schedule.warmup_steps=100", "schedule.warmup_steps=100", "2"),
     (
         "trainer.precision=tf32 trainer.device=cpu",
         "trainer.precision=tf32 is not available on cpu",
@@ -173,29 +183,29 @@ def test_typed(command: Command, files: Path, tmp_path: Path, case: tuple[str, .
 
 # Values of keys, over the groups named first; the same checks without a composition each.
 VALUES = [
-    ("", "seed=1.5", "seed=1.5 is not a whole number"),
-    ("", "seed=-1", "seed=-1 is out of range", "from 0 to 2^63 - 1"),
-    ("", "seed=null", "seed=null is not allowed"),
-    ("", "seed=99999999999999999999", "out of range"),
-    ("", "study=a/b", "study=a/b is not a folder name", "letters, digits"),
-    ("", "study=..", "study=.. is not a folder name"),
-    ("", "rerun=perhaps", "rerun=perhaps is neither true nor false"),
+    ("", "seed=1.5", "seed", "integer", "1.5"),
+    ("", "seed=-1", "seed", "at least 0"),
+    ("", "seed=null", "seed", "null"),
+    ("", "seed=99999999999999999999", "seed", "at most"),
+    ("", "study=a/b", "study=a/b", "letters, digits"),
+    ("", "study=..", "study=.."),
+    ("", "rerun=perhaps", "rerun", "true or false"),
     ("", "model.n_layer=0", "model.n_layer", "at least 1"),
-    ("", "model.n_layer=two", "model.n_layer=two is not a whole number"),
-    ("", "model.n_layer=1.5", "model.n_layer=1.5 is not a whole number"),
+    ("", "model.n_layer=two", "model.n_layer", "integer"),
+    ("", "model.n_layer=1.5", "model.n_layer", "integer"),
     ("", "model.n_embd=-4", "model.n_embd", "at least 1"),
     ("", "model.ctx_len=0", "model.ctx_len", "at least 1"),
     ("", "model.token_shift=quarter", "model.token_shift", "none, half, learned"),
     ("", "model.norm=batch", "model.norm", "pre, post"),
     ("", "model.head_qk_dim=-1", "model.head_qk_dim", "at least 0"),
-    ("", "model.name=foo", "model.name=foo is unknown", "rwkv_v4"),
+    ("", "model.name=foo", "model.name=foo", "rwkv_v4"),
     ("", "model.init_from=/nowhere", "model.init_from=/nowhere does not exist"),
     ("model=mha_rotary", "model.n_embd=30 model.n_head=4", "model.n_head", "4 heads cannot share 30 channels"),
     ("model=mha_rotary", "model.n_head=0", "model.n_head", "at least 1"),
     ("", "data.train_path=x.txt", "data.train_path has no use with data=builtin", "data=text"),
     ("", "data.path=x.txt", "data.path has no use with data=builtin", "data=text"),
-    ("", "data.order=shuffled", "data.order=shuffled is unknown", "random, cube, sequential"),
-    ("", "data.split=half", "data.split needs a list"),
+    ("", "data.order=shuffled", "data.order=shuffled", "random, cube, sequential"),
+    ("", "data.split=half", "data.split", "list"),
     ("", "data.split=[0.9,0.9]", "data.split=[0.9,0.9]", "more than 1"),
     ("", "data.split=[0.5]", "data.split=[0.5] has 1 parts", "[train, val]"),
     ("data=text", "", "data.path is missing", "data.path=FILE"),
@@ -203,47 +213,47 @@ VALUES = [
     ("data=text", "data.path=a.txt data.train_path=b.txt", "exclude each other"),
     ("tokenizer=bpe", "", "tokenizer.path is missing"),
     ("tokenizer=ids", "", "tokenizer=ids has no use with data=builtin"),
-    ("", "trainer.steps=0", "trainer.steps=0 is no whole number above 0", "2M"),
-    ("", "trainer.steps=many", "trainer.steps=many is no whole number above 0"),
-    ("", "trainer.tokens=0", "trainer.tokens=0 is no whole number above 0", "2M"),
-    ("", "trainer.tokens=5x", "trainer.tokens=5x is no whole number above 0", "2M"),
-    ("", "trainer.tokens=true", "trainer.tokens=True is no whole number above 0"),
-    ("", "trainer.batch_size=0", "trainer.batch_size=0", "at least 1"),
-    ("", "trainer.accumulate=3", "trainer.accumulate=3 does not divide trainer.batch_size=8"),
-    ("", "trainer.clip=-1", "trainer.clip=-1.0", "at least 0"),
-    ("", "trainer.precision=fp8", "trainer.precision=fp8 is unknown", "auto, fp32, tf32, bf16"),
-    ("", "trainer.device=tpu", "trainer.device=tpu is unknown", "auto, cpu, cuda"),
-    ("", "trainer.threads=100000", "trainer.threads=100000 is too many", "at most 1024"),
-    ("", "trainer.steps=2.5", "trainer.steps=2.5 is no whole number above 0"),
-    ("", "trainer.precision=FP32", "trainer.precision=FP32 is unknown", "did you mean 'fp32'?"),
-    ("", "trainer.processes=2", "trainer.processes=2 does nothing on one device", "trainer=ddp"),
+    ("", "trainer.steps=0", "trainer.steps", "positive integer", "2M"),
+    ("", "trainer.steps=many", "trainer.steps", "positive integer"),
+    ("", "trainer.tokens=0", "trainer.tokens", "positive integer", "2M"),
+    ("", "trainer.tokens=5x", "trainer.tokens", "positive integer", "2M"),
+    ("", "trainer.tokens=true", "trainer.tokens", "positive integer"),
+    ("", "trainer.batch_size=0", "trainer.batch_size", "at least 1"),
+    ("", "trainer.accumulate=3", "trainer.batch_size=8", "trainer.accumulate=3", "multiple of 3"),
+    ("", "trainer.clip=-1", "trainer.clip", "at least 0"),
+    ("", "trainer.precision=fp8", "trainer.precision=fp8", "auto, fp32, tf32, bf16"),
+    ("", "trainer.device=tpu", "trainer.device=tpu", "auto, cpu, cuda"),
+    ("", "trainer.threads=100000", "trainer.threads", "at most 1024"),
+    ("", "trainer.steps=2.5", "trainer.steps", "positive integer"),
+    ("", "trainer.precision=FP32", "trainer.precision=FP32", "'fp32'"),
+    ("", "trainer.processes=2", "trainer.processes=2", "trainer=ddp"),
     ("trainer=ddp", "trainer.device=cuda:0", "trainer.device=cuda:0", "trainer.device=cuda)"),
-    ("trainer=ddp", "trainer.timeout=0", "trainer.timeout=0", "at least 1"),
-    ("trainer=ddp", "trainer.processes=0", "trainer.processes=0", "at least 1"),
-    ("trainer=ddp", "trainer.processes=3", "cannot be shared by 3 processes", "a multiple of 3"),
-    ("", "trainer.clip=.nan", "trainer.clip=nan", "no number"),
-    ("", "trainer.strategy=fsdp", "trainer.strategy=fsdp is unknown", "ddp"),
-    ("", "trainer.threads=0", "trainer.threads=0", "at least 1"),
-    ("", "trainer.log_every=0", "trainer.log_every=0", "at least 1"),
-    ("", "trainer.overfit=maybe", "trainer.overfit=maybe is neither true nor false"),
-    ("", "optimizer.name=sgd", "optimizer.name=sgd is unknown", "adam, adamw"),
-    ("", "optimizer.betas=[0.9,1.5]", "optimizer.betas=[0.9, 1.5]", "below 1"),
-    ("", "optimizer.betas=[a,b]", "optimizer.betas[0]=a is not a number"),
+    ("trainer=ddp", "trainer.timeout=0", "trainer.timeout", "at least 1"),
+    ("trainer=ddp", "trainer.processes=0", "trainer.processes", "at least 1"),
+    ("trainer=ddp", "trainer.processes=3", "trainer.batch_size=8", "3 processes", "multiple of 3"),
+    ("", "trainer.clip=.nan", "trainer.clip", "nan"),
+    ("", "trainer.strategy=fsdp", "trainer.strategy=fsdp", "ddp"),
+    ("", "trainer.threads=0", "trainer.threads", "at least 1"),
+    ("", "trainer.log_every=0", "trainer.log_every", "at least 1"),
+    ("", "trainer.overfit=maybe", "trainer.overfit", "true or false"),
+    ("", "optimizer.name=sgd", "optimizer.name=sgd", "adam, adamw"),
+    ("", "optimizer.betas=[0.9,1.5]", "optimizer.betas", "below 1"),
+    ("", "optimizer.betas=[a,b]", "optimizer.betas[0]", "number"),
     ("", "optimizer.betas_late=[0.9,0.99]", "optimizer.betas_late", "optimizer.betas_late_step"),
-    ("", "optimizer.weight_decay=-1", "optimizer.weight_decay=-1.0", "at least 0"),
-    ("", "schedule.lr_init=-1", "schedule.lr_init=-1.0", "at least 0"),
-    ("", "schedule.lr_init=fast", "schedule.lr_init=fast is not a number"),
-    ("", "schedule.lr_init=.nan", "schedule.lr_init=nan", "no number"),
-    ("", "schedule.warmup_steps=-1", "schedule.warmup_steps=-1", "at least 0"),
-    ("schedule=wsd", "schedule.decay_fraction=2", "schedule.decay_fraction=2.0", "from 0 to 1"),
-    ("schedule=wsd", "schedule.decay_shape=round", "schedule.decay_shape=round is unknown", "linear, cosine"),
+    ("", "optimizer.weight_decay=-1", "optimizer.weight_decay", "at least 0"),
+    ("", "schedule.lr_init=-1", "schedule.lr_init", "at least 0"),
+    ("", "schedule.lr_init=fast", "schedule.lr_init", "number"),
+    ("", "schedule.lr_init=.nan", "schedule.lr_init", "nan"),
+    ("", "schedule.warmup_steps=-1", "schedule.warmup_steps", "at least 0"),
+    ("schedule=wsd", "schedule.decay_fraction=2", "schedule.decay_fraction", "at most 1"),
+    ("schedule=wsd", "schedule.decay_shape=round", "schedule.decay_shape=round", "linear, cosine"),
     ("schedule=exponential", "schedule.lr_final=0", "schedule.lr_final", "above 0"),
-    ("schedule=piecewise", "schedule.stages=[]", "schedule.stages is empty"),
-    ("schedule=piecewise", "schedule.stages=[{until: 0.5, lr: 1e-4}]", "schedule.stages end at 0.5", "must be 1"),
-    ("schedule=piecewise", "schedule.stages=[{untl: 1, lr: 1e-4}]", "untl is unknown", "did you mean 'until'?"),
-    ("", "tracker.mode=sometimes", "tracker.mode=sometimes is unknown", "offline, online, disabled"),
-    ("", "tracker.name=mlflow", "tracker.name=mlflow is unknown", "wandb, none"),
-    ("", "ops.backend=triton", "ops.backend=triton is unknown", "auto, native, reference"),
+    ("schedule=piecewise", "schedule.stages=[]", "schedule.stages", "until"),
+    ("schedule=piecewise", "schedule.stages=[{until: 0.5, lr: 1e-4}]", "schedule.stages", "0.5", "1.0"),
+    ("schedule=piecewise", "schedule.stages=[{untl: 1, lr: 1e-4}]", "schedule.stages[0].untl", "'until'"),
+    ("", "tracker.mode=sometimes", "tracker.mode=sometimes", "offline, online, disabled"),
+    ("", "tracker.name=mlflow", "tracker.name=mlflow", "none", "wandb"),
+    ("", "ops.backend=triton", "ops.backend=triton", "auto, native, reference"),
 ]
 
 
@@ -269,7 +279,7 @@ def complaint(config: DictConfig, overrides: str) -> str | None:
             key, _, value = override.partition("=")
             if key:
                 OmegaConf.update(config, key, yaml.safe_load(value))
-        check.named_files(check.check(config))
+        named_files(check.check(config))
     except UserError as mistake:
         return str(mistake)
     except Exception as error:
@@ -288,7 +298,7 @@ def test_value(composed: Callable[[str], DictConfig], case: tuple[str, ...]) -> 
 
 
 def test_one_options_of_a_group_at_a_time(command: Command) -> None:
-    assert_one_sentence(command("model=[rwkv_v4,rwkv_v1]"), "two options of one group", "-m")
+    assert_one_sentence(command("model=[rwkv_v4,rwkv_v1]"), "model=a,b", "-m")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +328,7 @@ def test_from_the_shell(lab: Lab) -> None:
 @pytest.mark.slow
 def test_in_a_sweep_the_others_go_on(lab: Lab) -> None:
     done = lab.run("-m", "debug=smoke", *TINY, "study=half_wrong", "model.norm=batch,pre", expect=1)
-    assert "model.norm is 'batch'; choose one of pre, post" in done.stdout
+    assert "model.norm=batch" in done.stdout and "pre, post" in done.stdout
     assert "1 complete, 1 mistake" in done.stdout
     assert json.loads((lab.only_run("half_wrong") / "run.json").read_text())["status"] == "complete"
     assert "Traceback" not in done.stdout + done.stderr
@@ -327,5 +337,5 @@ def test_in_a_sweep_the_others_go_on(lab: Lab) -> None:
 @pytest.mark.slow
 def test_through_torchrun_one_process_says_it(lab: Lab) -> None:
     done = lab.python("-m", "torch.distributed.run", "--nproc-per-node", "2", "run.py", "seed=x", expect=1)
-    assert done.stderr.count("error: seed=x is not a whole number") == 1
+    assert done.stderr.count("error: seed must be an integer") == 1
     assert "rwkv_lab/cli/train.py" not in done.stderr

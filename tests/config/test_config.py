@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rwkv_lab.config import check
+from rwkv_lab.config.check import schema_of
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.schema import GROUPS, schema_of
+from rwkv_lab.config.schema import GROUPS
 from rwkv_lab.sweeps import plan
 from rwkv_lab.util.paths import REPOSITORY
 from tests.composing import checked, compose, hydra_context
@@ -18,6 +18,7 @@ NEEDS = {
     "data=npy": ["data.path=some.npy", "tokenizer=ids"],
     "tokenizer=ids": ["data=npy", "data.path=some.npy"],
     "tokenizer=bpe": ["tokenizer.path=tokenizer.json"],
+    "tokenizer=run": ["tokenizer.path=RUN"],
     "schedule=fitted": ["schedule.fit=fit.json"],
 }
 
@@ -85,10 +86,10 @@ def test_resolving_has_no_missing_values():
 
 @pytest.mark.parametrize("text", ["2M", "2e6", "2000000", "2_000_000", "2000k", "0.002B"])
 def test_counts_written_differently_are_one_number(text):
-    assert check.parse_count("trainer.tokens", text) == 2_000_000
+    assert checked(f"trainer.tokens={text}").trainer.tokens == 2_000_000
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "many", "1.5", "nan", "inf", "", True])
 def test_counts_that_are_none_are_refused(text):
-    with pytest.raises(UserError, match=r"trainer\.tokens"):
-        check.parse_count("trainer.tokens", text)
+    with pytest.raises(UserError, match=r"trainer\.tokens must be a positive integer"):
+        checked(f"trainer.tokens='{text}'")

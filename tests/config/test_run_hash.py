@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from rwkv_lab.config import check
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.run_hash import canonical, identity, run_name
+from rwkv_lab.config.run_hash import canonical, identity, named_files, run_name
 from rwkv_lab.config.schema import Config
 from tests.composing import checked, hydra_context
 
@@ -26,7 +25,7 @@ def name_of(*overrides: str) -> str:
 
 
 def test_the_name_says_model_data_and_seed():
-    assert run_name(checked("seed=7"), FILES) == f"rwkv_v4-builtin-s7-{name_of('seed=7')}"
+    assert run_name(checked("seed=7"), FILES) == f"rwkv_v4-kjv-s7-{name_of('seed=7')}"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,7 @@ def test_another_content_is_another_run_whatever_the_file_is_called(tmp_path):
 
     def name(path):
         config = checked("data=text", f"data.path={path}")
-        return identity(config, check.named_files(config))
+        return identity(config, named_files(config))
 
     assert name(first) == name(same) != name(other)
 
@@ -107,7 +106,7 @@ def test_another_content_is_another_run_whatever_the_file_is_called(tmp_path):
 def test_a_missing_file_is_a_mistake_that_names_the_key():
     config = checked("data=text", "data.path=nowhere.txt")
     with pytest.raises(UserError, match=r"data\.path.*nowhere\.txt"):
-        check.named_files(config)
+        named_files(config)
 
 
 def test_a_new_field_whose_default_means_as_before_keeps_old_identities():

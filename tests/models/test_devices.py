@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from rwkv_lab import models
+from rwkv_lab.config.registry import names
 from rwkv_lab.data.token_cache import Split
-from rwkv_lab.inference.recurrent import generate
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.inference.sampling import generate
 from rwkv_lab.training import device as devices
 from rwkv_lab.training.evaluate import evaluate_full
 
@@ -51,7 +51,7 @@ def loss_and_gradient(model: torch.nn.Module, resolved: devices.Resolved) -> tup
 
 
 @pytest.mark.parametrize(("where", "precision"), PLACES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 @pytest.mark.parametrize(("head_qk", "form"), [(0, "sum"), (8, "sum"), (8, "max")])
 def test_loss_and_gradients_are_those_of_the_cpu(name, where, precision, head_qk, form):
     expected, gradient = loss_and_gradient(make(name, head_qk, form), devices.Resolved("cpu", "fp32", "auto", 1))
@@ -63,7 +63,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(name, where, precision, head_qk
 
 
 @pytest.mark.parametrize(("where", "precision"), PLACES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_evaluation_and_generation(name, where, precision):
     text = Split(np.arange(200, dtype=np.uint8) ** 2 % VOCABULARY, 1)
     expected = evaluate_full(make(name, 8), text, CTX_LEN, 4, "cpu").loss

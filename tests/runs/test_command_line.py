@@ -12,7 +12,7 @@ import pytest
 from rwkv_lab.cli import runs as command_line
 from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.runs import listing, load, lock, select
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 
 RESULT = {"val_loss": 1.5, "val_bpb": 2.25, "train_loss": 1.4, "tokens_per_second": 1234.0, "eval": "windows"}
 

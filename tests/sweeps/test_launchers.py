@@ -18,7 +18,7 @@ import sys, submitit
 auto = submitit.AutoExecutor
 submitit.AutoExecutor = lambda cluster, **settings: auto(cluster="debug", **settings)
 from rwkv_lab.cli import train
-sys.exit(train.main(["run.py", *sys.argv[1:]]))
+sys.exit(train.main(sys.argv[1:]))
 """
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from rwkv_lab.config.schema import TrackerConfig
 from rwkv_lab.runs import Run, load
 from rwkv_lab.tracking import following, sync, uploads, wandb
+from rwkv_lab.tracking.config import TrackerConfig
 from rwkv_lab.training.metrics import COLUMNS
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 from tests.lab import TINY, Lab
 
 RESULT = {"val_loss": 1.25, "val_bpb": 2.5, "train_loss": 1.0, "tokens_per_second": 100.0, "eval": "windows"}

@@ -189,10 +189,11 @@ def test_text_too_short_to_measure():
 
 def run_directory(folder, text, split):
     """A complete run as training leaves it, of an untrained model."""
-    from rwkv_lab.data import DataConfig, TokenizerConfig, load
+    from rwkv_lab.config import registry
+    from rwkv_lab.data import load
 
     data = {"name": "text", "path": str(text), "split": split, "cache_dir": str(folder / "cache")}
-    corpus = load(DataConfig(**data), TokenizerConfig("byte"))
+    corpus = load(registry.get("data", data.pop("name"))(**data), registry.get("tokenizer", "byte")())
     folder.mkdir(exist_ok=True)
     model = models.build("rwkv_v4", vocab_size=256, n_layer=1, n_embd=16, ctx_len=8)
     models.save(model, folder / "model.safetensors")

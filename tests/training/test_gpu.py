@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.config.registry import names
 from tests.in_process import STEPS, make_here, numbers
 from tests.lab import TINY, Lab
 
@@ -26,7 +26,7 @@ def closely(found: dict, expected: dict) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", names("model"))
 def test_every_model_trains(here, model, precision):
     overrides = (f"model={model}", f"trainer.precision={precision}", "model.head_qk_dim=8", "ops=auto")
     assert here.run("trainer.device=cuda", *overrides) == 0

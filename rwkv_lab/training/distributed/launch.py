@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rwkv_lab.config import check
+from rwkv_lab.config import derived
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config, TrainerConfig
 from rwkv_lab.runs import Run
@@ -16,6 +16,7 @@ from rwkv_lab.runs.provenance import usable_cores
 from rwkv_lab.sweeps.subprocesses import killed_by
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.training.signals import STOPPED, one_request
+from rwkv_lab.util.paths import train_command
 
 
 def run(config: Config, path: Path) -> tuple[int, float]:
@@ -26,7 +27,7 @@ def run(config: Config, path: Path) -> tuple[int, float]:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     processes = count(config.trainer)
-    check.check_shares(config.trainer, processes)
+    derived.check_shares(config.trainer, processes)
     _silence()
     os.environ["OMP_NUM_THREADS"] = str(threads(processes, os.environ))
     settings = LaunchConfig(
@@ -45,7 +46,8 @@ def run(config: Config, path: Path) -> tuple[int, float]:
     )
     try:
         with one_request():
-            elastic_launch(settings, sys.executable)("-u", *sys.argv)
+            interpreter, *program = train_command()
+            elastic_launch(settings, interpreter)("-u", *program, *sys.argv[1:])
     except ChildFailedError as failed:
         return _end(failed.failures, processes), float("inf")
     except (KeyboardInterrupt, SignalException):

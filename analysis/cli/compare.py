@@ -1,0 +1,148 @@
+"""``python -m analysis compare``: the table, the figures and the page that compare runs."""
+
+import argparse
+import os
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rwkv_lab.config.errors import UserError
+
+SUMMARY = "the table, the figures and the page that compare runs"
+PAGE = "compare.html"
+LEVEL = 0.05
+AXES = ("tokens", "seconds", "flops")
+DEFAULTS = {"metric": "final", "baseline": None, "noise": "own", "level": LEVEL} | dict.fromkeys(
+    [f"at_{axis}" for axis in AXES]
+)  # fmt: skip
+
+
+def amount(text: str) -> float:
+    """Parse ``2M``, ``2e6`` or ``12.5``; argparse reports any other text."""
+    from rwkv_lab.util.units import parse_count
+
+    try:
+        return float(parse_count(text))
+    except ValueError as error:
+        message = str(error)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be {message}")
+    return value
+
+
+def probability(text: str) -> float:
+    """Parse a number between 0 and 1, both excluded."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, e.g. {LEVEL} (got {text})")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, the folder of a study, or runs/ itself")
+    parser.add_argument("--out", metavar="DIR", help="folder for the files (default: compare/ in the study's folder)")
+    parser.add_argument(
+        "--metric",
+        choices=("final", *AXES),
+        help="rank and test by the final value (default), or by the value at equal tokens, seconds or FLOPs",
+    )
+    parser.add_argument("--baseline", metavar="GROUP", help="test every group against this one, not every pair")
+    parser.add_argument(
+        "--noise",
+        choices=("own", "shared"),
+        help="seed noise from each group's own seeds (default), or one for all groups, which assumes more and shows "
+        "smaller differences",
+    )
+    parser.add_argument(
+        "--level", type=probability, metavar="P", help=f"adjusted p below which a difference counts (default: {LEVEL})"
+    )
+    for axis in AXES:
+        name = "FLOPs" if axis == "flops" else axis
+        parser.add_argument(
+            f"--at-{axis}",
+            type=amount,
+            metavar="N",
+            help=f"compare at N training {name} (default: the most that all finished runs have spent)",
+        )
+    parser.set_defaults(**DEFAULTS)
+
+
+def output_folder(paths: list[str], out: str | None) -> Path:
+    """Return ``--out``, else ``compare/`` in the folder of the study or in the one above all the studies."""
+    from rwkv_lab.runs import is_run
+
+    if out is not None:
+        folder = Path(out)
+    else:
+        places = [Path(path).resolve() for path in paths]
+        above = Path(os.path.commonpath([place.parent if is_run(place) else place for place in places]))
+        if above == above.parent:
+            raise UserError("the paths have only the root folder in common; give a folder with --out DIR")
+        folder = above / "compare"
+    if is_run(folder):
+        raise UserError(f"--out {folder} is a run directory; give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be made: {error.strerror}") from None
+    return folder
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """Return the command line that makes the same comparison again."""
+    options = {name: getattr(args, name) for name, default in DEFAULTS.items() if getattr(args, name) != default}
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return "python -m analysis " + shlex.join(["compare", *args.paths, *words])
+
+
+def title_of(paths: list[str]) -> str:
+    """Return the names of the studies or runs compared, as typed."""
+    names = [Path(path).resolve().name for path in paths]
+    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, print the tables, write the files and print where they are."""
+    from analysis.compare import tables
+    from analysis.compare.figures import write_figures
+    from analysis.compare.page import render
+    from analysis.compare.records import collect
+    from analysis.compare.summary import Criteria, compare
+    from rwkv_lab.runs.provenance import code_fingerprint
+    from rwkv_lab.util.io import write_atomic
+
+    records = collect(args.paths, code_fingerprint())
+    wanted = {axis: getattr(args, f"at_{axis}") for axis in AXES}
+    budgets = {axis: value for axis, value in wanted.items() if value is not None}
+    criteria = Criteria(args.metric, args.baseline, args.level, args.noise == "shared")
+    comparison = compare(title_of(args.paths), records, budgets, criteria)
+    folder = output_folder(args.paths, args.out)
+    command = command_of(args)
+    texts = {
+        PAGE: render(comparison, command, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        "compare.md": tables.markdown(comparison, command),
+        "groups.csv": tables.groups_csv(comparison),
+        "pairs.csv": tables.pairs_csv(comparison),
+        "runs.csv": tables.runs_csv(comparison),
+    }
+    tables.print_terminal(comparison)
+    for name, text in texts.items():
+        try:
+            write_atomic(folder / name, text.encode(errors="replace"))
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be written: {error.strerror}") from None
+    figures = write_figures(comparison, folder)
+    near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    drawn = dict.fromkeys(path.stem for path in figures)
+    print(f"\npage     {near / PAGE}")
+    print(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
+    print(f"figures  {near}/: {', '.join(drawn)} (.png, .svg)")
+    return 0

@@ -1,0 +1,169 @@
+"""Figures of a comparison: loss against tokens, seconds and FLOPs with seed bands, and the final bits per byte."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.compare.records import AXES, axis_values, band, binned
+from analysis.compare.summary import Block, Comparison, Row
+from analysis.plots.style import paper, save, shortened, style
+
+POINTS = {"val_bpb": 200, "train_loss": 80}  # a training loss needs wider means to show past its noise
+PANELS = (("val_bpb", "held-out loss (bits per byte)"), ("train_loss", "training loss (nats per token)"))
+COLOURED = 14  # groups with looks of their own in a figure of curves: what an eye can follow
+GREY = "#b0b0b0"
+WIDTH = 9.0  # inches
+LETTER = 0.078  # inches a letter of a legend takes
+LONGEST = 96  # letters of a name in a legend
+# (from, divisor, label), the largest first. Below two minutes a time is easier to read in seconds.
+UNITS: dict[str, tuple[tuple[float, float, str], ...]] = {
+    "tokens": (
+        (1e9, 1e9, "training tokens (billions)"),
+        (1e6, 1e6, "training tokens (millions)"),
+        (0, 1e3, "training tokens (thousands)"),
+    ),
+    "seconds": (
+        (7200, 3600, "training time (hours)"),
+        (120, 60, "training time (minutes)"),
+        (0, 1, "training time (seconds)"),
+    ),
+    "flops": (
+        (1e18, 1e18, "training compute (EFLOP)"),
+        (1e15, 1e15, "training compute (PFLOP)"),
+        (1e12, 1e12, "training compute (TFLOP)"),
+        (0, 1e9, "training compute (GFLOP)"),
+    ),
+}
+
+
+def unit_of(axis: str, largest: float) -> tuple[float, str]:
+    """Return ``(divisor, label)`` that makes numbers up to ``largest`` easy to read."""
+    return next((divisor, label) for least, divisor, label in UNITS[axis] if largest >= least)
+
+
+def scales(block: Block) -> dict[str, tuple[float, float, str]]:
+    """Return for each axis ``(divisor, end, label)``, the end of the longest run in units of the label."""
+    found = {}
+    for axis in AXES:
+        spent = [axis_values(record, axis) for row in block.rows for record in row.group.records]
+        known = np.concatenate([np.ones(0), *spent])
+        end = float(np.max(known, initial=0.0, where=np.isfinite(known))) or 1.0
+        divisor, label = unit_of(axis, end)
+        found[axis] = (divisor, end / divisor, label)
+    return found
+
+
+def loss_limits(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float] | None:
+    """Return the range of a loss axis without the steep start, a sixth of the run; None without any curve."""
+    end = max((x[-1] for x, _ in curves), default=0.0)
+    late = [np.interp(np.linspace(max(x[0], end / 6), x[-1], 50), x, y) for x, y in curves if x[-1] >= end / 6]
+    if not late:
+        return None
+    low, high = min(map(np.min, late)), max(map(np.max, late))
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _draw(ax: Any, row: Row, axis: str, column: str, divisor: float, coloured: bool) -> list[tuple[Any, Any]]:
+    """Draw a group with its name for the legend; return the curves drawn."""
+    look = style(row.look)
+    drawn: list[tuple[Any, Any]] = []
+    colour = look.colour if coloured else GREY
+    mean = band(row.group.counted, axis, column, POINTS[column])
+    for record in row.group.unfinished:
+        x, y = binned(record, axis, column, POINTS[column])
+        if len(x):
+            name = None if mean or drawn or not coloured else f"{row.label} (not finished)"
+            ax.plot(x / divisor, y, ":", color=colour, linewidth=0.9, label=name)
+            drawn.append((x / divisor, y))
+    if mean is None:
+        return drawn
+    x, low, high = mean.x / divisor, mean.mean - mean.std, mean.mean + mean.std
+    if coloured:
+        every = max(1, len(x) // 6)
+        ax.plot(x, mean.mean, look.mpl_dash, color=colour, linewidth=1.4, label=row.label,
+                marker=look.mpl_marker, markersize=4.5, markevery=(row.look % every, every))  # fmt: skip
+    else:
+        ax.plot(x, mean.mean, color=colour, linewidth=0.6, zorder=1.5)
+    if mean.n > 1 and coloured:
+        ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    return [*drawn, (x, mean.mean)]
+
+
+def _panel(ax: Any, block: Block, axis: str, column: str) -> None:
+    divisor, _, label = scales(block)[axis]
+    drawn = []
+    # One group alone is not worth a grey.
+    coloured = COLOURED if len(block.rows) > COLOURED + 1 else len(block.rows)
+    for place, row in enumerate(block.rows):
+        drawn += _draw(ax, row, axis, column, divisor, coloured=place < coloured)
+    if coloured < len(block.rows):
+        ax.plot([], [], color=GREY, linewidth=0.6, label=f"{len(block.rows) - coloured} others")
+    ax.set_xlabel(label)
+    limits = loss_limits(drawn)
+    if limits:
+        ax.set_xlim(left=0)
+        ax.set_ylim(*limits)
+
+
+def legend_columns(labels: list[str]) -> int:
+    """Return as many columns as fit under the figure, four at most."""
+    longest = max(map(len, labels), default=0)
+    return max(1, min(4, len(labels), int(WIDTH / (0.55 + LETTER * longest))))
+
+
+def loss_figure(block: Block, axis: str) -> Any:
+    """Held-out and training loss against ``axis``; mean and one standard deviation over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 3.6))
+    axes = figure.subplots(1, 2)
+    for ax, (column, label) in zip(axes, PANELS, strict=True):
+        _panel(ax, block, axis, column)
+        ax.set_ylabel(label)
+    handles = {text: handle for ax in axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if handles:
+        names = [shortened(name, LONGEST) for name in handles]
+        columns = legend_columns(names)
+        figure.set_figheight(3.6 + 0.18 * -(-len(names) // columns))
+        figure.legend(handles.values(), names, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def final_figure(block: Block) -> Any:
+    """Final bits per byte of every group, best on top: each seed, the mean and one standard deviation."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in block.rows if row.values["final"]]
+    names = [shortened(row.label) for row in rows]
+    figure = Figure(figsize=(5.2 + LETTER * max(map(len, names), default=0), 0.9 + 0.32 * max(2, len(rows))))
+    ax = figure.subplots()
+    for place, row in enumerate(rows):
+        values, look = row.values["final"], style(row.look)
+        ax.plot(values, [place + 0.28] * len(values), "o", color=look.colour, markersize=2.8, markerfacecolor="white")
+        error = row.std("final") if len(values) > 1 else 0.0
+        ax.errorbar(row.mean("final"), place, xerr=error or None, fmt=look.mpl_marker, color=look.colour, capsize=3)
+    ax.set_yticks(range(len(rows)), names)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("final bits per byte, held out: seeds, mean ± one standard deviation")
+    return figure
+
+
+def prefix(comparison: Comparison, block: Block) -> str:
+    """Return the start of the file names of a block: the corpus if there are several."""
+    if len(comparison.blocks) == 1:
+        return ""
+    return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in block.corpus) + "_"
+
+
+def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write every figure as PNG and SVG into ``folder``; return the paths. UserError if that is impossible."""
+    named: dict[str, Any] = {}
+    with paper():
+        for block in comparison.blocks:
+            start = prefix(comparison, block)
+            named |= {f"{start}loss_{axis}": loss_figure(block, axis) for axis in AXES}
+            named[f"{start}final_bpb"] = final_figure(block)
+        return save(named, folder)

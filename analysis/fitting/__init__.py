@@ -1,1 +1,0 @@
-"""What fitting a law is made of: windows, the two ways of solving, uncertainty, intervals, checks."""
