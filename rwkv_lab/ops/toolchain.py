@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +39,13 @@ def find_cxx() -> str:
 
 
 def find_ninja() -> str:
-    """Path of ninja, from PATH or from its Python package."""
+    """Path of ninja, from PATH or from its Python package, installed beside Python, for the user or by --target."""
     found = shutil.which("ninja")
     if found is None and (package := importlib.util.find_spec("ninja")) and package.origin:
-        found = shutil.which("ninja", path=Path(package.origin).parent / "data" / "bin")
+        user = sysconfig.get_preferred_scheme("user")
+        beside = Path(package.origin).parents[1] / "bin"
+        folders = [sysconfig.get_path("scripts"), sysconfig.get_path("scripts", user), str(beside)]
+        found = shutil.which("ninja", path=os.pathsep.join(folders))
     if found is None:
         raise BuildFailed("ninja is missing (pip install ninja)")
     return found

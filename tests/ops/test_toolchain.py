@@ -1,5 +1,6 @@
 """Which compilers are chosen, and what the sentence proposes where one is missing or unfit."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_pips_packages_are_looked_at(tmp_path, monkeypatch):
     assert toolchain.Nvcc(nvcc, "13.0").libraries is None
     (tmp_path / "nvidia" / "cu13" / "lib" / "libcudart_static.a").touch()
     assert toolchain.Nvcc(nvcc, "13.0").libraries == nvcc.parent.parent / "lib"
+
+
+def test_ninja_of_a_package_in_a_folder_of_its_own(monkeypatch, tmp_path):
+    for folder, name in (("ninja", "__init__.py"), ("bin", "ninja")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch(mode=0o755)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("sysconfig.get_path", lambda *_: "/nowhere")
+    monkeypatch.delitem(sys.modules, "ninja", raising=False)
+    assert toolchain.find_ninja() == str(tmp_path / "bin" / "ninja")
 
 
 def test_without_ninja_or_compiler(monkeypatch):
