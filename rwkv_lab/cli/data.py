@@ -2,7 +2,6 @@
 
 rwkv-lab data info [DATA] [key=value]...      size, splits, vocabulary, unknown rate, a sample, cache files
 rwkv-lab data prepare [DATA] [key=value]...   download and tokenise now, ahead of a sweep
-rwkv-lab data bench [MEGABYTES]               tokenise and read a text of this size (default: 100), print a table
 
 DATA and the keys are those of run.py: rwkv-lab data info enwik8 data.path=FILE tokenizer=byte
 """
@@ -19,7 +18,7 @@ from rwkv_lab.config.quoting import file_for_corpus
 from rwkv_lab.data import Corpus, Split, load
 
 SAMPLE = 300  # tokens
-COMMANDS = ("info", "prepare", "bench")
+COMMANDS = ("info", "prepare")
 
 
 def main(argv: list[str]) -> int:
@@ -30,11 +29,6 @@ def main(argv: list[str]) -> int:
     command, rest = argv[0], argv[1:]
     if command not in COMMANDS:
         raise UserError(f"{command} is unknown{nearest(command, COMMANDS)}: choose one of {', '.join(COMMANDS)}")
-    if command == "bench":
-        from rwkv_lab.data.bench import table
-
-        print(table(_megabytes(rest)))
-        return 0
     data, tokenizer = configs(rest)
     started = time.perf_counter()
     corpus = load(data, tokenizer)
@@ -89,10 +83,3 @@ def _size(split: Split) -> str:
     n_bytes = split.bytes_between(0, len(split))
     text = f"{len(split):>15,} tokens {n_bytes:>15,} bytes" if n_bytes else f"{len(split):>15,} tokens"
     return f"{text}   unknown {split.unknown:,} ({split.unknown / len(split):.4%})"
-
-
-def _megabytes(arguments: list[str]) -> int:
-    text = " ".join(arguments) or "100"
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise UserError(f"data bench takes a positive whole number of megabytes, e.g. 100 (got {text})")
-    return int(text)
