@@ -1,4 +1,4 @@
-"""What ``auto`` means here: device, precision and threads, chosen once and recorded in the manifest."""
+"""Choices for ``auto``: device, precision and threads, made once and recorded in the manifest."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ class Resolved:
     deterministic: bool = False  # the same numbers on every run on a GPU, where torch can
 
     def autocast(self) -> torch.autocast:
-        """bf16 autocast where that is the precision, else a context that does nothing."""
+        """Return bf16 autocast if that is the precision, else a context that does nothing."""
         kind = torch.device(self.device).type
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -69,7 +69,7 @@ def resolve(config: Config, earlier: dict | None = None) -> Resolved:
         deterministic=trainer.deterministic,
     )
     for key, before in (earlier or {}).items():
-        if asdict(now)[key] != before:
+        if asdict(now).get(key, before) != before:
             raise UserError(
                 f"the run was started with {key} {before} and would go on with {asdict(now)[key]}, which changes its "
                 "numbers: resume it on the same kind of machine, or start afresh with rerun=true"
@@ -113,7 +113,7 @@ def _apply_determinism(wanted: bool) -> None:
 
 
 def hardware(resolved: Resolved) -> dict:
-    """The machine as the manifest describes it; memory in bytes."""
+    """Return the machine as the manifest records it; memory in bytes."""
     cuda = resolved.device.startswith("cuda")
     properties = torch.cuda.get_device_properties(resolved.device) if cuda else None
     return {
