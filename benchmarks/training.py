@@ -29,8 +29,8 @@ def training_step(model: "LM", batch: int, ctx_len: int, precision: str, device:
 
     model.to(device).train()
     settings = AdamConfig()
-    optimizer = settings.build(model)
-    settings.set_step(optimizer, 0, 1e-4)
+    optimizers = settings.build(dict(model.named_parameters()))
+    settings.set_lr(optimizers, 0, 1e-4)
     resolved = Resolved(device, precision, "native", torch.get_num_threads())
     generator = torch.Generator().manual_seed(0)
 
@@ -40,8 +40,9 @@ def training_step(model: "LM", batch: int, ctx_len: int, precision: str, device:
             loss = model.loss(tokens[:, :-1], tokens[:, 1:])  # type: ignore[operator]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         loss.item()
 
     return step

@@ -29,7 +29,7 @@ def test_files_stay_small(repository):
 def test_light_modules_import_no_torch(repository):
     modules = (
         "rwkv_lab.cli.train",
-        "rwkv_lab.training.job",
+        "rwkv_lab.training.run",
         "rwkv_lab.runs",
         "rwkv_lab.training.schedules",
         "analysis.fit",

@@ -10,7 +10,7 @@ from rwkv_lab.config import derived, registry
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import defaults, instance, validate
 from rwkv_lab.config.kinds import Component
-from rwkv_lab.config.schema import COMPONENT_GROUPS, GROUPS, PLAIN_GROUPS, Config
+from rwkv_lab.config.schema import ALL_GROUPS, COMPONENT_GROUPS, OPTIONAL_GROUPS, PLAIN_GROUPS, Config
 
 
 def check(composed: DictConfig) -> Config:
@@ -23,13 +23,14 @@ def check(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         key, text = error.full_key or error.key or "the configuration", str(error.msg or error).splitlines()[0]
         raise UserError(f"{key} takes its value from another key, which fails: {text}") from None
-    groups = {group: _group(group, content.pop(group, None)) for group in GROUPS}
+    groups = {group: _group(group, content.pop(group, None)) for group in ALL_GROUPS}
     config = instance(Config, {**content, **groups})
     validate(config)
     config.check()
     config.trainer.check()
     derived.check_shares(config.trainer, config.trainer.processes or 1)
-    components = [cast(Component, getattr(config, group)) for group in COMPONENT_GROUPS]
+    chosen = [getattr(config, group) for group in (*COMPONENT_GROUPS, *OPTIONAL_GROUPS)]
+    components = [cast(Component, component) for component in chosen if component is not None]
     for component in components:
         component.check()
     for component in components:
@@ -50,7 +51,9 @@ def top_level() -> dict[str, Any]:
 
 
 def _group(group: str, content: Any) -> Any:
-    """Return a group's content as an instance of its dataclass."""
+    """Return a group's content as an instance of its dataclass; None for an optional group that is unset."""
+    if content is None and group in OPTIONAL_GROUPS:
+        return None
     if not isinstance(content, dict):
         raise UserError(f"the group {group} is missing or has no fields: choose one with {group}=...")
     return instance(schema_of(group, str(content.get("name"))), content, f"{group}.")

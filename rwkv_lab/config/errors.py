@@ -1,10 +1,11 @@
 """What a user did wrong, said in one plain sentence."""
 
 import difflib
-import os
+import io
 import sys
 from collections.abc import Callable, Iterable
-from typing import TextIO
+
+from rwkv_lab.util.console import harmless, mute
 
 
 class UserError(Exception):
@@ -26,6 +27,9 @@ def main_guard(main: Callable[[], int | None]) -> int:
 
     A reader that has seen enough, as in ``... | head``, ends it quietly with 1.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that is not UTF-8 shows "?" instead of ending the command.
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -34,14 +38,7 @@ def main_guard(main: Callable[[], int | None]) -> int:
         mute(sys.stdout)
         return 1
     except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {harmless(str(mistake))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-
-
-def mute(stream: TextIO) -> None:
-    """Sends what is still written to ``stream`` nowhere, so that a closed pipe or terminal raises no further errors."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)

@@ -6,7 +6,7 @@ imports torch inside.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,13 +19,20 @@ from rwkv_lab.config.registry import members
 from rwkv_lab.util.hashing import file_sha256
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from torch import nn
 
     from rwkv_lab.config.schema import Config
     from rwkv_lab.data.sources import Sources
+    from rwkv_lab.data.token_cache import Split
     from rwkv_lab.data.tokenizers.base import Tokenizer
     from rwkv_lab.models.lm import LM
     from rwkv_lab.models.rwkv_lm_format import Original
+    from rwkv_lab.runs import Run
+    from rwkv_lab.sweeps.stopping.curves import JobCurve, Verdict
+    from rwkv_lab.tracking.tracker import Tracker
+    from rwkv_lab.training.evaluate import Evaluation
 
 Holding = Literal["text", "token ids"]  # what a corpus is made of
 
@@ -200,16 +207,31 @@ class OptimizerConfig(Component):
     """The rule of an update."""
 
     @abstractmethod
-    def build(self, model: "LM") -> "torch.optim.Optimizer":
-        """Return the optimizer of the model's parameters; a group's ``lr_scale`` multiplies the schedule's rate."""
+    def build(self, parameters: "Mapping[str, nn.Parameter]") -> "list[torch.optim.Optimizer]":
+        """Return the optimizers that share out the named parameters; one step of each makes an update."""
 
     @abstractmethod
-    def set_step(self, optimizer: "torch.optim.Optimizer", step: int, lr: float) -> None:
-        """Put the schedule's rate ``lr``, and whatever else varies, of update ``step`` into every group."""
+    def state_bytes(self, parameters: "Mapping[str, nn.Parameter]") -> int:
+        """Return the memory of the optimizers' state for these parameters, in bytes."""
 
-    @abstractmethod
-    def state_bytes(self, parameters: int) -> float:
-        """Return the memory of the optimizer's state for so many fp32 parameters, in bytes."""
+    def set_lr(self, optimizers: "Sequence[torch.optim.Optimizer]", step: int, lr: float) -> None:
+        """Put the schedule's rate ``lr`` of update ``step`` into every group, times the group's ``lr_scale`` (1)."""
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+@dataclass
+class Prediction:
+    """The loss that a fitted law predicts for the end of a run."""
+
+    final_loss: float  # nats per token, of ``column``
+    interval: tuple[float, float]  # around final_loss
+    level: float  # probability the interval claims
+    column: str  # the measured loss that was fitted: val_loss or train_loss
+    law: str  # name of the law
+    kind: str  # of the proposed schedule
+    fit: str  # the file it was read from
 
 
 @dataclass
@@ -220,17 +242,76 @@ class ScheduleConfig(Component):
     def build(self, total: int) -> Callable[[int], float]:
         """Return the rate of each of ``total`` updates, given its index from 0."""
 
+    def prediction(self) -> Prediction | None:
+        """Return the loss predicted for a run with this schedule; None if the schedule was not fitted."""
+        return None
+
 
 @dataclass
 class ObjectiveConfig(Component):
-    """The loss that is minimised."""
+    """The loss that is minimised and how it is measured on held-out text."""
+
+    @abstractmethod
+    def batch(self, rows: "np.ndarray", first: int, seed: int) -> "tuple[np.ndarray, ...]":
+        """Return the arrays ``loss`` takes, made of token windows ``rows`` [B,T+1].
+
+        They are the run's sequences number ``first`` to ``first + B - 1``; random numbers depend on these and ``seed``
+        only, so that a resumed run draws the same.
+        """
+
+    @abstractmethod
+    def loss(self, model: "LM", *batch: "torch.Tensor") -> "torch.Tensor":
+        """Return the mean training loss of a batch, a scalar in nats per predicted token."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int
+    ) -> "Evaluation":
+        """Return the loss on the first ``tokens`` held-out tokens: quick, and the same text every time."""
+
+    @abstractmethod
+    def evaluate_final(
+        self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int | None
+    ) -> "Evaluation":
+        """Return the loss on the whole held-out text, or on its first ``tokens``, as a run reports it at its end."""
 
 
 @dataclass
 class TrackerConfig(Component):
     """Where a run reports its curves beside metrics.csv; nothing here is part of a run's identity."""
 
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to open."""
+        return True
+
+    @property
+    def remote(self) -> bool:
+        """Whether rows go to a server; what it has received is then noted in uploaded.json."""
+        return False
+
+    @abstractmethod
+    def open(self, run: "Run", after: int) -> "Tracker":
+        """Return the tracker of ``run``, which gets its rows behind update ``after``.
+
+        What this and the tracker raise is a warning of the run, never its end.
+        """
+
+    def offline(self) -> "TrackerConfig | None":
+        """Return the settings to go on with if ``open`` fails; None to go on without a tracker."""
+        return None
+
+    def uploading(self, folder: Path) -> "TrackerConfig | None":
+        """Return the settings that send a finished run to its server, with files in ``folder``; None without one."""
+        return None
+
 
 @dataclass
 class StopConfig(Component):
     """When a sweep gives up a job; nothing here is part of a run's identity."""
+
+    after: float = setting(0.2, low=0, below=1)  # fraction of its length before which no job is stopped
+
+    @abstractmethod
+    def verdict(self, job: "JobCurve", others: "Sequence[JobCurve]") -> "Verdict":
+        """Return whether ``job`` goes on, given the comparable ``others`` of its study."""

@@ -26,7 +26,7 @@ MEANT = {
     "epochs": "the length of a run is trainer.tokens=... or trainer.steps=...",
     "gpus": "trainer=ddp trains on all GPUs; trainer.processes=N on N of them",
 }
-NOT_SWEPT = (STUDIES, "study", "runs_dir", "rerun", "dry_run", "hydra/launcher", "hydra/sweeper")
+NOT_SWEPT = (STUDIES, "study", "runs_dir", "stop", "rerun", "dry_run", "hydra/launcher", "hydra/sweeper")
 HYDRA_KEYS = ("hydra.mode", "hydra.launcher", "hydra.sweeper", "hydra.verbose")
 PACKAGES = {  # config a launcher or sweeper is based on -> module it needs, extra that installs it
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),

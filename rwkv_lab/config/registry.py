@@ -27,6 +27,7 @@ class Kind(NamedTuple):
 
     home: str  # package, or module, that registers this project's members
     group: bool  # whether a Hydra group of the same name chooses one
+    also: tuple[str, ...] = ()  # further packages whose modules may register members
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
@@ -39,7 +40,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "objective": Kind("rwkv_lab.training.objectives", True),
         "tracker": Kind("rwkv_lab.tracking", True),
         "metric": Kind("rwkv_lab.training.metrics", False),
-        "stop": Kind("rwkv_lab.sweeps.stopping", True),
+        "stop": Kind("rwkv_lab.sweeps.stopping", True, ("analysis",)),
         "law": Kind("analysis.laws", False),
     }
 )
@@ -96,9 +97,9 @@ def _source(member: object) -> object:
 
 @functools.cache
 def _discover(kind: str) -> None:
-    home = KINDS[kind].home
-    spec = importlib.util.find_spec(home)
-    if spec is not None:
+    for home in (KINDS[kind].home, *KINDS[kind].also):
+        if importlib.util.find_spec(home) is None:
+            continue
         package = importlib.import_module(home)
         for found in pkgutil.iter_modules(getattr(package, "__path__", ())):
             name = f"{home}.{found.name}"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rwkv_lab.config.fields import default_of
 from rwkv_lab.config.kinds import Component
 from rwkv_lab.config.schema import COMPONENT_GROUPS, Config
 
@@ -22,18 +23,16 @@ def canonical(config: Any, files: Mapping[str, str], prefix: str = "") -> Any:
             key = f"{prefix}{field.name}"
             value = getattr(config, field.name)
             off = value is None or (value is False and field.default is not None)
-            off |= not field.metadata.get("hash_default", True) and value == _default(field)
+            off |= not field.metadata.get("hash_default", True) and value == default_of(field)
             if off or not field.metadata.get("identity", True):
                 continue
-            kept[field.name] = {"sha256": files[key]} if key in files else canonical(value, files, key + ".")
+            content = {"sha256": files[key]} if key in files else canonical(value, files, key + ".")
+            if content or field.metadata.get("hash_default", True):
+                kept[field.name] = content
         return kept
     if isinstance(config, (list, tuple)):
         return [canonical(value, files, prefix) for value in config]
     return config
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def named_files(config: Config) -> dict[str, str]:

@@ -10,8 +10,10 @@ from rwkv_lab.config.fields import Count, setting
 from rwkv_lab.config.kinds import (
     DataConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
+    StopConfig,
     TokenizerConfig,
     TrackerConfig,
 )
@@ -84,9 +86,11 @@ class Config:
     tokenizer: TokenizerConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
+    objective: ObjectiveConfig = setting(MISSING, hash_default=False)
     trainer: TrainerConfig = MISSING
     tracker: TrackerConfig = MISSING
     ops: OpsConfig = MISSING
+    stop: StopConfig | None = setting(None, identity=False)  # when a sweep gives up a job; unset: never
 
     def check(self) -> None:
         """Raise UserError for a study that cannot be a folder."""
@@ -95,5 +99,7 @@ class Config:
 
 
 PLAIN_GROUPS: dict[str, type] = {"trainer": TrainerConfig, "ops": OpsConfig}  # groups whose options share one schema
-COMPONENT_GROUPS = ("model", "data", "tokenizer", "optimizer", "schedule", "tracker")
-GROUPS = (*COMPONENT_GROUPS, *PLAIN_GROUPS)
+COMPONENT_GROUPS = ("model", "data", "tokenizer", "optimizer", "schedule", "objective", "tracker")
+OPTIONAL_GROUPS = ("stop",)  # components that may be unset
+GROUPS = (*COMPONENT_GROUPS, *PLAIN_GROUPS)  # groups every run has
+ALL_GROUPS = (*GROUPS, *OPTIONAL_GROUPS)

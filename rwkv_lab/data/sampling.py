@@ -45,8 +45,13 @@ def shard(first: int, count: int, rank: int, world_size: int) -> tuple[int, int]
 
 def gather(tokens: np.ndarray, starts: np.ndarray, ctx_len: int) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets, int64 [B,T] each, of the sequences that begin at ``starts`` [B]; copies only these."""
-    rows = tokens[starts[:, None] + np.arange(ctx_len + 1)].astype(np.int64)  # [B,T+1]
+    rows = windows(tokens, starts, ctx_len)
     return rows[:, :-1], rows[:, 1:]
+
+
+def windows(tokens: np.ndarray, starts: np.ndarray, ctx_len: int) -> np.ndarray:
+    """Return the ``ctx_len`` + 1 tokens from each of ``starts`` [B] on, int64 [B,T+1]; copies only these."""
+    return tokens[starts[:, None] + np.arange(ctx_len + 1)].astype(np.int64)
 
 
 def hashed(seed: int, first: int, count: int) -> np.ndarray:

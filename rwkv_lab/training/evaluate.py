@@ -193,8 +193,10 @@ def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
 
     Raises ``UserError`` when the run has no weights yet, or its corpus no such split."""
     from rwkv_lab import data, models, runs
+    from rwkv_lab.runs import manifest
 
     run = runs.load(path)
+    manifest.verify(run.path, "config.yaml", "tokenizer.json", "model.safetensors")
     config = run.config
     data_config, tokenizer_config = data.stored_configs(config)
     tokenizer = data.from_json((run.path / "tokenizer.json").read_text(encoding="utf-8"))

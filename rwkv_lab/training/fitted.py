@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.kinds import Prediction
 
 
 @dataclass(frozen=True)
@@ -14,16 +15,11 @@ class Proposal:
     """A proposed schedule with the loss its law predicts for the last logged step."""
 
     rates: list[float]  # one rate an update
-    final_loss: float  # predicted, nats per token, of ``column``
-    interval: tuple[float, float]  # around final_loss
-    level: float  # probability the interval claims
-    column: str  # the measured loss that was fitted: val_loss or train_loss
-    law: str
-    kind: str
+    prediction: Prediction
 
 
 def read_proposal(path: str | Path) -> Proposal:
-    """The proposal inside a fit.json; a Mistake naming ``schedule.fit`` where there is none that can be used."""
+    """Return the proposal inside a fit.json; UserError naming ``schedule.fit`` if it has none that can be used."""
     try:
         content = json.loads(Path(path).read_text())
     except OSError as error:
@@ -35,16 +31,19 @@ def read_proposal(path: str | Path) -> Proposal:
         low, high = map(float, proposal["interval"])
         read = Proposal(
             rates=[float(rate) for rate in proposal["rates"]],
-            final_loss=float(proposal["predicted_final_loss"]),
-            interval=(low, high),
-            level=float(proposal["level"]),
-            column=str(proposal["column"]),
-            law=str(proposal["law"]),
-            kind=str(proposal["kind"]),
+            prediction=Prediction(
+                final_loss=float(proposal["predicted_final_loss"]),
+                interval=(low, high),
+                level=float(proposal["level"]),
+                column=str(proposal["column"]),
+                law=str(proposal["law"]),
+                kind=str(proposal["kind"]),
+                fit=str(path),
+            ),
         )
     except (KeyError, TypeError, ValueError):
         make = "make one with 'python -m analysis fit'"
-        raise UserError(f"schedule.fit={path} holds no proposed schedule: {make}") from None
+        raise UserError(f"schedule.fit={path} does not have a proposed schedule: {make}") from None
     if not read.rates or not all(math.isfinite(rate) and rate >= 0 for rate in read.rates):
-        raise UserError(f"schedule.fit={path} has rates that are missing, negative or no numbers")
+        raise UserError(f"schedule.fit={path} has rates that are missing, negative or not finite")
     return read

@@ -22,7 +22,7 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.derived import total_steps
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import instance, setting, validate
-from rwkv_lab.config.kinds import ScheduleConfig
+from rwkv_lab.config.kinds import Prediction, ScheduleConfig
 from rwkv_lab.config.registry import register
 from rwkv_lab.config.schema import Config
 
@@ -241,6 +241,12 @@ class FittedConfig(ScheduleConfig):
                 f"or make another with 'python -m analysis optimal FIT --steps {total}'"
             )
         return given.__getitem__
+
+    def prediction(self) -> Prediction:
+        """Return what the law behind the file predicts for the end of the run."""
+        from rwkv_lab.training.fitted import read_proposal
+
+        return read_proposal(self.fit).prediction
 
 
 def rates(name: str, total: int, **parameters: Any) -> np.ndarray:

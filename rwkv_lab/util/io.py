@@ -3,6 +3,7 @@
 Every writer here leaves the old file or the new one, never half, and no partial file after an error.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -50,6 +51,10 @@ def sync(path: Path) -> None:
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
+    except OSError as error:
+        # Some network and FUSE file systems cannot.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(number)
 

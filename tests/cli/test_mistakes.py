@@ -15,8 +15,6 @@ from rwkv_lab.cli import train
 from rwkv_lab.config import check, hydra
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.run_hash import named_files
-from rwkv_lab.sweeps import plan
-from rwkv_lab.training import job
 from tests.lab import TINY, Lab
 
 PROPOSAL: dict[str, Any] = {
@@ -65,12 +63,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     """run.py's command line in this process, with runs/ in a temporary folder."""
-    monkeypatch.setattr(job, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(plan, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def call(*overrides: str) -> Said:
-        exit_code = train.main([*TINY, "trainer.steps=2", *overrides])
+        exit_code = train.main([*TINY, "trainer.steps=2", f"runs_dir={tmp_path / 'runs'}", *overrides])
         captured = capsys.readouterr()
         return Said(exit_code, captured.out, captured.err)
 

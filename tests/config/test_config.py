@@ -52,7 +52,7 @@ def test_every_file_says_what_it_is_and_how_to_use_it(path: Path):
 def test_every_study_composes_with_all_its_jobs(study: Path):
     composed = compose(f"experiments={study.stem}", hydra=True)
     assert composed.study == study.stem
-    texts = plan.parameters(composed.hydra.sweeper.params or {})
+    texts = plan.study_overrides(composed.hydra.sweeper.params or {})
     swept = [
         [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
         if override.is_sweep_override()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rwkv_lab.tracking.config import TrackerConfig
 
 from rwkv_lab.runs import Run, load
 from rwkv_lab.tracking import following, sync, uploads, wandb
-from rwkv_lab.tracking.config import TrackerConfig
 from rwkv_lab.training.metrics import COLUMNS
 from rwkv_lab.util.io import write_json
 from tests.lab import TINY, Lab

@@ -39,7 +39,7 @@ def test_state_lies_where_torch_puts_it(kind, device, fused):
         options.pop("fused", None)
     model, optimizer = make(kind, "cpu", **options)
     update(model, optimizer, 1)
-    saved = checkpoint.tensors_of(model, optimizer)
+    saved = checkpoint.tensors_of(model, [optimizer])
 
     found, expected = (make(kind, device, **options) for _ in range(2))
     if fused and device == "meta":
@@ -49,7 +49,7 @@ def test_state_lies_where_torch_puts_it(kind, device, fused):
     content = optimizer.state_dict()
     content["param_groups"] = expected[1].state_dict()["param_groups"]
     expected[1].load_state_dict(content)
-    checkpoint.restore(saved, *found)
+    checkpoint.restore(saved, found[0], [found[1]])
 
     places = [
         [{key: (x.device, x.dtype) for key, x in each.state[p].items()} for g in each.param_groups for p in g["params"]]
@@ -66,8 +66,8 @@ def test_state_lies_where_torch_puts_it(kind, device, fused):
 def test_the_tensors_read_stay_as_they_were():
     model, optimizer = make(torch.optim.Adam, "cpu")
     update(model, optimizer, 1)
-    saved = {name: value.clone() for name, value in checkpoint.tensors_of(model, optimizer).items()}
+    saved = {name: value.clone() for name, value in checkpoint.tensors_of(model, [optimizer]).items()}
     before = {name: value.clone() for name, value in saved.items()}
-    checkpoint.restore(saved, model, optimizer)
+    checkpoint.restore(saved, model, [optimizer])
     update(model, optimizer, 2)
     assert all(torch.equal(saved[name], before[name]) for name in before)

@@ -12,9 +12,9 @@ import pytest
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, read_metrics
-from rwkv_lab.sweeps.subprocesses import end_with_parent
 from rwkv_lab.training.distributed import launch, torchrun
 from rwkv_lab.training.signals import SAME_REQUEST_SECONDS
+from rwkv_lab.util.subprocesses import end_with_parent
 from tests.lab import TINY, Lab
 
 TWO = ("trainer=ddp", "trainer.processes=2")
@@ -101,7 +101,7 @@ def test_a_rank_knows_who_started_it(monkeypatch) -> None:
 
 
 def test_a_rank_whose_parent_has_died_does_not_begin(monkeypatch) -> None:
-    monkeypatch.setattr("rwkv_lab.sweeps.subprocesses.sys.platform", "elsewhere")
+    monkeypatch.setattr("rwkv_lab.util.subprocesses.sys.platform", "elsewhere")
     end_with_parent(os.getppid())
     with pytest.raises(KeyboardInterrupt):
         end_with_parent(1 if os.getppid() != 1 else 2)

@@ -13,10 +13,10 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config, TrainerConfig
 from rwkv_lab.runs import Run
 from rwkv_lab.runs.provenance import usable_cores
-from rwkv_lab.sweeps.subprocesses import killed_by
 from rwkv_lab.training.distributed import torchrun
-from rwkv_lab.training.signals import STOPPED, one_request
+from rwkv_lab.training.signals import STOPPED, StopSignals, end_process
 from rwkv_lab.util.paths import train_command
+from rwkv_lab.util.subprocesses import killed_by
 
 
 def run(config: Config, path: Path) -> tuple[int, float]:
@@ -45,7 +45,7 @@ def run(config: Config, path: Path) -> tuple[int, float]:
         shutdown_timeout=round(config.trainer.timeout),
     )
     try:
-        with one_request():
+        with StopSignals(again=end_process):
             interpreter, *program = train_command()
             elastic_launch(settings, interpreter)("-u", *program, *sys.argv[1:])
     except ChildFailedError as failed:

@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import nn
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.kinds import ObjectiveConfig
 from rwkv_lab.config.schema import TrainerConfig
+from rwkv_lab.models.lm import LM
 from rwkv_lab.training.distributed import torchrun
 
 # The others wait this long for rank 0, which alone measures the whole held-out part at the end.
@@ -92,19 +94,20 @@ def leave(world: World) -> None:
 
 
 class TrainingLoss(nn.Module):
-    """``model.loss`` as a forward pass, which is what DistributedDataParallel hooks into."""
+    """The objective's loss as a forward pass, which is what DistributedDataParallel hooks into."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: LM, objective: ObjectiveConfig):
         super().__init__()
         self.model = model
+        self.objective = objective
 
-    def forward(self, idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return self.model.loss(idx, targets)  # type: ignore[operator]
+    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+        return self.objective.loss(self.model, *batch)
 
 
-def wrap(model: nn.Module, world: World) -> nn.Module:
-    """The module whose call gives the training loss and whose gradients are means over ranks."""
-    loss = TrainingLoss(model)
+def wrap(model: LM, objective: ObjectiveConfig, world: World) -> nn.Module:
+    """Return the module whose call gives the training loss and whose gradients are means over ranks."""
+    loss = TrainingLoss(model, objective)
     if world.size == 1:
         return loss
     return nn.parallel.DistributedDataParallel(loss, gradient_as_bucket_view=True)
