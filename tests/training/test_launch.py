@@ -66,11 +66,11 @@ def failure(code: int, at: int = 0) -> SimpleNamespace:
         ({0: failure(2), 1: failure(130)}, 2, ""),
         ({0: failure(2), 1: failure(-signal.SIGTERM)}, 2, ""),
         ({0: failure(130), 1: failure(130)}, 130, ""),
-        ({0: failure(launch.LOST_TOUCH), 1: failure(1)}, 1, ""),
+        ({0: failure(torchrun.LOST_TOUCH), 1: failure(1)}, 1, ""),
         ({0: failure(1), 1: failure(-signal.SIGKILL, 30)}, 1, ""),
-        ({1: failure(-signal.SIGKILL), 0: failure(launch.LOST_TOUCH)}, 1, "process 2 of 2 was killed by SIGKILL"),
+        ({1: failure(-signal.SIGKILL), 0: failure(torchrun.LOST_TOUCH)}, 1, "process 2 of 2 was killed by SIGKILL"),
         ({0: failure(-signal.SIGSEGV), 1: failure(-signal.SIGTERM)}, 1, "process 1 of 2 was killed by SIGSEGV;"),
-        ({0: failure(launch.LOST_TOUCH), 1: failure(launch.LOST_TOUCH)}, 1, "lost touch"),
+        ({0: failure(torchrun.LOST_TOUCH), 1: failure(torchrun.LOST_TOUCH)}, 1, "lost touch"),
     ],
 )
 def test_how_a_run_of_several_ends(failures: dict, code: int, sentence: str, capsys) -> None:
