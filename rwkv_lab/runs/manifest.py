@@ -64,10 +64,9 @@ def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: checksum(folder / name) for name in names if (folder / name).is_file()}
 
 
-def matches(folder: Path, name: str, manifest: Mapping[str, Any]) -> bool:
+def intact(folder: Path, name: str, manifest: Mapping[str, Any]) -> bool:
     """Return whether a file of a run is as its manifest recorded it; True if nothing was recorded."""
-    recorded = (manifest.get("files") or {}).get(name)
-    return recorded is None or checksum(folder / name) == recorded
+    return hashing.intact(folder / name, (manifest.get("files") or {}).get(name))
 
 
 def verify(folder: Path, *names: str) -> None:
@@ -79,8 +78,8 @@ def verify(folder: Path, *names: str) -> None:
         return
     manifest = read_manifest(folder)
     for name in names:
-        if (folder / name).is_file() and not matches(folder, name, manifest):
+        if (folder / name).is_file() and not intact(folder, name, manifest):
             raise UserError(
-                f"{folder / name} was damaged after the run wrote it, its checksum does not match: "
-                "train the run afresh with rerun=true"
+                f"{folder / name} is damaged, its content does not match its recorded checksum: train the run afresh "
+                "with rerun=true"
             )

@@ -71,9 +71,9 @@ def prepare(context: RunContext, world: World) -> Training:
     corpus = _corpus(context, stored=saved is not None)
     data.require_length(corpus, config.model.ctx_len)
     _require_same_data(context, corpus)
-    torch.manual_seed(config.seed)
     if saved is None and (note := models.check_init(config.model, corpus.tokenizer)):
         corpus.notes.append(note)
+    torch.manual_seed(config.seed)
     try:
         model = models.construct(
             config.model,
@@ -120,7 +120,7 @@ def _corpus(context: RunContext, stored: bool) -> Corpus:
     file, tokenizer = context.path / "tokenizer.json", None
     if stored and file.exists():
         try:
-            if not manifest.matches(context.path, file.name, context.manifest):
+            if not manifest.intact(context.path, file.name, context.manifest):
                 raise UserError("its checksum does not match")
             tokenizer = data.from_json(file.read_text(encoding="utf-8", errors="replace"))
         except (UserError, RecursionError):
