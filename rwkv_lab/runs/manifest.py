@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.util.hashing import checksum
+from rwkv_lab.util import hashing
 from rwkv_lab.util.io import write_json
 
 NAME = "run.json"
@@ -61,7 +61,7 @@ def _own_checksum(manifest: Mapping[str, Any]) -> str:
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return the checksum of each named file of ``folder`` that exists."""
-    return {name: checksum(folder / name) for name in names if (folder / name).is_file()}
+    return {name: hashing.checksum(folder / name) for name in names if (folder / name).is_file()}
 
 
 def intact(folder: Path, name: str, manifest: Mapping[str, Any]) -> bool:
