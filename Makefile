@@ -38,7 +38,7 @@ format: $(STAMP) ## format the code and mend what ruff can
 docs: $(VENV)/.docs ## build the documentation as a website in build/site
 	@rm -rf build/docs && mkdir -p build/docs
 	@tar -c --exclude __pycache__ $(PAGES) | tar -x -C build/docs
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "written to build/site/index.html"
 
 kernels: $(STAMP) ## build the native kernels ahead of their first use

@@ -19,7 +19,7 @@ def test_there_is_one_example_of_each_kind():
 
 
 @pytest.mark.parametrize(
-    ("example", "found"), zip(EXAMPLES, REGISTERED, strict=True), ids=[found[0][0] for found in REGISTERED]
+    ("example", "found"), list(zip(EXAMPLES, REGISTERED, strict=True)), ids=[found[0][0] for found in REGISTERED]
 )
 def test_an_example_registers_its_component(example, found, monkeypatch):
     ((kind, name),) = found

@@ -2,7 +2,11 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 LIMIT = 400
 CODE = ("*.py", "*.cu", "*.cpp", "*.h")
@@ -37,3 +41,18 @@ def test_every_model_has_its_file_and_its_yaml(repository):
     for name, owner in members("model").items():
         assert (repository / "conf" / "model" / f"{name}.yaml").exists()
         assert owner.__module__ == f"rwkv_lab.models.{name}"
+
+
+def test_constraints_bind_every_direct_dependency_to_an_allowed_version(repository):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    lines = (repository / "constraints.txt").read_text().splitlines()
+    bound = dict(line.split("==") for line in lines if not line.startswith("#"))
+    needed = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["dev"],
+        *project["optional-dependencies"]["docs"],
+    ]
+    for requirement in map(Requirement, needed):
+        # Each torch allows other versions of setuptools, which only builds.
+        if requirement.name not in ("rwkv_lab", "setuptools"):
+            assert requirement.specifier.contains(bound[canonicalize_name(requirement.name)]), requirement

@@ -1,13 +1,16 @@
 """Corpora from the command line. Imports no torch.
 
-rwkv-lab data info [DATA] [key=value]...      size, splits, vocabulary, unknown rate, a sample, cache files
-rwkv-lab data prepare [DATA] [key=value]...   download and tokenise now, ahead of a sweep
-rwkv-lab data bench [MEGABYTES]               tokenise and read a text of this size (default: 100), print a table
+rwkv-lab data info [DATA] [key=value]...            size, splits, vocabulary, unknown rate, a sample, cache files
+rwkv-lab data prepare [DATA] [key=value]...         download and tokenise now, ahead of a sweep
+rwkv-lab data export PREFIX [DATA] [key=value]...   write its tokens as Megatron's PREFIX.train.bin, .idx and so on
+rwkv-lab data train-bpe OUT.json SIZE FILE...       train a byte-level BPE tokenizer of SIZE tokens (tokenizer=bpe)
+rwkv-lab data bench [MEGABYTES]                     tokenise and read a text of this size (default: 100)
 
 DATA and the keys are those of run.py: rwkv-lab data info enwik8 data.path=FILE tokenizer=byte
 """
 
 import time
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -17,9 +20,12 @@ from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
 from rwkv_lab.config.quoting import file_for_corpus
 from rwkv_lab.data import Corpus, Split, load
+from rwkv_lab.util.hashing import expand
+from rwkv_lab.util.io import write_atomic
 
 SAMPLE = 300  # tokens
-COMMANDS = ("info", "prepare", "bench")
+PARTS = ("train", "val", "test")
+COMMANDS = ("info", "prepare", "export", "train-bpe", "bench")
 
 
 def main(argv: list[str]) -> int:
@@ -35,6 +41,10 @@ def main(argv: list[str]) -> int:
 
         print(table(_megabytes(rest)))
         return 0
+    if command == "train-bpe":
+        return _train_bpe(rest)
+    if command == "export":
+        return _export(rest)
     data, tokenizer = configs(rest)
     started = time.perf_counter()
     corpus = load(data, tokenizer)
@@ -69,7 +79,7 @@ def configs(arguments: list[str]) -> tuple[DataConfig, TokenizerConfig]:
 
 def described(data: DataConfig, corpus: Corpus) -> str:
     """Return what ``info`` prints."""
-    splits = {name: getattr(corpus, name) for name in ("train", "val", "test")}
+    splits = {name: getattr(corpus, name) for name in PARTS}
     lines = [f"corpus      {data.name}"]
     lines += [f"source      {name}  sha256 {sha256}" for name, sha256 in corpus.sha256.items()]
     lines += [f"{name:<12}{_size(split)}" for name, split in splits.items() if split is not None]
@@ -89,6 +99,38 @@ def _size(split: Split) -> str:
     n_bytes = split.bytes_between(0, len(split))
     text = f"{len(split):>15,} tokens {n_bytes:>15,} bytes" if n_bytes else f"{len(split):>15,} tokens"
     return f"{text}   unknown {split.unknown:,} ({split.unknown / len(split):.4%})"
+
+
+def _export(arguments: list[str]) -> int:
+    from rwkv_lab.data.corpora.binidx import write_pair
+
+    if not arguments or "=" in arguments[0]:
+        raise UserError("data export takes the PREFIX of the files to write, then DATA and keys, e.g. out/kjv kjv")
+    prefix = Path(arguments[0])
+    data, tokenizer = configs(arguments[1:])
+    corpus = load(data, tokenizer)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    stored = prefix.with_name(f"{prefix.name}.tokenizer.json")
+    write_atomic(stored, corpus.tokenizer.to_json().encode())
+    for name in PARTS:
+        split = getattr(corpus, name)
+        if split is not None:
+            write_pair(prefix.with_name(f"{prefix.name}.{name}"), split.tokens, corpus.tokenizer.vocab_size)
+            print(f"{prefix}.{name}.bin and .idx: {len(split):,} tokens")
+    print(f"{stored}: for tokenizer=run tokenizer.path={stored}")
+    return 0
+
+
+def _train_bpe(arguments: list[str]) -> int:
+    from rwkv_lab.data.tokenizers.bpe import train
+
+    size = arguments[1] if len(arguments) > 1 else ""
+    if len(arguments) < 3 or not (size.isascii() and size.isdigit()):
+        raise UserError("data train-bpe takes OUT.json, a number of tokens and files, e.g. tokenizer.json 8192 a.txt")
+    files = [file for path in arguments[2:] for file in expand(path, "FILE")]
+    train(Path(arguments[0]), int(size), files)
+    print(f"{arguments[0]}: for tokenizer=bpe tokenizer.path={arguments[0]}")
+    return 0
 
 
 def _megabytes(arguments: list[str]) -> int:

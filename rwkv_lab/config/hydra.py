@@ -102,7 +102,8 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, str]:
     """Return dotted keys and the text of every value below ``node``, interpolations as they are written."""
     plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     if isinstance(plain, dict) and plain:
-        return {key: text for name, value in plain.items() for key, text in _leaves(value, f"{prefix}{name}.").items()}
+        below = [_leaves(value, f"{prefix}{name!s}.") for name, value in plain.items()]
+        return {key: text for leaves in below for key, text in leaves.items()}
     return {prefix[:-1]: repr(plain)}
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import instance, validate
@@ -50,7 +52,7 @@ def load(data: DataConfig, tokenizer: TokenizerConfig, stored: Tokenizer | None 
     if stored is not None and not _holds(cache, key, stored):
         key = _key(sources, stored.to_json())
     folder, meta = entry(cache, key, lambda partial: _build(partial, sources, tokenizer, stored))
-    splits = {name: open_split(folder, name, meta) for name in PARTS}
+    splits = {name: open_split(folder, name, meta, _mapped(sources, name)) for name in PARTS}
     if splits["train"] is None:
         raise UserError("data.split leaves no token to train on: the first part is the training text")
     return Corpus(
@@ -99,7 +101,7 @@ def _key(sources: Sources, tokenizer: Any) -> str:
         name: [[segment.sha256, segment.start, segment.stop] for segment in segments]
         for name, segments in sources.parts.items()
     }
-    return text_sha256(json.dumps([parts, tokenizer], sort_keys=True).encode())[:24]
+    return text_sha256(json.dumps([parts, sources.layout, tokenizer], sort_keys=True).encode())[:24]
 
 
 def _holds(cache: Path, key: str, tokenizer: Tokenizer) -> bool:
@@ -117,7 +119,8 @@ def _build(folder: Path, sources: Sources, config: TokenizerConfig, stored: Toke
             splits[name] = part.write(tokenizer.stream(sources.parts[name]))
         else:
             each = tokenizer.bytes_of_ids()
-            splits[name] = part.write(_stream_ids(sources, name, tokenizer), each if isinstance(each, int) else 0)
+            stream = _stream_ids(sources, name, tokenizer)
+            splits[name] = part.write(stream, each if isinstance(each, int) else 0, _mapped(sources, name) is None)
     for segment in {segment.path: segment for segment in sources.segments()}.values():
         if file_sha256(segment.path, segment.key) != segment.sha256:
             raise UserError(f"{segment.key}={segment.path} changed while it was read: run again")
@@ -139,6 +142,12 @@ def _stream_ids(sources: Sources, part: str, tokenizer: Tokenizer) -> Stream:
                     )
             yield ids, None if isinstance(lengths, int) else lengths[ids]
             position += len(ids)
+
+
+def _mapped(sources: Sources, part: str) -> np.ndarray | None:
+    """Return the token ids of a part where they lie [N]; None if they are to be copied into the cache."""
+    segments = sources.parts.get(part, [])
+    return sources.mapped(segments[0]) if sources.mapped and len(segments) == 1 else None
 
 
 def _source_hashes(sources: Sources) -> dict[str, str]:

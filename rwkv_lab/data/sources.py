@@ -29,6 +29,8 @@ class Sources:
     parts: dict[str, list[Segment]]  # train, val, test -> where its content is, in order
     notes: list[str] = field(default_factory=list)  # what a reader of the result should know
     ids: Callable[[Segment], Iterator[np.ndarray]] | None = None  # the token ids of a segment, in blocks
+    mapped: Callable[[Segment], np.ndarray] | None = None  # the same, memory-mapped: such a part is not copied
+    layout: str = ""  # whatever else decides how bytes are read
 
     def segments(self) -> list[Segment]:
         """Return the segments of all parts."""
@@ -85,6 +87,10 @@ class OwnFiles(DataConfig):
                 f"data.path is missing: data={self.name} needs data.path=FILE, or data.train_path and data.val_path"
             )
 
+    def files(self, path: str, key: str) -> list[Path]:
+        """Return the files that ``path`` names; UserError naming ``key`` if there are none."""
+        return expand(path, key, self.suffix)
+
     def file_hashes(self, group: str) -> dict[str, str]:
         named = {f"{group}.{key}": getattr(self, key) for key in ("path", "train_path", "val_path", "test_path")}
         memo = cache_dir(self) / "hashes"
@@ -95,7 +101,7 @@ class OwnFiles(DataConfig):
         parts = {}
         for name in PARTS:
             path, key = getattr(self, f"{name}_path"), f"data.{name}_path"
-            parts[name] = whole(expand(path, key, self.suffix), key) if path else []
+            parts[name] = whole(self.files(path, key), key) if path else []
             if path and not any(segment.stop for segment in parts[name]):
                 raise UserError(f"{key}={path} is empty: give a text")
         return parts

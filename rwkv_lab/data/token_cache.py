@@ -60,10 +60,10 @@ class Part:
         self.folder, self.name, self.unknown_id = folder, name, unknown_id
         self.dtype = id_type(vocab_size)
 
-    def write(self, stream: Stream, bytes_each: int = 1) -> dict[str, Any]:
+    def write(self, stream: Stream, bytes_each: int = 1, keep: bool = True) -> dict[str, Any]:
         """Return what meta.json has of the split; a block without lengths has ``bytes_each`` behind every token.
 
-        No lengths are stored until a block comes with its own.
+        No lengths are stored until a block comes with its own, and no tokens without ``keep``.
         """
         count = unknown = text_bytes = 0
         lengths_type: np.dtype | None = None
@@ -72,7 +72,8 @@ class Part:
             _summed(self.folder / f"{self.name}.lengths") as lengths,
         ):
             for ids, sizes in stream:
-                tokens.write(ids.astype(self.dtype, copy=False))
+                if keep:
+                    tokens.write(ids.astype(self.dtype, copy=False))
                 if sizes is not None and lengths_type is None:
                     lengths_type = sizes.dtype
                     lengths.fill(bytes_each, count, lengths_type)
@@ -82,10 +83,12 @@ class Part:
                 if self.unknown_id is not None:
                     unknown += int(np.count_nonzero(ids == self.unknown_id))
                 text_bytes += bytes_each * len(ids) if sizes is None else int(sizes.sum(dtype=np.int64))
-        checksums = {tokens.path.name: tokens.total.text(), lengths.path.name: lengths.total.text()}
-        if lengths_type is None:
-            lengths.path.unlink()
-            del checksums[lengths.path.name]
+        checksums = {}
+        for summed, stored in ((tokens, keep), (lengths, lengths_type is not None)):
+            if stored:
+                checksums[summed.path.name] = summed.total.text()
+            else:
+                summed.path.unlink()
         return {
             "tokens": count,
             "type": np.dtype(self.dtype).name,
@@ -157,12 +160,12 @@ def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str
     return meta
 
 
-def open_split(folder: Path, name: str, meta: Mapping[str, Any]) -> Split | None:
-    """Return the split ``name`` of an entry; None if it is empty or not there."""
+def open_split(folder: Path, name: str, meta: Mapping[str, Any], mapped: np.ndarray | None = None) -> Split | None:
+    """Return the split ``name`` of an entry, with its tokens or those ``mapped`` elsewhere; None if it is empty."""
     part = meta["splits"].get(name)
     if not part or not part["tokens"]:
         return None
-    tokens = np.memmap(folder / f"{name}.tokens", part["type"], mode="r")
+    tokens = np.memmap(folder / f"{name}.tokens", part["type"], mode="r") if mapped is None else mapped
     lengths = part["lengths"]
     if isinstance(lengths, str):
         lengths = np.memmap(folder / f"{name}.lengths", lengths, mode="r")

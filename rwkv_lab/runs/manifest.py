@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.util import hashing
 from rwkv_lab.util.io import write_json
 
 NAME = "run.json"
@@ -27,7 +26,6 @@ _KINDS = {
     "files": dict,
     "resolved": dict,
 }
-_BLOCK = 1 << 20
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -61,24 +59,14 @@ def _own_checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
-def checksum(file: Path) -> str:
-    """Return the XXH3 of a file, which notices damage, not intent, and is faster than a disk."""
-    total, buffer = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK))
-    with open(file, "rb", buffering=0) as opened:
-        while size := opened.readinto(buffer):
-            total.update(buffer[:size])
-    return f"xxh3_128:{total.hexdigest()}"
-
-
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return the checksum of each named file of ``folder`` that exists."""
-    return {name: checksum(folder / name) for name in names if (folder / name).is_file()}
+    return {name: hashing.checksum(folder / name) for name in names if (folder / name).is_file()}
 
 
-def matches(folder: Path, name: str, manifest: Mapping[str, Any]) -> bool:
+def intact(folder: Path, name: str, manifest: Mapping[str, Any]) -> bool:
     """Return whether a file of a run is as its manifest recorded it; True if nothing was recorded."""
-    recorded = (manifest.get("files") or {}).get(name)
-    return recorded is None or checksum(folder / name) == recorded
+    return hashing.intact(folder / name, (manifest.get("files") or {}).get(name))
 
 
 def verify(folder: Path, *names: str) -> None:
@@ -90,8 +78,8 @@ def verify(folder: Path, *names: str) -> None:
         return
     manifest = read_manifest(folder)
     for name in names:
-        if (folder / name).is_file() and not matches(folder, name, manifest):
+        if (folder / name).is_file() and not intact(folder, name, manifest):
             raise UserError(
-                f"{folder / name} was damaged after the run wrote it, its checksum does not match: "
-                "train the run afresh with rerun=true"
+                f"{folder / name} is damaged, its content does not match its recorded checksum: train the run afresh "
+                "with rerun=true"
             )

@@ -13,7 +13,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run
 from rwkv_lab.tracking import command, end, uploads
 from rwkv_lab.tracking.tracker import settings_of
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.util.paths import IMPORT_ROOT
 
 SHOW_SECONDS = 5.0
 
@@ -51,7 +51,7 @@ def sync(
     # A process of its own can be ended whatever the tracker's library waits for.
     process = subprocess.Popen(
         command("upload", str(run.path), f"--folder={folder}", *options),
-        cwd=REPOSITORY,
+        cwd=IMPORT_ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

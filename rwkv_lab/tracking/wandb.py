@@ -17,7 +17,7 @@ from rwkv_lab.config.registry import register
 from rwkv_lab.runs import Run
 from rwkv_lab.tracking.tracker import Tracker, Undelivered, writable
 
-ANSWER_SECONDS = 3.0  # for a server's first answer
+ANSWER_SECONDS = 2.0  # for a server's first answer
 INIT_SECONDS = 5.0  # for opening a run on a server that answers
 TAG_LENGTH, PROJECT_LENGTH, PROJECT_REFUSED = 64, 128, "/\\#?%:"  # wandb's own limits
 AXES = ("step", "tokens", "seconds", "flops")

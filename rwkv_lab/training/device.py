@@ -1,4 +1,4 @@
-"""What ``auto`` means here: device, precision and threads, chosen once and recorded in the manifest."""
+"""Choices for ``auto``: device, precision and threads, made once and recorded in the manifest."""
 
 from dataclasses import asdict, dataclass
 
@@ -20,7 +20,7 @@ class Resolved:
     threads: int  # torch's CPU threads
 
     def autocast(self) -> torch.autocast:
-        """bf16 autocast where that is the precision, else a context that does nothing."""
+        """Return bf16 autocast if that is the precision, else a context that does nothing."""
         kind = torch.device(self.device).type
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -61,7 +61,7 @@ def resolve(config: Config, earlier: dict | None = None) -> Resolved:
         threads=trainer.threads or (earlier or {}).get("threads") or torch.get_num_threads(),
     )
     for key, before in (earlier or {}).items():
-        if asdict(now)[key] != before:
+        if asdict(now).get(key, before) != before:
             raise UserError(
                 f"the run was started with {key} {before} and would go on with {asdict(now)[key]}, which changes its "
                 "numbers: resume it on the same kind of machine, or start afresh with rerun=true"
@@ -82,7 +82,7 @@ def apply(resolved: Resolved) -> None:
 
 
 def hardware(resolved: Resolved) -> dict:
-    """The machine as the manifest describes it; memory in bytes."""
+    """Return the machine as the manifest records it; memory in bytes."""
     cuda = resolved.device.startswith("cuda")
     properties = torch.cuda.get_device_properties(resolved.device) if cuda else None
     return {

@@ -38,9 +38,9 @@ def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
     if config.dry_run:
         summary.dry_run(config, path)
         return Outcome(COMPLETE)
-    if config.model.start_files and unavailable(path, config.rerun) is None:
-        _check_start(config)
     early = config.stop is not None
+    if config.model.start_files and not unavailable(path, config.rerun, early):
+        _check_start(config)
     if config.branch.step is not None and config.branch.parent is None and not unavailable(path, config.rerun, early):
         from rwkv_lab.training import lineage
 
@@ -68,9 +68,14 @@ def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
 
 
 def _check_start(config: Config) -> None:
-    """Raise UserError for weights to start from that do not belong to the text, before a directory is made."""
+    """Raise UserError for weights to start from that are damaged or not of the text, before a directory is made."""
     from rwkv_lab import data, models
+    from rwkv_lab.models.weights import weights_file
+    from rwkv_lab.runs.manifest import verify
 
+    for name, text in config.model.start_files.items():
+        file = weights_file(text, f"model.{name}", config.runs_dir)
+        verify(file.parent, file.name, "tokenizer.json")
     models.check_init(config.model, data.load(config.data, config.tokenizer).tokenizer)
 
 

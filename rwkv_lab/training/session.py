@@ -74,9 +74,9 @@ def prepare(context: RunContext, world: World) -> Training:
     if saved is None and not context.resuming:
         took = lineage.inherit(context, resolved, corpus.sha256, world.size) if world.writes else False
         saved = checkpoint.newest(path / "checkpoints", warn) if world.broadcast(took) else None
-    torch.manual_seed(config.seed)
     if saved is None and (note := models.check_init(config.model, corpus.tokenizer)):
         corpus.notes.append(note)
+    torch.manual_seed(config.seed)
     try:
         model = models.construct(
             config.model,
@@ -123,7 +123,7 @@ def _corpus(context: RunContext, stored: bool) -> Corpus:
     file, tokenizer = context.path / "tokenizer.json", None
     if stored and file.exists():
         try:
-            if not manifest.matches(context.path, file.name, context.manifest):
+            if not manifest.intact(context.path, file.name, context.manifest):
                 raise UserError("its checksum does not match")
             tokenizer = data.from_json(file.read_text(encoding="utf-8", errors="replace"))
         except (UserError, RecursionError):

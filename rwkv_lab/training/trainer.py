@@ -105,7 +105,7 @@ def train(
     waiting for the device.
     """
     config, progress, trainer = training.config, training.progress, training.config.trainer
-    loss_module = world.wrap(training.model, config.objective, training.world)
+    loss_module = world.wrap(training.model, config.objective.loss, training.world)
     on_cpu = training.resolved.device == "cpu"
     training.model.train()
     started = time.monotonic() - progress.seconds

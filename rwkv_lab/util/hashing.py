@@ -133,12 +133,6 @@ def intact(path: Path, recorded: str | None) -> bool:
         return False
 
 
-def verify(path: Path, recorded: str | None, remedy: str) -> None:
-    """Raise UserError, which ends with ``remedy``, unless the file has its ``recorded`` checksum (``intact``)."""
-    if not intact(path, recorded):
-        raise UserError(f"{path} is damaged (its content does not match its recorded checksum): {remedy}")
-
-
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Replace ``path`` by JSON of ``value`` and a checksum of it under ``seal``, in one step."""
     write_json(path, {**value, "seal": _seal(value)})

@@ -22,5 +22,3 @@ def write_tensors(tensors: Mapping[str, Tensor], file: str | Path, metadata: Map
         found = re.search(r"os error (\d+)", str(error))
         number = int(found[1]) if found else errno.EIO
         raise OSError(number, os.strerror(number), str(file)) from error
-    finally:
-        partial.unlink(missing_ok=True)

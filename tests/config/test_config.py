@@ -16,9 +16,11 @@ from tests.composing import checked, compose, hydra_context
 NEEDS = {
     "data=text": ["data.path=some.txt"],
     "data=npy": ["data.path=some.npy", "tokenizer=ids"],
+    "data=binidx": ["data.path=some.idx", "tokenizer=ids"],
+    "data=jsonl": ["data.path=some.jsonl"],
     "tokenizer=ids": ["data=npy", "data.path=some.npy"],
     "tokenizer=bpe": ["tokenizer.path=tokenizer.json"],
-    "tokenizer=run": ["tokenizer.path=RUN"],
+    "tokenizer=run": [f"tokenizer.path={REPOSITORY}"],
     "schedule=fitted": ["schedule.fit=fit.json"],
 }
 

@@ -4,6 +4,7 @@ import pytest
 
 from rwkv_lab import data
 from rwkv_lab.config import registry
+from rwkv_lab.config.errors import UserError
 from tests.in_process import make_here
 
 VOWELS = '''
@@ -91,6 +92,22 @@ def test_a_tokenizer_in_one_file_is_trained_with_and_resumes(vowels, tmp_path, m
     assert set((run.path / "sample.txt").read_text()) <= set("-iouyae")
     stored = data.from_json((run.path / "tokenizer.json").read_text())
     assert stored.decode(stored.encode("a minus i")) == "a--i-u--i"
-    # Its tokenizer serves a new text.
-    assert here.run("tokenizer=run", f"tokenizer.path={run.path}", study="other") == 0
-    assert here.loaded("other").manifest["data"]["vocab_size"] == 7
+
+
+def test_the_tokenizer_of_a_run_serves_a_new_text(tmp_path, monkeypatch):
+    here = make_here(tmp_path, monkeypatch)
+    assert here.run("trainer.steps=1") == 0
+    first = here.loaded().path
+    stored = (first / "tokenizer.json").read_text()
+    other = tmp_path / "other.txt"
+    other.write_text("Quite another text, with letters of its own: zzz.\n" * 20)
+    names = [str(first), f"faulty/{first.name}", first.name[:-3], first.name.rpartition("-")[2]]
+    for name in names:
+        more = [f"data.path={other}", "tokenizer=run", f"tokenizer.path={name}", f"runs_dir={here.runs}"]
+        assert here.run("trainer.steps=1", *more, study="other") == 0
+    (second,) = (here.runs / "other").glob("*/tokenizer.json")
+    assert second.read_text() == stored
+    flipped = stored.replace("p", "q", 1)
+    (first / "tokenizer.json").write_text(flipped)
+    with pytest.raises(UserError, match=str(first / "tokenizer.json")):
+        here.run("trainer.steps=1", *more, study="other")

@@ -104,3 +104,16 @@ def test_torch_is_not_imported():
 def test_bench_prints_a_table():
     said = bench.table(1)
     assert all(f"| {name} |" in said for name in ("char", "byte", "random", "cube", "sequential"))
+
+
+def test_a_bpe_tokenizer_is_trained_and_used(tmp_path, cache, capsys):
+    pytest.importorskip("tokenizers")
+    file, out = tmp_path / "a.txt", tmp_path / "tokenizer.json"
+    file.write_text("the cat sat on the mat é\n" * 200)
+    assert main(["train-bpe", str(out), "300", str(file)]) == 0
+    more = [f"data.path={file}", f"tokenizer.path={out}", f"data.cache_dir={cache}"]
+    assert main(["info", "text", "tokenizer=bpe", *more]) == 0
+    assert "'the cat sat on the mat é" in capsys.readouterr().out
+    for wrong in (["train-bpe"], ["train-bpe", str(out), "many", str(file)], ["train-bpe", str(out), "9", str(file)]):
+        with pytest.raises(UserError, match="8192"):
+            main(wrong)

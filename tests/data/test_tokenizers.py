@@ -120,10 +120,11 @@ def test_bpe_stored_and_read_again(byte_level):
     assert again.decode(tokenizer.encode("the café 𝄞")) == "the café 𝄞"
 
 
-@pytest.mark.parametrize("piece", [7, 64, 1 << 16])
-def test_bpe_streamed_is_bpe_of_the_whole(byte_level, tmp_path, monkeypatch, piece):
+@pytest.mark.parametrize("piece,short", [(7, 7), (64, 1 << 12), (1 << 16, 16), (1 << 16, 1 << 12)])
+def test_bpe_streamed_is_bpe_of_the_whole(byte_level, tmp_path, monkeypatch, piece, short):
     """Cutting before the space between two words does not change byte-level tokens, whatever the size of a piece."""
     monkeypatch.setattr(bpe, "PIECE", piece)
+    monkeypatch.setattr(bpe, "SHORT_PIECE", short)
     monkeypatch.setattr(bpe, "BLOCK", 100)
     text = "the cat sat on the mat,    and the dog ate\n\nthe café's bread " * 30
     tokenizer = read_bpe(str(byte_level))

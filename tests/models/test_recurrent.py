@@ -34,6 +34,25 @@ def test_recurrent_equals_parallel(name, fields):
     require_recurrent_equals_parallel(moved(name, **fields), 20 if name in RECURRENT else 8)
 
 
+@pytest.mark.parametrize("name", members("model"))
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision(name, autocast):
+    """bfloat16 weights, or autocast over float32 ones, stay near float32 in both forms."""
+    model = moved(name, head_qk_dim=5).float()
+    idx = tokens(2, 8)
+    exact = model(idx)
+    if not autocast:
+        model.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        whole = model(idx)
+        steps, state = [], None
+        for token in idx.unbind(1):
+            logits, state = RecurrentModel(model).step(token, state)
+            steps.append(logits)
+    for got in (whole, torch.stack(steps, 1)):
+        assert (got.float() - exact).square().mean() < 1e-2 * exact.square().mean()
+
+
 @pytest.mark.parametrize("name", WINDOWED)
 def test_a_full_window_is_halved_and_read_again(name):
     """After 8 of 8 tokens the last 4 are the beginning; logits are the parallel form's from there."""

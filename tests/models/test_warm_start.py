@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from rwkv_lab.data.tokenizers.text import ByteTokenizer, CharTokenizer
 
 from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.tokenizers.bpe import BpeTokenizer
+from rwkv_lab.data.tokenizers.byte import ByteTokenizer
+from rwkv_lab.data.tokenizers.char import CharTokenizer
 from rwkv_lab.models.warm_start import matching_rows
 from tests.in_process import make_here
 from tests.models.test_convert import SMALL, moved
@@ -102,6 +103,9 @@ def test_a_run_on_another_text(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert here.run(*overrides, study="matched") == 0
     assert "1 new one is initialised" in capsys.readouterr().out
+    overrides = ("trainer.steps=2", f"model.init_from={first}", "tokenizer=run", f"tokenizer.path={first}")
+    assert here.run(*overrides, study="reused") == 0
+    assert (here.folder("reused") / "tokenizer.json").read_text() == (first / "tokenizer.json").read_text()
     here.text.write_text(text)
     assert here.run("trainer.steps=2", f"model.init_from={first}", study="same") == 0
 

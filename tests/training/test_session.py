@@ -12,7 +12,7 @@ import pytest
 
 from rwkv_lab.cli import generate
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.inference import recurrent
+from rwkv_lab.inference import sampling
 from rwkv_lab.runs.manifest import read_manifest, verify, write_manifest
 from rwkv_lab.training import session
 from rwkv_lab.training.evaluate import evaluate_run
@@ -29,7 +29,7 @@ def test_a_sample_that_fails_is_one_warning(here: Here, capsys) -> None:
     def broken(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("no words\nat all")
 
-    here.monkeypatch.setattr(recurrent, "generate", broken)
+    here.monkeypatch.setattr(sampling, "generate", broken)
     assert here.run() == 0
     assert here.loaded().status == "complete"
     warnings = capsys.readouterr().err.splitlines()
@@ -51,17 +51,6 @@ def test_token_ids_without_text_complete(here: Here, tmp_path: Path) -> None:
     words = ("data=npy", f"data.path={tmp_path / 'ids.npy'}", "tokenizer=ids")
     assert here.run(*words) == 0
     assert all(word.isdigit() for word in (here.folder() / "sample.txt").read_text().split())
-
-
-class Nothing:
-    """A tokenizer to which a line break is nothing."""
-
-    def encode(self, text: str) -> np.ndarray:
-        return np.zeros(0, np.int64)
-
-
-def test_a_text_starts_with_some_token() -> None:
-    assert session.start_ids(Nothing()) == [0]  # type: ignore[arg-type]
 
 
 def test_a_terminal_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:

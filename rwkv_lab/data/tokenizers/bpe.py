@@ -1,9 +1,11 @@
 """Any Hugging Face ``tokenizer.json``, streamed over a corpus of any size."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from rwkv_lab.config.registry import register
 from rwkv_lab.data.reading import Segment, text_blocks
 from rwkv_lab.data.sources import Sources
 from rwkv_lab.util.hashing import home_expanded
+from rwkv_lab.util.io import write_atomic
 
 BLOCK = 1 << 20
 PIECE = 1 << 16  # characters encoded at once
@@ -124,6 +127,32 @@ def read_bpe(path: str) -> BpeTokenizer:
     if size < 2:
         raise UserError(f"tokenizer.path={path} has a vocabulary of {size}: at least 2 are needed")
     return tokenizer
+
+
+def train(out: Path, vocab_size: int, files: Sequence[Path]) -> None:
+    """Write the tokenizer.json of a byte-level BPE tokenizer of ``vocab_size`` ids, trained on text ``files``.
+
+    Every byte has an id, so no text is unknown to it (Radford et al. 2019). Raises UserError for a size below 256.
+    """
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("data train-bpe needs the package tokenizers: pip install 'rwkv_lab[tokenizers]'") from None
+    if vocab_size < 256:
+        raise UserError(f"data train-bpe: a vocabulary has at least the 256 bytes, e.g. 8192 (got {vocab_size})")
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, show_progress=sys.stderr.isatty(), initial_alphabet=byte_level.alphabet()
+    )
+    segments = [Segment(file, 0, file.stat().st_size, "FILE", "") for file in files]
+    tokenizer.train_from_iterator((line for text in text_blocks(segments) for line in text.splitlines(True)), trainer)
+    try:
+        write_atomic(out, tokenizer.to_str(pretty=True).encode())
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from error
 
 
 @register("tokenizer", "bpe")

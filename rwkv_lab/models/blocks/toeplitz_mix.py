@@ -73,7 +73,7 @@ class ToeplitzMix(nn.Module):
             ev = torch.cat((state.ev, ev), dim=1)
             with torch.autocast(x.device.type, enabled=False):
                 y = torch.einsum("htu,buhs->bths", toeplitz_rows(*factors, past, x.shape[1]).to(ev.dtype), ev)
-        out = self.output(torch.sigmoid(r) * y.flatten(2) / n)
+        out = self.output((torch.sigmoid(r) * y.flatten(2) / n).to(r.dtype))
         tiny = (x.new_empty(x.shape[0], 0),) * 2
         if self.tiny_att is not None:
             beside, tiny = self.tiny_att(xv, None if state is None else (state.tiny_k, state.tiny_v))

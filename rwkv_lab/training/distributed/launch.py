@@ -1,4 +1,4 @@
-"""Starts the processes of one run on this machine, through torch elastic, which torchrun is made of."""
+"""Starting the ranks of one run on this machine, by torch elastic, on which torchrun is built."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ SAVING_SECONDS = 600  # for ranks that have been told to stop
 
 
 def run(config: Config, path: Path) -> tuple[int, float]:
-    """Runs this command again in ``trainer.processes`` ranks; (exit code, final val_loss or infinity) of the run."""
+    """Run this command again in ``trainer.processes`` ranks; return exit code and final val_loss, or infinity."""
     # torch is imported here, so that everything before it answers at once.
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -60,7 +60,7 @@ def run(config: Config, path: Path) -> tuple[int, float]:
 
 
 def count(trainer: TrainerConfig) -> int:
-    """How many ranks to start: as many as the configuration says, else one a GPU, else one a CPU core."""
+    """Return how many ranks to start: ``trainer.processes``, else one per GPU, else one per CPU core."""
     import torch
 
     gpus = torch.cuda.device_count() if trainer.device in ("auto", "cuda") else 0
@@ -72,20 +72,20 @@ def count(trainer: TrainerConfig) -> int:
 
 
 def threads(processes: int, environment: Mapping[str, str]) -> int:
-    """A rank's share of the threads OMP_NUM_THREADS gives the run, or else of the cores."""
+    """Return a rank's share of the run's threads: of OMP_NUM_THREADS, or else of the cores."""
     given = environment.get("OMP_NUM_THREADS", "")
     return max(1, (int(given) if given.isdigit() else usable_cores()) // processes)
 
 
 def _silence() -> None:
-    """Elastic logs what its ranks have said themselves or ``_end`` says."""
+    """Mute elastic, which would log again what its ranks and ``_end`` print."""
     logger = logging.getLogger("torch.distributed.elastic")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
 
 
 def _end(failures: Mapping[int, Any], processes: int) -> int:
-    """The exit code where ranks failed; one sentence where none of them could say one."""
+    """Return the exit code of a run whose ranks failed; print one sentence if none of them could."""
     in_order = sorted(failures.items(), key=lambda item: item[1].timestamp)
     # Elastic itself ends the others, by SIGTERM at once and by SIGKILL much later.
     at_once = in_order[0][1].timestamp + 1

@@ -13,7 +13,7 @@ from rwkv_lab.training.distributed.world import World, join, leave
 
 
 def run(config: Config, path: Path, work: Callable[[RunHandle, World], tuple[int, float]]) -> tuple[int, float]:
-    """Does ``work`` on every rank with the claim of the run directory ``path``; its (exit code, final val_loss)."""
+    """Do ``work`` on every rank with the handle of ``path``; return its exit code and final val_loss."""
     world = join(config.trainer)
     held = _acquire_together(path, config.rerun, config.stop is not None, world)
     try:
@@ -53,7 +53,7 @@ def _acquire_together(path: Path, rerun: bool, early: bool, world: World) -> Run
 
 @contextlib.contextmanager
 def _one_voice(world: World) -> Iterator[None]:
-    """Only the rank that writes speaks on standard output."""
+    """Context manager: drops standard output of ranks that do not write."""
     if world.writes:
         yield
         return

@@ -1,6 +1,7 @@
 """Several processes on one run: plain torch.distributed, data parallel; one process without it."""
 
 import gc
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +12,6 @@ import torch.distributed as dist
 from torch import nn
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.kinds import ObjectiveConfig
 from rwkv_lab.config.schema import TrainerConfig
 from rwkv_lab.models.lm import LM
 from rwkv_lab.training.distributed import torchrun
@@ -32,7 +32,7 @@ class World:
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's ``value`` on every rank."""
+        """Return rank 0's ``value`` on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -40,7 +40,7 @@ class World:
         return box[0]
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean over ranks of a tensor every rank has."""
+        """Return the mean over ranks of a tensor that every rank has."""
         if self.size > 1:
             dist.all_reduce(value)
             value /= self.size
@@ -56,7 +56,7 @@ class World:
 
 
 def join(trainer: TrainerConfig) -> World:
-    """Joins the run's process group; a Mistake where the configuration and the launch do not fit each other."""
+    """Join the run's process group; UserError if the configuration and the launch do not fit each other."""
     ranks = torchrun.ranks()
     if trainer.strategy is None:
         raise UserError(f"torchrun started {ranks} processes and trainer.strategy is unset: add trainer=ddp")
@@ -73,7 +73,7 @@ def join(trainer: TrainerConfig) -> World:
 
 
 def lost_touch(error: Exception) -> bool:
-    """Whether ``error`` is what a rank sees of another one's end."""
+    """Return whether ``error`` is what a rank sees when another one ends."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
@@ -92,25 +92,28 @@ def leave() -> None:
 class TrainingLoss(nn.Module):
     """The objective's loss as a forward pass, which is what DistributedDataParallel hooks into."""
 
-    def __init__(self, model: LM, objective: ObjectiveConfig):
+    def __init__(self, model: LM, loss: Callable[..., torch.Tensor]):
         super().__init__()
         self.model = model
-        self.objective = objective
+        self.loss = loss
 
     def forward(self, *batch: torch.Tensor) -> torch.Tensor:
-        return self.objective.loss(self.model, *batch)
+        return self.loss(self.model, *batch)
 
 
-def wrap(model: LM, objective: ObjectiveConfig, world: World) -> nn.Module:
-    """Return the module whose call gives the training loss and whose gradients are means over ranks."""
-    loss = TrainingLoss(model, objective)
+def wrap(model: LM, objective_loss: Callable[..., torch.Tensor], world: World) -> nn.Module:
+    """Return the module whose call ``(*batch)`` gives the training loss and whose gradients are means over ranks.
+
+    ``objective_loss`` is called as ``(model, *batch)``.
+    """
+    loss = TrainingLoss(model, objective_loss)
     if world.size == 1:
         return loss
     return nn.parallel.DistributedDataParallel(loss, gradient_as_bucket_view=True)
 
 
 def synchronised(module: nn.Module, last: bool) -> AbstractContextManager:
-    """Gradients travel with the last micro-batch of an update only."""
+    """Context manager: gradients are exchanged with the last micro-batch of an update only."""
     if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
