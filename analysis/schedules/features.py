@@ -9,6 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
+from analysis.schedules.blocks import LevelBlocks
+
 BLOCKS = 192  # a schedule is cut into at least this many blocks, of one update where it has no more
 
 
@@ -68,6 +70,10 @@ class Path:
     @cached_property
     def warmup(self) -> int:
         return warmup_steps(self.eta)
+
+    @cached_property
+    def level_blocks(self) -> LevelBlocks:
+        return LevelBlocks(self.eta, self.at, self.warmup)
 
     @cached_property
     def changes(self) -> np.ndarray:
