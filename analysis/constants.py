@@ -1,4 +1,4 @@
-"""The constants of the laws' priors and intervals, measured by ``python -m analysis calibrate`` and kept in one file."""
+"""Constants of the laws' priors and intervals: measured by ``python -m analysis calibrate``, kept in one file."""
 
 import json
 from functools import lru_cache
