@@ -8,70 +8,71 @@ from pathlib import Path
 
 from rwkv_lab.errors import Mistake
 
+SUMMARY = "the table, the figures and the page that compare runs"
 PAGE = "compare.html"
 LEVEL = 0.05
-SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+AXES = ("tokens", "seconds", "flops")
+DEFAULTS = {"metric": "final", "baseline": None, "noise": "own", "level": LEVEL} | dict.fromkeys(
+    [f"at_{axis}" for axis in AXES]
+)  # fmt: skip
+UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 
 
-def quantity(text: str) -> float:
-    """``2M``, ``2e6`` or ``2000000`` as a number above 0; argparse reports anything else."""
-    factor = SUFFIXES.get(text[-1:], 1.0)
+def amount(text: str) -> float:
+    """Parse ``2M``, ``2e6`` or ``2000000``; argparse reports any other text."""
+    factor = UNITS.get(text[-1:], 1.0)
     try:
-        value = float(text[:-1] if text[-1:] in SUFFIXES else text) * factor
+        value = float(text[:-1] if factor > 1 else text) * factor
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a quantity such as 2000000, 2e6 or 2M") from None
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' must be above 0 and finite")
+        raise argparse.ArgumentTypeError(f"must be a number above 0, e.g. 2000000, 2e6 or 2M (got {text})")
     return value
 
 
 def probability(text: str) -> float:
-    """A number between 0 and 1, both excluded."""
+    """Parse a number between 0 and 1, both excluded."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number between 0 and 1")
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, e.g. {LEVEL} (got {text})")
     return value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a run, the folder of a study, or runs/ itself")
-    parser.add_argument("--out", metavar="DIR", help="where the files go (default: compare/ in the study's folder)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the files (default: compare/ in the study's folder)")
     parser.add_argument(
         "--metric",
-        choices=("final", "tokens", "seconds", "flops"),
-        default="final",
-        help="rank and judge by the final value (default), or by that at equal tokens, seconds or FLOPs",
+        choices=("final", *AXES),
+        help="rank and test by the final value (default), or by the value at equal tokens, seconds or FLOPs",
     )
-    parser.add_argument("--baseline", metavar="GROUP", help="judge every group against this one, not every pair")
+    parser.add_argument("--baseline", metavar="GROUP", help="test every group against this one, not every pair")
     parser.add_argument(
         "--noise",
         choices=("own", "shared"),
-        default="own",
-        help="seed noise from each group's own seeds (default), or one for all groups: sees smaller differences, "
-        "assumes more",
+        help="seed noise from each group's own seeds (default), or one for all groups, which assumes more and shows "
+        "smaller differences",
     )
     parser.add_argument(
-        "--level",
-        type=probability,
-        default=LEVEL,
-        metavar="P",
-        help=f"adjusted p below which a difference exceeds the noise (default {LEVEL})",
+        "--level", type=probability, metavar="P", help=f"adjusted p below which a difference counts (default: {LEVEL})"
     )
-    for axis, what in (("tokens", "training tokens"), ("seconds", "training seconds"), ("flops", "training FLOPs")):
+    for axis in AXES:
+        name = "FLOPs" if axis == "flops" else axis
         parser.add_argument(
             f"--at-{axis}",
-            type=quantity,
+            type=amount,
             metavar="N",
-            help=f"compare at N {what} (default: the most that all finished runs have spent)",
+            help=f"compare at N training {name} (default: the most that all finished runs have spent)",
         )
+    parser.set_defaults(**DEFAULTS)
 
 
 def output_folder(paths: list[str], out: str | None) -> Path:
-    """``--out``, else ``compare/`` in the folder of the study, or in the one that holds all the studies."""
+    """Return ``--out``, else ``compare/`` in the folder of the study or in the one above all the studies."""
     from rwkv_lab.runs import is_run
 
     if out is not None:
@@ -80,10 +81,10 @@ def output_folder(paths: list[str], out: str | None) -> Path:
         places = [Path(path).resolve() for path in paths]
         above = Path(os.path.commonpath([place.parent if is_run(place) else place for place in places]))
         if above == above.parent:
-            raise Mistake("the paths have no folder in common but the root: say with --out DIR where the files go")
+            raise Mistake("the paths have only the root folder in common: give the folder for the files with --out DIR")
         folder = above / "compare"
     if is_run(folder):
-        raise Mistake(f"--out {folder} is a run directory; name a folder that is none")
+        raise Mistake(f"--out {folder} is a run directory; give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,46 +93,43 @@ def output_folder(paths: list[str], out: str | None) -> Path:
 
 
 def command_of(args: argparse.Namespace) -> str:
-    """The command line that makes the same comparison again."""
-    defaults = argparse.ArgumentParser()
-    add_arguments(defaults)
-    chosen = {name: value for name, value in vars(args).items() if name not in ("paths", "out")}
-    options = {name: value for name, value in chosen.items() if value != defaults.get_default(name)}
+    """Return the command line that makes the same comparison again."""
+    options = {name: getattr(args, name) for name, default in DEFAULTS.items() if getattr(args, name) != default}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return "python -m analysis " + shlex.join(["compare", *args.paths, *words])
 
 
 def title_of(paths: list[str]) -> str:
-    """What is compared: the names of the studies or runs, as typed."""
+    """Return the names of the studies or runs compared, as typed."""
     names = [Path(path).resolve().name for path in paths]
     return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compares, prints the table, writes the files and prints where they are."""
-    from analysis.compare import report
-    from analysis.compare.collect import collect
+    """Compare, print the tables, write the files and print where they are."""
+    from analysis.compare import tables
     from analysis.compare.figures import write_figures
     from analysis.compare.page import render
-    from analysis.compare.summary import Judging, compare
+    from analysis.compare.records import collect
+    from analysis.compare.summary import Criteria, compare
     from rwkv_lab.paths import write_atomic
     from rwkv_lab.runs.provenance import code_fingerprint
 
     records = collect(args.paths, code_fingerprint())
-    wanted = {"tokens": args.at_tokens, "seconds": args.at_seconds, "flops": args.at_flops}
+    wanted = {axis: getattr(args, f"at_{axis}") for axis in AXES}
     budgets = {axis: value for axis, value in wanted.items() if value is not None}
-    judging = Judging(args.metric, args.baseline, args.level, args.noise == "shared")
-    comparison = compare(title_of(args.paths), records, budgets, judging)
+    criteria = Criteria(args.metric, args.baseline, args.level, args.noise == "shared")
+    comparison = compare(title_of(args.paths), records, budgets, criteria)
     folder = output_folder(args.paths, args.out)
     command = command_of(args)
     texts = {
         PAGE: render(comparison, command, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
-        "compare.md": report.markdown(comparison, command),
-        "groups.csv": report.groups_csv(comparison),
-        "pairs.csv": report.pairs_csv(comparison),
-        "runs.csv": report.runs_csv(comparison),
+        "compare.md": tables.markdown(comparison, command),
+        "groups.csv": tables.groups_csv(comparison),
+        "pairs.csv": tables.pairs_csv(comparison),
+        "runs.csv": tables.runs_csv(comparison),
     }
-    report.print_terminal(comparison)
+    tables.print_terminal(comparison)
     for name, text in texts.items():
         try:
             write_atomic(folder / name, text.encode(errors="replace"))

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from rwkv_lab.errors import Mistake
 
-LAWS = ("auto", "variational", "vplus", "annealing", "multi_power", "functional")
+SUMMARY = "fit a law of loss against learning rate to the curves of runs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "runs",
         nargs="+",
@@ -16,68 +17,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run directories or folders of them, CSV or JSONL files with step, lr and loss, .wandb files, "
         "wandb:ENTITY/PROJECT/ID",
     )
-    parser.add_argument("--law", default="auto", help=f"{', '.join(LAWS)} (default auto, a mixture)")
-    parser.add_argument("--window", default="auto", help="first step that counts (default auto: chosen by prediction)")
-    parser.add_argument("--column", help="the loss to fit (default: loss, else val_loss where dense, else train_loss)")
-    parser.add_argument("--out", type=Path, default=Path("fit"), help="folder for the results (default fit)")
+    parser.add_argument("--law", default="auto", help="auto, a mixture (default), or one law; docs/laws.md lists them")
+    parser.add_argument("--window", default="auto", help="first step to fit (default: auto, chosen by prediction)")
+    parser.add_argument("--column", help="loss to fit (default: loss, else val_loss if dense, else train_loss)")
+    parser.add_argument(
+        "--schedules",
+        type=Path,
+        metavar="FILE",
+        help="schedules of tables without a column lr (default: schedules.json beside each)",
+    )
+    parser.add_argument("--out", type=Path, default=Path("fit"), help="folder for the results (default: fit)")
 
 
 def expand(path: str) -> list[str]:
-    """The runs below a folder that is none itself, in order of their names."""
+    """Return the runs below a folder, by name; ``path`` itself if it is a run or a file."""
     folder = Path(path)
     if folder.is_dir() and not (folder / "metrics.csv").is_file() and not list(folder.glob("*.wandb")):
         found = sorted(str(metrics.parent) for metrics in folder.glob("**/metrics.csv"))
         if not found:
-            raise Mistake(f"{path}: no run below this folder (no metrics.csv)")
+            raise Mistake(f"{path} has no run below it (no metrics.csv)")
         return found
     return [path]
 
 
 def window_of(text: str) -> int | str:
+    """Parse ``--window``."""
     if text == "auto":
         return text
     try:
         return int(text)
     except ValueError as error:
-        raise Mistake(f"--window: must be 'auto' or a whole number, not '{text}'") from error
+        raise Mistake(f"--window must be auto or a step, e.g. 2000 (got '{text}')") from error
 
 
 def run(args: argparse.Namespace) -> int:
+    """Fit, print the tables, write fit.json, schedule.csv and the figures."""
     from rich.console import Console
 
-    from analysis.cli import report
+    from analysis.cli import _tables
     from analysis.curves import load
     from analysis.fit import fit
+    from analysis.laws import registry
     from analysis.plots.fit_figures import draw_fit
     from analysis.schedules import recommended
 
+    registry.check_fittable(args.law)
     window = window_of(args.window)
-    curves = [load(path, args.column) for given in args.runs for path in expand(given)]
+    curves = [load(path, args.column, args.schedules) for given in args.runs for path in expand(given)]
     result = fit(curves, args.law, window)
     console = Console()
-    report.print_fit(console, result)
-    content = result.to_dict()
+    _tables.print_fit(console, result)
+    content = result.model.to_dict()
     args.out.mkdir(parents=True, exist_ok=True)
-    optimum = rates = None
-    if result.law == "annealing":
-        console.print("- no schedule is proposed: the annealing law's own best one is bang-bang; fit auto or vplus")
-    else:
-        optimum, rates = recommended.propose(result, max(run.steps for run in result.runs))
-        report.print_optimum(console, optimum, recommended.LEVEL)
-        content["proposal"] = recommended.as_dict(result, optimum, rates)
+    optimum = None
+    if any(member.definition.optimisable for member in result.members):
+        optimum, rates = recommended.propose(result.model, max(run.steps for run in result.runs))
+        _tables.print_optimum(console, optimum, recommended.LEVEL)
+        content["proposal"] = recommended.as_dict(result.model, optimum, rates)
         recommended.write_schedule(args.out / "schedule.csv", rates, optimum.prediction.loss)
+    else:
+        console.print(f"- no schedule is proposed: the best one of the law {result.law} is not worth training")
     recommended.write_json(args.out / "fit.json", content)
     figures = draw_fit(args.out, result, optimum, recommended.LEVEL)
-    console.print(
-        f"\nwritten to {args.out}/: fit.json{', schedule.csv' if optimum else ''}, {', '.join(figures)} (.png, .svg)",
-        soft_wrap=True,
-        highlight=False,
-    )
+    files = f"fit.json{', schedule.csv' if optimum else ''}, {', '.join(figures)} (.png, .svg)"
+    console.print(f"\nwritten to {args.out}/: {files}", soft_wrap=True, highlight=False)
     if optimum:
-        console.print(
-            "train the proposal: python run.py schedule=fitted "
-            f"schedule.fit={args.out}/fit.json trainer.steps={optimum.steps}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        _tables.print_command(console, args.out / "fit.json", optimum.steps)
     return 0

@@ -1,27 +1,36 @@
-"""``python -m analysis weights``: the figures of what a run learned about time."""
+"""``python -m analysis weights RUN``: figures of the time weights that a run learned."""
 
 import argparse
 from pathlib import Path
 
-import numpy as np
-
-from analysis.plots.figure_io import paper, save
-from analysis.plots.time_weights import Layers, figures, half_life, read
 from rwkv_lab.errors import Mistake
+
+SUMMARY = "the time-decay and time_w curves that a run learned"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a finished run's directory or a .safetensors file")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where the figures go (default: weights/ in the run)")
-    parser.add_argument("--distance", type=int, default=1024, help="farthest token of the decay curves (default 1024)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the figures (default: weights/ in the run)")
+    parser.add_argument(
+        "--distance", type=int, default=1024, help="longest distance of the decay curves (default: 1024)"
+    )
 
 
-def _print(layers: dict[str, Layers]) -> None:
+def run(args: argparse.Namespace) -> int:
+    """Print the half-lives and write the figures as PNG and SVG."""
+    import numpy as np
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
+    from analysis.plots.style import paper, save
+    from analysis.plots.time_weights import figures, half_life, read
+
+    if args.distance < 2:
+        raise Mistake(f"--distance must be at least 2 tokens (got {args.distance})")
+    layers = read(args.run)
+    folder: Path = args.out or (args.run if args.run.is_dir() else args.run.parent) / "weights"
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("layer", "channels", "shortest", "median", "longest"):
         table.add_column(name, justify="right")
@@ -32,16 +41,6 @@ def _print(layers: dict[str, Layers]) -> None:
     if table.row_count:
         print("half-life of the channels, in tokens")
         Console().print(table)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Writes the figures as PNG and SVG and prints where they are."""
-    if args.distance < 2:
-        raise Mistake(f"--distance {args.distance} is too short: at least 2 tokens")
-    layers = read(args.run)
-    folder: Path = args.out or (args.run if args.run.is_dir() else args.run.parent) / "weights"
-
-    _print(layers)
     with paper():
         drawn = dict.fromkeys(path.stem for path in save(figures(layers, args.distance), folder))
     print(f"figures  {folder}/: {', '.join(drawn)} (.png, .svg)")

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.compare.axes import loss_limits, scales
-from analysis.compare.collect import Record
-from analysis.compare.curves import AXES, band, binned
-from analysis.compare.figures import PANELS
-from analysis.compare.style import style, wrapped
+from analysis.compare.figures import PANELS, loss_limits, scales
+from analysis.compare.records import AXES, Record, band, binned
 from analysis.compare.summary import Block, Row
+from analysis.plots.style import style, wrapped
 
 LARGEST = 6_000  # points of all runs' curves of one kind together: what keeps a page of 100 runs below 3 MB
 MARKS = 7

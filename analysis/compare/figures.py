@@ -1,13 +1,13 @@
-"""The figures for papers: loss against tokens, seconds and FLOPs with seed bands, and the final bits per byte."""
+"""Figures of a comparison: loss against tokens, seconds and FLOPs with seed bands, and the final bits per byte."""
 
 from pathlib import Path
 from typing import Any
 
-from analysis.compare.axes import loss_limits, scales
-from analysis.compare.curves import AXES, band, binned
-from analysis.compare.style import shortened, style
+import numpy as np
+
+from analysis.compare.records import AXES, axis_values, band, binned
 from analysis.compare.summary import Block, Comparison, Row
-from analysis.plots.figure_io import paper, save
+from analysis.plots.style import paper, save, shortened, style
 
 POINTS = {"val_bpb": 200, "train_loss": 80}  # a training loss needs wider means to show past its noise
 PANELS = (("val_bpb", "held-out loss (bits per byte)"), ("train_loss", "training loss (nats per token)"))
@@ -16,6 +16,53 @@ GREY = "#b0b0b0"
 WIDTH = 9.0  # inches
 LETTER = 0.078  # inches a letter of a legend takes
 LONGEST = 96  # letters of a name in a legend
+# (from, divisor, label), the largest first. Below two minutes a time is easier to read in seconds.
+UNITS: dict[str, tuple[tuple[float, float, str], ...]] = {
+    "tokens": (
+        (1e9, 1e9, "training tokens (billions)"),
+        (1e6, 1e6, "training tokens (millions)"),
+        (0, 1e3, "training tokens (thousands)"),
+    ),
+    "seconds": (
+        (7200, 3600, "training time (hours)"),
+        (120, 60, "training time (minutes)"),
+        (0, 1, "training time (seconds)"),
+    ),
+    "flops": (
+        (1e18, 1e18, "training compute (EFLOP)"),
+        (1e15, 1e15, "training compute (PFLOP)"),
+        (1e12, 1e12, "training compute (TFLOP)"),
+        (0, 1e9, "training compute (GFLOP)"),
+    ),
+}
+
+
+def unit_of(axis: str, largest: float) -> tuple[float, str]:
+    """``(divisor, label)`` that makes numbers up to ``largest`` easy to read."""
+    return next((divisor, label) for least, divisor, label in UNITS[axis] if largest >= least)
+
+
+def scales(block: Block) -> dict[str, tuple[float, float, str]]:
+    """For each axis ``(divisor, end, label)``: the end of the longest run in units of the label."""
+    found = {}
+    for axis in AXES:
+        spent = [axis_values(record, axis) for row in block.rows for record in row.group.records]
+        known = np.concatenate([np.ones(0), *spent])
+        end = float(np.max(known, initial=0.0, where=np.isfinite(known))) or 1.0
+        divisor, label = unit_of(axis, end)
+        found[axis] = (divisor, end / divisor, label)
+    return found
+
+
+def loss_limits(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float] | None:
+    """The range of a loss axis that leaves out the steep start, a sixth of the run; None without any curve."""
+    end = max((x[-1] for x, _ in curves), default=0.0)
+    late = [np.interp(np.linspace(max(x[0], end / 6), x[-1], 50), x, y) for x, y in curves if x[-1] >= end / 6]
+    if not late:
+        return None
+    low, high = min(map(np.min, late)), max(map(np.max, late))
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return float(low - margin), float(high + margin)
 
 
 def _draw(ax: Any, row: Row, axis: str, column: str, divisor: float, coloured: bool) -> list[tuple[Any, Any]]:
@@ -114,7 +161,7 @@ def prefix(comparison: Comparison, block: Block) -> str:
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     """Writes every figure as PNG and SVG into ``folder``; their paths. A Mistake where that cannot be written."""
     named: dict[str, Any] = {}
-    with paper(text_parse_math=False):
+    with paper():
         for block in comparison.blocks:
             start = prefix(comparison, block)
             named |= {f"{start}loss_{axis}": loss_figure(block, axis) for axis in AXES}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.compare.collect import Record
+from analysis.compare.records import Record
 from rwkv_lab.config import GROUPS, Config, schema_of
 
 FILE_KEYS = {"data.path", "data.train_path", "data.val_path", "data.test_path"}

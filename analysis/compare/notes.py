@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from analysis.compare.collect import STATUSES, Record
-from analysis.compare.significance import BEYOND, against, bartlett, judge
-from analysis.compare.summary import Block, Comparison, Judging
+from analysis.compare.records import STATUSES, Record
+from analysis.compare.significance import BEYOND, against, bartlett, pairwise_verdicts
+from analysis.compare.summary import Block, Comparison, Criteria
 
 METHOD = (
     "Final bits per byte are those of the whole held-out text after training; all other values are those of the fixed "
@@ -37,9 +37,9 @@ def census(records: Sequence[Record]) -> str:
 
 def method(comparison: Comparison) -> str:
     """How values were measured and judged."""
-    judging = comparison.judging
-    test = SHARED_NOISE if judging.shared_noise else OWN_NOISE
-    return METHOD.format(test=test, metric=METRIC_NAMES[judging.metric], level=judging.level)
+    criteria = comparison.criteria
+    test = SHARED_NOISE if criteria.shared_noise else OWN_NOISE
+    return METHOD.format(test=test, metric=METRIC_NAMES[criteria.metric], level=criteria.level)
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -93,10 +93,10 @@ def _about_measures(records: Sequence[Record]) -> Iterator[str]:
     yield from sorted(f"Data: {note}" for note in said)
 
 
-def _about_noise(block: Block, judging: Judging) -> Iterator[str]:
-    """Where judging by the other notion of noise would say something else."""
-    samples = {row.label: row.values[judging.metric] for row in block.rows}
-    if judging.shared_noise:
+def _about_noise(block: Block, criteria: Criteria) -> Iterator[str]:
+    """Where criteria by the other notion of noise would say something else."""
+    samples = {row.label: row.values[criteria.metric] for row in block.rows}
+    if criteria.shared_noise:
         p = bartlett(samples)
         if p < UNEQUAL:
             yield (
@@ -104,8 +104,8 @@ def _about_noise(block: Block, judging: Judging) -> Iterator[str]:
                 "--noise shared supposes: --noise own judges each by its own seeds."
             )
         return
-    baseline = judging.baseline if judging.baseline in samples else None
-    shared = against(judge(samples, baseline, judging.level, shared=True), block.reference or "")
+    baseline = criteria.baseline if criteria.baseline in samples else None
+    shared = against(pairwise_verdicts(samples, baseline, criteria.level, shared=True), block.reference or "")
     more = [
         row.label
         for row in block.rows
@@ -118,8 +118,8 @@ def _about_noise(block: Block, judging: Judging) -> Iterator[str]:
         )
 
 
-def _about_block(block: Block, judging: Judging) -> Iterator[str]:
-    metric = judging.metric
+def _about_block(block: Block, criteria: Criteria) -> Iterator[str]:
+    metric = criteria.metric
     where = f"On {block.corpus}"
     lengths = {record.number("tokens") for row in block.rows for record in row.group.counted}
     known = [length for length in lengths if math.isfinite(length)]
@@ -132,14 +132,14 @@ def _about_block(block: Block, judging: Judging) -> Iterator[str]:
     if repeated:
         yield f"{where}, a seed was trained more than once and counts once: {listed(repeated)}."
     single = [row.label for row in block.rows if len(row.values[metric]) == 1]
-    if single and len(block.rows) > 1 and not judging.shared_noise:
+    if single and len(block.rows) > 1 and not criteria.shared_noise:
         yield f"{where}, one seed tells nothing of the noise, so these are not judged: {listed(single)}."
     if block.seed_freedom:
         yield (
             f"{where}, the standard deviation between seeds is {block.seed_std:.4f} bits per byte, pooled over the "
             f"groups ({count(block.seed_freedom, 'degree')} of freedom)."
         )
-    yield from _about_noise(block, judging)
+    yield from _about_noise(block, criteria)
     empty = [row.label for row in block.rows if row.group.counted and not row.values[metric]]
     if empty:
         yield f"{where}, these have no {METRIC_NAMES[metric]} value: {listed(empty)}."
@@ -150,4 +150,4 @@ def notes(comparison: Comparison) -> list[str]:
     found = [*_about_runs(comparison.records), *_about_measures(comparison.records)]
     if len(comparison.blocks) > 1:
         found.append("Bits per byte of different texts do not compare: each corpus has its own table.")
-    return found + [note for block in comparison.blocks for note in _about_block(block, comparison.judging)]
+    return found + [note for block in comparison.blocks for note in _about_block(block, comparison.criteria)]

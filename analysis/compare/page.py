@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from analysis.compare import report
-from analysis.compare.axes import scales
+from analysis.compare import tables
 from analysis.compare.charts import charts
-from analysis.compare.collect import Record
+from analysis.compare.figures import scales
 from analysis.compare.grouping import common
 from analysis.compare.notes import BUDGETS, census, count, method, notes
-from analysis.compare.style import style
+from analysis.compare.records import Record
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
+from analysis.plots.style import style
 
 SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
@@ -49,7 +49,7 @@ def _cell(text: str, value: float | str | None = None) -> dict[str, Any]:
 
 
 def _result(row: Row, block: Block) -> dict[str, Any]:
-    texts = report.quality(row, block)
+    texts = tables.quality(row, block)
     difference = 0.0 if row.label == block.reference else row.verdict.difference if row.verdict else math.nan
     orders: list[float | str] = [
         row.label,
@@ -60,7 +60,7 @@ def _result(row: Row, block: Block) -> dict[str, Any]:
     ]
     costs = [row.parameters, row.flops_per_token, row.tokens_per_second, row.peak_memory_bytes]
     cells = [_cell(text, order) for text, order in zip(texts, orders, strict=True)]
-    cells += [_cell(text, value) for text, value in zip(report.cost(row)[1:], costs, strict=True)]
+    cells += [_cell(text, value) for text, value in zip(tables.cost(row)[1:], costs, strict=True)]
     states = sorted({record.status for record in row.group.records} - {"complete"})
     return {"look": style(row.look), "cells": cells, "states": states}
 
@@ -68,18 +68,18 @@ def _result(row: Row, block: Block) -> dict[str, Any]:
 def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
     names = [key for row in block.rows for key in row.group.own]
     keys = list(dict.fromkeys(names))
-    head = report.headings(block, comparison)
+    head = tables.headings(block, comparison)
     column = {"final": 2} | {metric: place for place, metric in enumerate(METRICS[1:], start=4)}
     return {
         "number": number,
         "corpus": block.corpus,
-        "head": head + report.COST_HEADINGS[1:],
-        "ranked": head[column[comparison.judging.metric]],
+        "head": head + tables.COST_HEADINGS[1:],
+        "ranked": head[column[comparison.criteria.metric]],
         "results": [_result(row, block) for row in block.rows],
         "legend": [{"label": row.label, "number": row.look, "look": style(row.look)} for row in block.rows],
-        "pairs": report.pair_rows(block) if len(block.verdicts) <= MOST_PAIRS else [],
+        "pairs": tables.pair_rows(block) if len(block.verdicts) <= MOST_PAIRS else [],
         "verdicts": len(block.verdicts),
-        "interval": f"{100 * (1 - comparison.judging.level):g} % interval",
+        "interval": f"{100 * (1 - comparison.criteria.level):g} % interval",
         "keys": keys,
         "differences": [[row.label, *(setting(row.group.own.get(key)) for key in keys)] for row in block.rows],
         "configs": [(row.label, yaml(row.group.records[0].config)) for row in block.rows],
@@ -92,7 +92,7 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
 
 def setting(value: Any) -> str:
     """A value of the configuration as one would type it; a dash where there is none."""
-    return report.NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return tables.NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def yaml(config: dict[str, Any]) -> str:
@@ -113,7 +113,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
     one_study = len({record.study for record in comparison.records}) == 1
     found = []
     for record in comparison.records:
-        corpus, label = place.get(record.path, (report.NONE, report.NONE))
+        corpus, label = place.get(record.path, (tables.NONE, tables.NONE))
         tokens, seconds = spent(record, "tokens"), spent(record, "seconds")
         found.append(
             {
@@ -124,11 +124,11 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                 "cells": [
                     _cell(label, label),
                     _cell(corpus, corpus),
-                    _cell(str(report.NONE if record.seed is None else record.seed), _number(record.seed)),
-                    *(_cell(report.bpb(value), value) for value in (final_value(record), last_measured(record))),
-                    _cell(report.scaled(tokens), tokens),
-                    _cell(report.duration(seconds), seconds),
-                    _cell(report.scaled(speed(record)), speed(record)),
+                    _cell(str(tables.NONE if record.seed is None else record.seed), _number(record.seed)),
+                    *(_cell(tables.bpb(value), value) for value in (final_value(record), last_measured(record))),
+                    _cell(tables.scaled(tokens), tokens),
+                    _cell(tables.duration(seconds), seconds),
+                    _cell(tables.scaled(speed(record)), speed(record)),
                 ],
             }
         )

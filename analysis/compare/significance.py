@@ -77,7 +77,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def judge(
+def pairwise_verdicts(
     samples: Mapping[str, Sequence[float]], baseline: str | None = None, level: float = 0.05, shared: bool = False
 ) -> list[Verdict]:
     """The verdict on every pair of groups with a value, or on every group against ``baseline`` alone.

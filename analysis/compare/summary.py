@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.compare.collect import Record
-from analysis.compare.curves import AXES, common_budget, measured, value_at
 from analysis.compare.grouping import Group, by_corpus, group
-from analysis.compare.significance import Verdict, against, judge, pooled_std
+from analysis.compare.records import AXES, Record, common_budget, measured, value_at
+from analysis.compare.significance import Verdict, against, pairwise_verdicts, pooled_std
 from rwkv_lab.errors import Mistake, nearest
 
 METRICS = ("final", *AXES)
@@ -16,7 +15,7 @@ QUALITY = "val_bpb"
 
 
 @dataclass(frozen=True)
-class Judging:
+class Criteria:
     """How groups are ranked and judged."""
 
     metric: str = "final"  # one of METRICS
@@ -72,7 +71,7 @@ class Comparison:
     title: str
     blocks: tuple[Block, ...]
     records: tuple[Record, ...]
-    judging: Judging
+    criteria: Criteria
 
 
 def last_measured(record: Record) -> float:
@@ -131,18 +130,18 @@ def make_block(
     corpus: str,
     records: Sequence[Record],
     budgets: Mapping[str, float],
-    judging: Judging,
+    criteria: Criteria,
 ) -> Block:
     """The groups of one corpus, judged. A budget not given is the largest that every finished run has spent."""
-    groups, metric = group(records), judging.metric
+    groups, metric = group(records), criteria.metric
     counted = [record for member in groups for record in member.counted]
     known = {axis: budgets.get(axis, common_budget(counted, axis, QUALITY)) for axis in AXES}
     rows = sorted(
         (make_row(member, known) for member in groups), key=lambda row: (np.isnan(row.mean(metric)), row.mean(metric))
     )
     samples = {row.label: row.values[metric] for row in rows}
-    chosen = judging.baseline if judging.baseline in samples else None
-    verdicts = judge(samples, chosen, judging.level, judging.shared_noise)
+    chosen = criteria.baseline if criteria.baseline in samples else None
+    verdicts = pairwise_verdicts(samples, chosen, criteria.level, criteria.shared_noise)
     reference = chosen or next((row.label for row in rows if row.values[metric]), None)
     turned = against(verdicts, reference) if reference else {}
     judged = tuple(replace(row, verdict=turned.get(row.label)) for row in rows)
@@ -162,15 +161,15 @@ def compare(
     title: str,
     records: Sequence[Record],
     budgets: Mapping[str, float] | None = None,
-    judging: Judging = Judging(),
+    criteria: Criteria = Criteria(),
 ) -> Comparison:
     """Groups, measures, ranks and judges ``records``; a Mistake where the baseline names no group."""
     corpora = by_corpus(records)
-    blocks = with_looks([make_block(name, members, budgets or {}, judging) for name, members in corpora.items()])
+    blocks = with_looks([make_block(name, members, budgets or {}, criteria) for name, members in corpora.items()])
     names = [row.label for block in blocks for row in block.rows]
-    baseline = judging.baseline
+    baseline = criteria.baseline
     if baseline is not None and baseline not in names:
         raise Mistake(
             f"--baseline '{baseline}' names no group{nearest(baseline, names)}; the groups are: {', '.join(names)}"
         )
-    return Comparison(title, blocks, tuple(records), judging)
+    return Comparison(title, blocks, tuple(records), criteria)

@@ -1,5 +1,6 @@
 """Fitting laws of loss against learning rate to the curves of runs."""
 
-from analysis.fit.joint import MIXTURE, Fit, Prediction, RunSummary, as_rates, fit
+from analysis.fit.joint import Fit, fit
+from analysis.fit.model import FittedModel, Prediction
 
-__all__ = ["MIXTURE", "Fit", "Prediction", "RunSummary", "as_rates", "fit"]
+__all__ = ["Fit", "FittedModel", "Prediction", "fit"]

@@ -1,20 +1,24 @@
-"""Where a fit begins: the first step from which a law is asked to hold.
+"""Where a fit starts: the first step from which a law is expected to describe the loss.
 
-With several runs the window is the one whose fits to all but one run best predict the run left out; with one
-run, the first after which the residuals are about as white as they get.
+Several runs: the start whose fits to all but one run best predict the run left out. One run: the first start after
+which the residuals are about as white as they get.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from analysis.curves import LossCurve, bin_means
-from analysis.fit.fitted_law import Member, fit_member
+from analysis.curves.curve import LossCurve, bin_curve
+from analysis.fit.fitted_law import FittedLaw, fit_one
+from analysis.laws import registry
 from analysis.schedules.features import warmup_steps
 from rwkv_lab.errors import Mistake
 
+TIERS = 5  # parts a run is cut into to see whether its loss rises
+MOST_UNKNOWNS = 6  # parameters assumed for a law of the mixture
+POINTS_BEYOND = 4  # points needed beyond the number of parameters
 FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of the shortest run, not before its warm-up ends
 LEAST_POINTS = 12  # a run must have in a window
 BINS = 60  # residuals are averaged into before their correlation is measured
@@ -26,25 +30,33 @@ WHITE = 0.2  # and the correlation of its residuals by this much
 class Window:
     """One candidate: its error in nats (several runs) or the lag-1 correlation of its residuals (one run)."""
 
-    first: int
+    fit_start: int
     score: float
     kind: str  # "left out" | "correlation" | "given"
     final_loss: float  # what the fit gives for the longest run's own schedule
     rms: float  # of the relative residuals
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return plain data for JSON."""
+        stored = asdict(self)
+        return {"first": stored.pop("fit_start"), **stored}
+
+    @staticmethod
+    def from_dict(stored: Mapping[str, Any]) -> "Window":
+        """Read ``to_dict``'s form."""
+        rest = dict(stored)
+        return Window(fit_start=rest.pop("first"), **rest)
 
 
 def beginning(curves: Sequence[LossCurve]) -> int:
-    """The first step at which every run's warm-up is over and something is logged."""
-    warmups = [warmup_steps(curve.eta) for curve in curves]
+    """Return the first step at which every run's warm-up is over and a loss is logged."""
+    warmups = [warmup_steps(curve.lr) for curve in curves]
     after = max(warmup + 1 if warmup else 0 for warmup in warmups)
     return max(after, min(int(curve.step[0]) for curve in curves))
 
 
 def candidates(curves: Sequence[LossCurve], fractions: Sequence[float] = FRACTIONS) -> list[int]:
-    """First steps, rising, that leave every run enough points; at least one."""
+    """Return first steps to compare, rising, that leave every run enough points; at least one."""
     start = beginning(curves)
     shortest = min(int(curve.step[-1]) for curve in curves)
     firsts = sorted({max(start, int(fraction * shortest)) for fraction in fractions})
@@ -53,40 +65,37 @@ def candidates(curves: Sequence[LossCurve], fractions: Sequence[float] = FRACTIO
 
 
 def varies(curves: Sequence[LossCurve], first: int) -> bool:
-    """Whether some rate from step ``first`` on differs from another, so that its effect can be told."""
-    rates = [curve.eta[max(first, warmup_steps(curve.eta)) :] for curve in curves]
+    """Whether the rate differs between updates or runs from step ``first`` on, so that its effect can be fitted."""
+    rates = [curve.lr[max(first, warmup_steps(curve.lr)) :] for curve in curves]
     low, high = min(r.min() for r in rates if len(r)), max(r.max() for r in rates if len(r))
     return bool(low < 0.99 * high)
 
 
 def without(curves: Sequence[LossCurve], index: int) -> list[LossCurve]:
+    """Return ``curves`` but the one at ``index``."""
     return [curve for i, curve in enumerate(curves) if i != index]
 
 
-def own_final(member: Member, curve: LossCurve) -> float:
-    return float(member.loss(curve.eta, np.array([len(curve.eta)]))[0])
-
-
-def left_out_error(law: str, curves: Sequence[LossCurve], first: int, start: Member, compare_from: int) -> float:
-    """Mean over the runs of the error at its end and along it, both in nats, of a fit to the other runs."""
+def left_out_error(law: str, curves: Sequence[LossCurve], first: int, start: FittedLaw, compare_from: int) -> float:
+    """Return the mean over the runs of the error at its end and along it, in nats, of a fit to the other runs."""
     errors = []
     for i, curve in enumerate(curves):
         others = without(curves, i)
         if not varies(others, first):
             continue
-        member = fit_member(law, others, first, start=start.nonlinear, final=False)
+        fitted = fit_one(law, others, first, start=start.nonlinear, final=False)
         kept = curve.step >= max(compare_from, first)
-        at, loss, _ = bin_means(curve.step[kept], curve.loss[kept], BINS)
-        error = np.abs(member.loss(curve.eta, at) - loss)
+        at, loss, _ = bin_curve(curve.step[kept], curve.loss[kept], BINS)
+        error = np.abs(fitted.loss(curve.lr, at) - loss)
         errors.append((error[-max(len(error) // 20, 1) :].mean() + error.mean()) / 2)
     return float(np.mean(errors)) if errors else np.nan
 
 
-def correlation(member: Member, curve: LossCurve) -> tuple[float, float]:
-    """The lag-1 correlation of the binned residuals of one run, and the loss after its last update."""
-    kept = curve.step >= member.first
-    at, loss, _ = bin_means(curve.step[kept], curve.loss[kept], BINS)
-    states = member.loss(curve.eta, np.append(at, len(curve.eta)))
+def correlation(fitted: FittedLaw, curve: LossCurve) -> tuple[float, float]:
+    """Return the lag-1 correlation of the binned residuals of one run, and the loss after its last update."""
+    kept = curve.step >= fitted.fit_start
+    at, loss, _ = bin_curve(curve.step[kept], curve.loss[kept], BINS)
+    states = fitted.loss(curve.lr, np.append(at, len(curve.lr)))
     residual = states[:-1] - loss
     residual = residual - residual.mean()
     square = float(residual @ residual)
@@ -94,29 +103,64 @@ def correlation(member: Member, curve: LossCurve) -> tuple[float, float]:
 
 
 def choose(law: str, curves: Sequence[LossCurve], window: int | str) -> tuple[int, list[Window]]:
-    """The window's first step and what was compared to choose it."""
+    """Return the first step to fit, and the candidates compared to choose it (none if ``window`` gives it)."""
     if window != "auto":
         first = int(window)
         few = [c.name for c in curves if (c.step >= first).sum() < 3]
         if first < 0 or few:
             raise Mistake(f"window: first step {first} leaves fewer than 3 points of {few[0] if few else 'every run'}")
         return first, []
-    longest = max(curves, key=lambda curve: len(curve.eta))
+    longest = max(curves, key=lambda curve: len(curve.lr))
     firsts = candidates(curves)
-    start: Member | None = None
+    start: FittedLaw | None = None
     table = []
     for first in firsts:
-        member = fit_member(law, curves, first, start=start.nonlinear if start else None, final=False)
-        start = member
+        fitted = fit_one(law, curves, first, start=start.nonlinear if start else None, final=False)
+        start = fitted
         if len(curves) > 1:
-            score, kind = left_out_error(law, curves, first, member, firsts[-1]), "left out"
-            final = own_final(member, longest)
+            score, kind = left_out_error(law, curves, first, fitted, firsts[-1]), "left out"
+            final = fitted.final_loss(longest.lr)
         else:
-            (score, final), kind = correlation(member, curves[0]), "correlation"
-        table.append(Window(first, score, kind, final, float(np.sqrt(member.cost))))
+            (score, final), kind = correlation(fitted, curves[0]), "correlation"
+        table.append(Window(first, score, kind, final, float(np.sqrt(fitted.cost))))
     scores = np.array([row.score for row in table])
     if np.isnan(scores).all():
         return firsts[0], table
     best = np.nanmin(scores)
     enough = best * (1 + SLACK) if len(curves) > 1 else max(best, 0.0) + WHITE
-    return next(row.first for row in table if row.score <= enough), table
+    return next(row.fit_start for row in table if row.score <= enough), table
+
+
+def check_window(window: object) -> None:
+    """Refuse a ``window`` other than auto or a step."""
+    if window != "auto" and (isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 0):
+        raise Mistake(f"window must be auto or the first step to fit, an integer of at least 0 (got {window!r})")
+
+
+def _unknowns(name: str) -> int:
+    law = registry.get(name)
+    return len(law.linear) + len(law.nonlinear(1.0))
+
+
+def check_curves(curves: Sequence[LossCurve], law: str, first: int) -> None:
+    """Refuse curves that cannot be fitted jointly from step ``first`` on."""
+    for key, what in (("batch_size", "batch sizes"), ("column", "columns")):
+        values = {str(curve.meta[key]) for curve in curves if curve.meta.get(key) is not None}
+        if len(values) > 1:
+            raise Mistake(f"the runs have mixed {what} ({', '.join(sorted(values))}); fit runs that agree")
+    needed = POINTS_BEYOND + (MOST_UNKNOWNS if law == "auto" else _unknowns(law))
+    for curve in curves:
+        kept = curve.loss[curve.step >= first]
+        if len(kept) < needed:
+            raise Mistake(
+                f"{curve.name}: law {law} needs at least {needed} points from step {first} on (got {len(kept)})"
+            )
+        tier = max(len(kept) // TIERS, 1)
+        begin, end = np.median(kept[:tier]), np.median(kept[-tier:])
+        noise = np.median(np.abs(np.diff(kept))) / np.sqrt(tier)
+        if end > begin + noise:
+            raise Mistake(f"{curve.name}: the loss rises from {begin:.4f} to {end:.4f}; laws describe losses that fall")
+    if not varies(curves, first):
+        raise Mistake(
+            "the learning rate is constant after warm-up in every run, so its effect is unknown; add a run that decays"
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from analysis import constants
-from analysis.curves import LossCurve, bin_means
+from analysis.curves.curve import LossCurve, bin_curve
 from analysis.laws.level import UNIT, progress_and_level
 from analysis.schedules.blocks import LevelBlocks
 from analysis.schedules.features import warmup_steps
@@ -141,9 +141,7 @@ class LevelPosterior:
         return LevelPosterior(parts, stored["reference"], stored["scale"])
 
 
-def combine(
-    parts: Sequence[tuple[Component, np.ndarray, np.ndarray]], full: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def combine(parts: Sequence[tuple[Component, np.ndarray, np.ndarray]], full: bool) -> tuple[np.ndarray, np.ndarray]:
     """Moments of a mixture of normals from (component, mean ``[n]``, derivatives ``[n,11]``)."""
     mean = np.sum([c.weight * m for c, m, _ in parts], axis=0)
     total: np.ndarray = np.zeros((len(mean), len(mean)) if full else len(mean))
@@ -172,18 +170,18 @@ def observe(curves: Sequence[LossCurve], first: int | None = None) -> list[Obser
     known: set[tuple[int, float]] = set()
     seen = []
     for curve in curves:
-        warmup = warmup_steps(curve.eta)
+        warmup = warmup_steps(curve.lr)
         start = max(warmup + 1, int(numbers["start"] * curve.step[-1])) if first is None else first
         new = np.array([(s, x) not in known for s, x in zip(curve.step.tolist(), curve.loss.tolist(), strict=True)])
         known.update(zip(curve.step.tolist(), curve.loss.tolist(), strict=True))
         kept = new & (curve.step >= start)
         if not kept.any():
             continue
-        at, loss, count = bin_means(curve.step[kept], curve.loss[kept], POINTS)
+        at, loss, count = bin_curve(curve.step[kept], curve.loss[kept], POINTS)
         at = np.maximum(at, 1)
         share = kept.sum() / max((curve.step >= start).sum(), 1)
         weight = np.sqrt(numbers["independent"] * share * count / count.sum())
-        seen.append(Observed(LevelBlocks(curve.eta, at, warmup), loss, weight))
+        seen.append(Observed(LevelBlocks(curve.lr, at, warmup), loss, weight))
     return seen
 
 
@@ -271,11 +269,12 @@ def fit_posterior(
     schedules, which may go further than its log. ``wide=False`` leaves out the components for unusual families.
     """
     seen = observe(curves, first)
-    reference = max(float(curve.eta.max()) for curve in curves)
-    scale = max(float(curve.eta.sum() / curve.eta.max()) for curve in curves) / UNIT
+    reference = max(float(curve.lr.max()) for curve in curves)
+    scale = max(float(curve.lr.sum() / curve.lr.max()) for curve in curves) / UNIT
     lowest = min(float(o.loss[-1]) for o in seen)
     components = constants.load()["prior"]["components"]
-    found, evidence, residuals = [], [], ()
+    found, evidence = [], []
+    residuals: tuple[np.ndarray, ...] = ()
     for i, numbers in enumerate(components if wide else components[:1]):
         problem = _Problem(seen, Prior.of(lowest, scale, reference, numbers["widen"]), reference, scale)
         theta = problem.start()

@@ -2,34 +2,35 @@
 
     L = L0 + A S^-a + c sum_k eta_k^2 S_k^-d (1 + (S_t - S_k) / tau)^-kappa
 
-After the functional scaling laws of Li et al. 2025, arXiv 2509.19189, with the injected noise scaled by S_k^-d. Each
-block of updates is one rate, over which the kernel is integrated exactly.
+After the functional scaling laws of Li et al. 2025, arXiv 2509.19189, with the injected noise scaled by S_k^-d. The
+kernel is integrated exactly over blocks of updates at one rate each.
 """
-
-from collections.abc import Mapping
 
 import numpy as np
 
-from analysis.laws.law import Law, Nonlinear
-from analysis.schedules.features import Path
+from analysis.laws.law import Kernel, Law, Nonlinear, Parameters
+from analysis.laws.registry import register
+from analysis.schedules.features import ScheduleFeatures
 
 
-def injected_noise(path: Path, tau: float, kappa: float, d: float) -> np.ndarray:
-    """``[n]`` the noise still felt at the path's states."""
-    blocks = path.blocks
-    left = np.log1p(np.maximum(path.S[:, None] - blocks.S, 0.0) / tau)  # [n, M+1]
+def injected_noise(schedule: ScheduleFeatures, tau: float, kappa: float, d: float) -> np.ndarray:
+    """Return the noise ``[n]`` not yet forgotten at the schedule's states."""
+    blocks = schedule.blocks
+    left = np.log1p(np.maximum(schedule.S[:, None] - blocks.S, 0.0) / tau)  # [n, M+1]
     power = 1 - kappa
     integral = -np.diff(left if abs(power) < 1e-6 else np.expm1(power * left) / power, axis=1)
     middle = np.maximum((blocks.S[:-1] + blocks.S[1:]) / 2, 1e-300)
     return tau * integral @ (blocks.rate * middle**-d)
 
 
-def columns(path: Path, nonlinear: Mapping[str, float]) -> np.ndarray:
-    noise = injected_noise(path, nonlinear["tau"], nonlinear["kappa"], nonlinear["d"])
-    return np.stack([np.ones(len(path.at)), path.S ** -nonlinear["a"], noise], axis=1)
+def columns(schedule: ScheduleFeatures, nonlinear: Parameters) -> np.ndarray:
+    """Return the columns ``[n, 3]`` of L0, A and c."""
+    noise = injected_noise(schedule, nonlinear["tau"], nonlinear["kappa"], nonlinear["d"])
+    return np.stack([np.ones(len(schedule.at)), schedule.S ** -nonlinear["a"], noise], axis=1)
 
 
 def nonlinear(eta_max: float) -> tuple[Nonlinear, ...]:
+    """Return bounds and priors of a, tau, kappa and d."""
     return (
         Nonlinear("a", 0.02, 4.0, usual=0.5, spread=0.7, starts=(0.2,)),
         Nonlinear("tau", eta_max, 1e5 * eta_max, usual=200 * eta_max, spread=0.7),
@@ -38,12 +39,22 @@ def nonlinear(eta_max: float) -> tuple[Nonlinear, ...]:
     )
 
 
-LAW = Law(
-    name="functional",
-    formula="L = L0 + A S^-a + c sum_k eta_k^2 S_k^-d (1 + (S_t - S_k) / tau)^-kappa",
-    source="after Li et al. 2025, arXiv 2509.19189, with noise scaled by S^-d",
-    linear=("L0", "A", "c"),
-    nonlinear=nonlinear,
-    columns=columns,
-    blocked=True,
+def kernel(nonlinear: Parameters) -> Kernel:
+    """Return the power-law kernel, without the factor S_k^-d."""
+    return Kernel(lambda u: (1 + u / nonlinear["tau"]) ** -nonlinear["kappa"])
+
+
+LAW = register(
+    Law(
+        name="functional",
+        formula="L = L0 + A S^-a + c sum_k eta_k^2 S_k^-d (1 + (S_t - S_k) / tau)^-kappa",
+        source="after Li et al. 2025, arXiv 2509.19189, with noise scaled by S^-d",
+        linear=("L0", "A", "c"),
+        nonlinear=nonlinear,
+        columns=columns,
+        in_mixture=True,
+        blocked=True,
+        per_rate=("c",),
+        kernel=kernel,
+    )
 )

@@ -21,8 +21,9 @@ import numpy as np
 
 from analysis import constants
 from analysis.laws.law import Law, Nonlinear
+from analysis.laws.registry import register
 from analysis.schedules.blocks import LevelBlocks
-from analysis.schedules.features import Path
+from analysis.schedules.features import ScheduleFeatures
 
 UNIT = 1e4  # updates at the reference rate in which S counts
 BEND = 1.5  # m: how sharply the progress of a run saturates in its peak
@@ -55,11 +56,12 @@ def progress_and_level(
     return np.maximum(here, 1 / UNIT), N
 
 
-def columns(path: Path, nonlinear: Mapping[str, float]) -> np.ndarray:
-    reference = path.reference or float(path.eta.max())
-    S, N = progress_and_level(path.level_blocks, reference, {k: np.array([v]) for k, v in nonlinear.items()})
-    S, N = S[0], N[0]
-    return np.stack([np.ones(len(S)), S ** -nonlinear["a"], S ** nonlinear["d"] * N], axis=1)
+def columns(schedule: ScheduleFeatures, nonlinear: Mapping[str, float]) -> np.ndarray:
+    """Return the columns ``[n, 3]`` of L0, A and c."""
+    reference = schedule.reference or float(schedule.lr.max())
+    one = {name: np.array([value]) for name, value in nonlinear.items()}
+    S, N = progress_and_level(schedule.level_blocks, reference, one)
+    return np.stack([np.ones(S.shape[1]), S[0] ** -nonlinear["a"], S[0] ** nonlinear["d"] * N[0]], axis=1)
 
 
 LIMITS = {  # of the parameters searched when the law is fitted alone
@@ -90,12 +92,14 @@ def nonlinear(eta_max: float) -> tuple[Nonlinear, ...]:
     )
 
 
-LAW = Law(
-    name="level",
-    formula="L = L0 + A S^-a + c S^d N,  N = v_0 + sum_k (v_k - v_{k-1}) (1 - (1 + (S - S_k) / tau)^-b),  v = eta^q",
-    source="ours: a level eta^q under a power kernel",
-    linear=("L0", "A", "c"),
-    nonlinear=nonlinear,
-    columns=columns,
-    blocked=True,
+LAW = register(
+    Law(
+        name="level",
+        formula="L = L0 + A S^-a + c S^d N,  N = v_0 + sum_k (v_k - v_{k-1}) (1 - (1 + (S - S_k) / tau)^-b),v = eta^q",
+        source="ours: a level eta^q under a power kernel",
+        linear=("L0", "A", "c"),
+        nonlinear=nonlinear,
+        columns=columns,
+        blocked=True,
+    )
 )

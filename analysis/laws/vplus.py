@@ -2,40 +2,59 @@
 
     L = L0 + A S^-a + alpha y,    y[t+1] = y[t] + beta eta_t (eta_t - y[t]),  y[0] = 0
 
-S is the sum of the rates so far. The power law carries the slow tail that one exponential mode cannot, y is the
-rate as the loss feels it, 1/(beta eta) updates late. Ours; the second term is P3 of Bo Peng's variational law (2022).
+S is the sum of the rates so far. The power law describes the slow tail that one exponential mode cannot; y is the
+rate as the loss feels it, 1/(beta eta) updates late. The last term is P3 of Bo Peng's variational law (2022); the
+floor was added here.
 """
-
-from collections.abc import Mapping
 
 import numpy as np
 
-from analysis.laws.law import Law, Nonlinear
-from analysis.schedules.features import Path, recurrence
+from analysis.laws.law import Kernel, Law, Nonlinear, Parameters
+from analysis.laws.registry import register
+from analysis.schedules.features import ScheduleFeatures, recurrence
 
 
-def lagged_rate(path: Path, beta: float) -> np.ndarray:
-    """``[n]`` the rate as the loss feels it, y, at the path's states."""
-    step = np.minimum(beta * path.eta, 1.0)
-    return recurrence(1 - step, step * path.eta)[path.at]
+def lagged_rate(schedule: ScheduleFeatures, beta: float) -> np.ndarray:
+    """Return y ``[n]`` at the schedule's states."""
+    step = np.minimum(beta * schedule.lr, 1.0)
+    return recurrence(1 - step, step * schedule.lr)[schedule.at]
 
 
-def columns(path: Path, nonlinear: Mapping[str, float]) -> np.ndarray:
-    return np.stack([np.ones(len(path.at)), path.S ** -nonlinear["a"], lagged_rate(path, nonlinear["beta"])], axis=1)
+def columns(schedule: ScheduleFeatures, nonlinear: Parameters) -> np.ndarray:
+    """Return the columns ``[n, 3]`` of L0, A and alpha."""
+    lagged = lagged_rate(schedule, nonlinear["beta"])
+    return np.stack([np.ones(len(schedule.at)), schedule.S ** -nonlinear["a"], lagged], axis=1)
 
 
 def nonlinear(eta_max: float) -> tuple[Nonlinear, ...]:
+    """Return bounds and priors of a and beta."""
     return (
         Nonlinear("a", 0.02, 4.0, usual=0.5, spread=0.7, starts=(0.2, 1.2)),
         Nonlinear("beta", 1 / (20000 * eta_max), 1 / (2 * eta_max), usual=1 / (200 * eta_max), spread=0.8),
     )
 
 
-LAW = Law(
-    name="vplus",
-    formula="L = L0 + A S^-a + alpha y,  y' = beta eta (eta - y)",
-    source="the variational law (Bo Peng, 2022) with a power-law floor",
-    linear=("L0", "A", "alpha"),
-    nonlinear=nonlinear,
-    columns=columns,
+def forgetting(nonlinear: Parameters) -> float:
+    """Return beta."""
+    return nonlinear["beta"]
+
+
+def kernel(nonlinear: Parameters) -> Kernel:
+    """Return the exponential kernel; ``p`` is 1 unless the law has a parameter p."""
+    return Kernel(lambda u: np.exp(-nonlinear["beta"] * u), nonlinear.get("p", 1.0))
+
+
+LAW = register(
+    Law(
+        name="vplus",
+        formula="L = L0 + A S^-a + alpha y,  y' = beta eta (eta - y)",
+        source="the variational law (Bo Peng, 2022) with a power-law floor",
+        linear=("L0", "A", "alpha"),
+        nonlinear=nonlinear,
+        columns=columns,
+        rival=True,
+        per_rate=("alpha",),
+        forgetting=forgetting,
+        kernel=kernel,
+    )
 )

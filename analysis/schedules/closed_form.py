@@ -1,58 +1,36 @@
-"""Best schedules in closed form.
+"""Best schedule of a kernel law in closed form.
 
-Variational law. With D = L - L0 the next D is least for eta = D / (2 alpha), and less D now is less D later, so this
-feedback is the best schedule exactly, capped at eta_max. Its continuous limit is eta(t) = 2 D / (beta D t + 4 alpha).
-
-Kernel laws. For a loss F(S_T) + c sum eta_k^2 w(S_T - S_k) with a given sum of rates S_T over a given number of
-updates, the best rate with u = S_T - S still to come is min(eta_max, mu / sqrt(w(u))), mu from the horizon;
-then S_T is searched. Where progress s goes as eta^p, the exponent is 1 / (1 + p) instead of 1/2 and u counts
-that progress.
+For a loss F(S_T) + c sum eta_k^2 w(S_T - S_k) with a given sum of rates S_T over a given number of updates, the best
+rate with u = S_T - S still to come is min(eta_max, mu / sqrt(w(u))), mu from the horizon; then S_T is searched. If
+progress s goes as eta^p, the exponent is 1 / (1 + p) instead of 1/2 and u counts that progress.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from analysis.fit.fitted_law import Member
-from analysis.schedules.shapes import warmup_ramp
+from rwkv_lab.training import schedules
 
 GRID = 400  # points in u
 SMALLEST = 1e-4  # of S_T: the first point in u after 0
+Kernel = Callable[[np.ndarray], np.ndarray]
 
 
-def feedback(member: Member, steps: int, eta_max: float, warmup: int) -> np.ndarray:
-    """Rates ``[steps]`` of the variational law's best schedule, which starts at L_start."""
-    L0, alpha, beta = member.linear["L0"], member.linear["alpha"], member.nonlinear["beta"]
-    excess = member.linear["L_start"] - L0
-    ramp = warmup_ramp(eta_max, warmup)
-    eta = np.empty(steps)
-    for t in range(steps):
-        cap = ramp[t] if t < warmup else eta_max
-        eta[t] = max(min(cap, excess / (2 * alpha) if alpha > 0 else cap), 0.0)
-        excess += beta * eta[t] * (alpha * eta[t] - excess)
-    return eta
+def warmup_ramp(peak: float, warmup: int) -> np.ndarray:
+    """Return the rates ``[warmup]`` of a linear warm-up that ends at ``peak``."""
+    return schedules.rates("constant", warmup, lr_init=peak, warmup_steps=warmup)
 
 
-def kernel_of(member: Member) -> tuple[Callable[[np.ndarray], np.ndarray], float] | None:
-    """The law's kernel w(u) and the exponent p of its time; None for a law without one."""
-    n = member.nonlinear
-    if member.law in ("vplus", "vplus_own_time"):
-        return lambda u: np.exp(-n["beta"] * u), n.get("p", 1.0)
-    if member.law == "functional":
-        return lambda u: (1 + u / n["tau"]) ** -n["kappa"], 1.0
-    return None
+def profile(w: Kernel, p: float, total: float, steps: int, eta_max: float, reference: float) -> np.ndarray:
+    """Return rates ``[steps]`` whose progress sums to about ``total``, which must not exceed what ``eta_max`` reaches.
 
-
-def profile(
-    kernel: Callable[[np.ndarray], np.ndarray], p: float, total: float, steps: int, eta_max: float, reference: float
-) -> np.ndarray:
-    """Rates ``[steps]`` whose progress sums to about ``total``; ``total`` must not exceed what ``eta_max`` reaches."""
+    ``w(u)`` is the kernel, ``p`` the exponent of progress, which counts in units of the rate ``reference``.
+    """
     u = np.concatenate([[0.0], np.geomspace(SMALLEST * total, total, GRID)])
-    shape = kernel(u) ** (-1 / (1 + p))
+    shape = w(u) ** (-1 / (1 + p))
 
     def speed(mu: float) -> np.ndarray:
-        """Progress an update at the rate of every u."""
-        return reference * (np.minimum(eta_max, mu * shape) / reference) ** p
+        return reference * (np.minimum(eta_max, mu * shape) / reference) ** p  # progress of an update at every u
 
     def updates(mu: float) -> np.ndarray:
         pace = speed(mu)
@@ -68,27 +46,31 @@ def profile(
     return np.interp(np.interp(remaining, left, u), u, rates)
 
 
-def best_profile(member: Member, steps: int, eta_max: float, warmup: int) -> np.ndarray | None:
-    """Rates ``[steps]`` of the kernel law's best schedule, by a search over how far it gets; None without a kernel."""
+def best_profile(
+    w: Kernel,
+    p: float,
+    final_loss: Callable[[np.ndarray], float],
+    steps: int,
+    eta_max: float,
+    warmup: int,
+    reference: float,
+) -> np.ndarray:
+    """Return the rates ``[steps]`` with the lowest ``final_loss`` among the profiles of a kernel, never rising.
+
+    The search is over the progress reached. The other arguments are those of ``profile``; ``warmup`` updates come
+    first.
+    """
     from scipy.optimize import minimize_scalar
 
-    found = kernel_of(member)
-    if found is None:
-        return None
-    kernel, p = found
-    reference = member.reference
     furthest = (steps - warmup) * reference * (eta_max / reference) ** p
 
-    def final(eta: np.ndarray) -> float:
-        return float(member.loss(eta, np.array([steps]))[0])
-
     def schedule(share: float) -> np.ndarray:
-        after = profile(kernel, p, share * furthest, steps - warmup, eta_max, reference)
+        after = profile(w, p, share * furthest, steps - warmup, eta_max, reference)
         return np.concatenate([warmup_ramp(after[0], warmup), np.minimum.accumulate(after)])
 
     shares = 1 - np.geomspace(1e-3, 0.9, 24)
-    losses = [final(schedule(share)) for share in shares]
+    losses = [final_loss(schedule(share)) for share in shares]
     i = int(np.argmin(losses))
     bounds = (shares[min(i + 1, len(shares) - 1)], shares[max(i - 1, 0)])
-    share = minimize_scalar(lambda s: final(schedule(s)), bounds=bounds, method="bounded", options={"xatol": 1e-5}).x
-    return schedule(float(share))
+    found = minimize_scalar(lambda s: final_loss(schedule(s)), bounds=bounds, method="bounded", options={"xatol": 1e-5})
+    return schedule(float(found.x))

@@ -1,4 +1,4 @@
-"""What the laws read off a schedule: rates, their running sums and the blocks that stand for many updates.
+"""Features of a schedule that the laws use: rates, their running sums, and blocks that stand for many updates.
 
 State t is the model before update t, so it has seen updates 0..t-1; a schedule of T updates has states 0..T. A loss
 logged at step i belongs to state i, and a loss measured after the last update to state T.
@@ -14,14 +14,14 @@ from analysis.schedules.blocks import LevelBlocks
 BLOCKS = 192  # a schedule is cut into at least this many blocks, of one update where it has no more
 
 
-def warmup_steps(eta: np.ndarray) -> int:
-    """How many updates the rising prefix of ``eta`` takes: the index of the first update that is not below the next."""
-    rising = np.diff(eta) > 0
+def warmup_steps(lr: np.ndarray) -> int:
+    """Return the length of the rising prefix of ``lr``: the index of the first update that is not below the next."""
+    rising = np.diff(lr) > 0
     return int(len(rising) if rising.all() else np.argmin(rising))
 
 
 def recurrence(decay: np.ndarray, drive: np.ndarray) -> np.ndarray:
-    """States ``[T+1]`` of ``x[t+1] = decay[t] x[t] + drive[t]`` from ``x[0] = 0``, by a triangular solve."""
+    """Return the states ``[T+1]`` of ``x[t+1] = decay[t] x[t] + drive[t]`` from ``x[0] = 0``, by a triangular solve."""
     from scipy.linalg.lapack import dtbtrs
 
     n = len(drive)
@@ -35,7 +35,7 @@ def recurrence(decay: np.ndarray, drive: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Stretches of updates as one: state edges ``[M+1]`` and per-block numbers ``[M]``."""
+    """Stretches of updates taken as one: M blocks between M+1 states."""
 
     S: np.ndarray  # [M+1] sum of rates at the edges
     rate: np.ndarray  # [M] mean rate
@@ -45,61 +45,64 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Path:
-    """A schedule ``eta [T]`` seen at the states ``at [n]`` (rising, from 0 to T).
+class ScheduleFeatures:
+    """Rates ``lr [T]`` of a schedule, seen at the states ``at [n]`` (rising, from 0 to T).
 
-    ``reference`` is the rate from which annealing is credited, the highest of the runs compared; 0 means this run's own
-    peak. A run that peaks lower counts as one that fell from the reference when its warm-up ended.
+    ``reference`` is the rate from which annealing is credited, the highest of the runs compared; 0 stands for the
+    schedule's own peak. A schedule that peaks lower counts as one that fell from the reference when its warm-up ended.
     """
 
-    eta: np.ndarray
+    lr: np.ndarray
     at: np.ndarray
     reference: float = 0.0
 
     @cached_property
     def sums(self) -> np.ndarray:
-        """``[T+1]`` sum of the rates before every state."""
-        return np.concatenate([[0.0], np.cumsum(self.eta)])
+        """Sum ``[T+1]`` of the rates before every state."""
+        return np.concatenate([[0.0], np.cumsum(self.lr)])
 
     @cached_property
     def S(self) -> np.ndarray:
-        """``[n]`` sum of the rates before the states ``at``; at least the first rate, so that powers stay finite."""
-        smallest = self.eta[np.argmax(self.eta > 0)]
+        """Sum ``[n]`` of the rates before the states ``at``; at least the first rate, so that powers are finite."""
+        smallest = self.lr[np.argmax(self.lr > 0)]
         return np.maximum(self.sums[self.at], smallest)
 
     @cached_property
     def warmup(self) -> int:
-        return warmup_steps(self.eta)
+        """Updates of the rising prefix."""
+        return warmup_steps(self.lr)
 
     @cached_property
     def level_blocks(self) -> LevelBlocks:
-        return LevelBlocks(self.eta, self.at, self.warmup)
+        """The schedule as the level law sums over it."""
+        return LevelBlocks(self.lr, self.at, self.warmup)
 
     @cached_property
     def changes(self) -> np.ndarray:
-        """``[T]`` eta[k] - eta[k-1]; nothing during warm-up, for rising at first gives no annealing credit."""
-        change = np.diff(self.eta, prepend=self.eta[0])
+        """Changes ``[T]`` eta[k] - eta[k-1]; zero during warm-up, which gives no annealing credit."""
+        change = np.diff(self.lr, prepend=self.lr[0])
         change[: self.warmup + 1] = 0.0
         if self.reference:
-            change[self.warmup] = self.eta[self.warmup] - self.reference
+            change[self.warmup] = self.lr[self.warmup] - self.reference
         return change
 
     @cached_property
     def blocks(self) -> Blocks:
-        size = max(1, len(self.eta) // BLOCKS)
-        edges = np.unique(np.append(np.arange(0, len(self.eta), size), len(self.eta)))
+        """The schedule in at least ``BLOCKS`` blocks."""
+        size = max(1, len(self.lr) // BLOCKS)
+        edges = np.unique(np.append(np.arange(0, len(self.lr), size), len(self.lr)))
         first = edges[:-1]
         length = np.diff(edges)
         fall = np.abs(self.changes)
         weight = np.add.reduceat(fall, first)
         centre = np.where(weight > 0, weight, 1.0)
-        floor = 1e-9 * self.eta.max()
+        floor = 1e-9 * self.lr.max()
         return Blocks(
             S=self.sums[edges],
-            rate=np.add.reduceat(self.eta, first) / length,
+            rate=np.add.reduceat(self.lr, first) / length,
             change=np.add.reduceat(self.changes, first),
             change_S=np.where(weight > 0, np.add.reduceat(fall * self.sums[:-1], first) / centre, self.sums[first]),
             change_rate=np.maximum(
-                np.where(weight > 0, np.add.reduceat(fall * self.eta, first) / centre, self.eta[first]), floor
+                np.where(weight > 0, np.add.reduceat(fall * self.lr, first) / centre, self.lr[first]), floor
             ),
         )

@@ -1,57 +1,168 @@
-"""A schedule put forward for training: the file that ``schedule=fitted schedule.fit=PATH`` reads."""
+"""Recommended schedule: ``best(model, steps)``, and the file that ``schedule=fitted schedule.fit=PATH`` reads.
+
+A schedule is best only under a law, and the search finds where the law errs in its favour: predicted gains come out
+smaller when trained (the winner's curse). The gain is therefore shown beside the error of the fit.
+"""
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis.fit import Fit
-from analysis.schedules.search import Optimum, best
-from rwkv_lab.errors import Mistake
+from analysis.fit.joint import Fit
+from analysis.fit.model import FittedModel, Prediction
+from analysis.schedules import search
+from rwkv_lab.errors import Mistake, nearest
 
 LEVEL = 0.9
 
 
-def propose(
-    fit: Fit, steps: int, eta_max: float | None = None, warmup: int | None = None, kind: str = "free"
-) -> tuple[Optimum, np.ndarray]:
-    """The optimum for a whole run of ``steps`` updates and its rates ``[steps]``.
+def kinds() -> tuple[str, ...]:
+    """Names of the kinds of schedule that can be optimised: free, and the usual shapes."""
+    return ("free", *search.shapes())
 
-    A law that counts from its window on keeps the first run's rates before it. ``warmup``: that of the first run by
-    default. Mistake where ``steps`` end before the window.
+
+@dataclass(frozen=True)
+class Row:
+    """The best schedule of one kind; ``gain`` is how far the optimum lies below it, in nats."""
+
+    kind: str
+    final_loss: float
+    interval: tuple[float, float]
+    gain: float
+    beyond_error: bool
+    schedule: dict[str, Any]  # the `schedule` group that gives it
+    lr: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """Best schedule found: rates ``lr [steps]``, which follow ``prefix_lrs`` in a run."""
+
+    lr: np.ndarray
+    final_loss: float
+    kind: str
+    law: str
+    schedule: dict[str, Any] | None  # the `schedule` group that gives it; None for a free schedule
+    table: list[Row]  # the model's best schedule of every usual shape
+    error: float  # nats: error of the model's predictions, which a gain must exceed to be believed
+    prediction: Prediction
+    prefix_lrs: np.ndarray
+    method: str
+
+    @property
+    def steps(self) -> int:
+        """Updates of the whole run, ``prefix_lrs`` included."""
+        return len(self.prefix_lrs) + len(self.lr)
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Return the interval of the final loss."""
+        return self.prediction.interval(level)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Cautions before training it, a sentence each."""
+        doubtful = [row.kind for row in self.table if row.kind != self.kind and not row.beyond_error]
+        found = ["a recommended schedule tends to end above its prediction: the search favours the errors of the law"]
+        if doubtful:
+            found.append(f"its gain over {', '.join(doubtful)} is below the error of the fit, {self.error:.4f} nats")
+        return found
+
+
+def _check(steps: int, eta_max: float, warmup: int, kind: str) -> None:
+    if steps != int(steps) or steps < 2:
+        raise Mistake(f"steps must be an integer of at least 2 (got {steps})")
+    if not np.isfinite(eta_max) or eta_max <= 0:
+        raise Mistake(f"eta_max must be a rate above 0, e.g. 6e-4 (got {eta_max})")
+    if warmup != int(warmup) or not 0 <= warmup < steps - 1:
+        raise Mistake(f"warmup must be an integer from 0 to {int(steps) - 2} (got {warmup})")
+    if kind not in kinds():
+        raise Mistake(f"kind '{kind}' is unknown{nearest(kind, kinds())}; choose one of {', '.join(kinds())}")
+
+
+def best(
+    fit: Fit | FittedModel, steps: int, eta_max: float | None = None, warmup: int = 0, kind: str = "free"
+) -> Optimum:
+    """Return the schedule of ``steps`` updates with the lowest predicted final loss.
+
+    Its rates never exceed ``eta_max`` (per update; by default the highest of the runs) and do not rise after ``warmup``
+    updates. For a law that counts from the fit's first step, it follows the first run's rates up to there. ``kind``:
+    free, or the best of one of the usual shapes. Mistake for a law that is not optimised.
     """
-    lead = len(fit.lead)
-    if steps <= lead + 1:
-        raise Mistake(f"steps: must be above {lead + 1}, for the fit holds from step {lead} on, not {steps}")
-    own = fit.runs[0].warmup if lead == 0 else 0
-    warmup = min(own, (steps - lead) // 2) if warmup is None else warmup
-    optimum = best(fit, steps - lead, eta_max, warmup, kind)
-    return optimum, np.concatenate([optimum.lead, optimum.eta])
+    model = fit.model if isinstance(fit, Fit) else fit
+    eta_max = model.reference if eta_max is None else float(eta_max)
+    _check(steps, eta_max, warmup, kind)
+    steps, warmup = int(steps), int(warmup)
+    goal = search.goal_of(model, steps, warmup, eta_max)
+    groups = {name: search.search_shape(goal, shape, warmup) for name, shape in search.shapes().items()}
+    usual = {name: search.rates_of(group, steps) for name, group in groups.items()}
+    exact = model.members[0].definition.best_schedule if len(model.members) == 1 else None
+    if kind != "free":
+        lr, method = usual[kind], "search"
+    elif exact is not None:
+        member = model.members[0]
+        lr, method = exact(member.linear, member.nonlinear, steps, eta_max, warmup), "feedback form"
+    else:
+        coarse = [
+            search.rates_of(group | {"warmup_steps": goal.warmup}, goal.steps, goal.factor)
+            for group in groups.values()
+        ]  # fmt: skip
+        found, method = search.search_free(goal, coarse)
+        lr = np.minimum(search.finer(found, goal, steps, warmup), eta_max)
+    prefix = np.array(model.prefix_lrs)
+    prediction = model.predict(np.concatenate([prefix, lr]))
+    error = float(prediction.error[-1])
+    table = []
+    for name, rates in usual.items():
+        other = model.predict(np.concatenate([prefix, rates]))
+        gain = other.final_loss - prediction.final_loss
+        table.append(Row(name, other.final_loss, other.interval(), gain, gain > error, groups[name], rates))
+    schedule = groups.get(kind)
+    return Optimum(lr, prediction.final_loss, kind, model.law, schedule, table, error, prediction, prefix, method)
 
 
-def as_dict(fit: Fit, optimum: Optimum, rates: np.ndarray) -> dict[str, Any]:
-    """The ``proposal`` of a schedule file."""
+def propose(
+    model: FittedModel, steps: int, eta_max: float | None = None, warmup: int | None = None, kind: str = "free"
+) -> tuple[Optimum, np.ndarray]:
+    """Return the optimum for a whole run of ``steps`` updates and its rates ``[steps]``.
+
+    A law that counts from the fit's first step keeps the first run's rates before it. ``warmup``: that of the first run
+    by default. Mistake if ``steps`` end before the fit's first step.
+    """
+    prefix = len(model.prefix_lrs)
+    if steps <= prefix + 1:
+        raise Mistake(f"steps must be above {prefix + 1}, since the fit starts at step {prefix} (got {steps})")
+    own = model.runs[0].warmup if prefix == 0 else 0
+    warmup = min(own, (steps - prefix) // 2) if warmup is None else warmup
+    optimum = best(model, steps - prefix, eta_max, warmup, kind)
+    return optimum, np.concatenate([optimum.prefix_lrs, optimum.lr])
+
+
+def as_dict(model: FittedModel, optimum: Optimum, rates: np.ndarray) -> dict[str, Any]:
+    """Return the ``proposal`` of a schedule file."""
     return {
         "steps": len(rates),
         "rates": rates.tolist(),
         "predicted_final_loss": optimum.final_loss,
         "interval": list(optimum.interval(LEVEL)),
         "level": LEVEL,
-        "column": fit.runs[0].column,
-        "law": fit.law,
+        "column": model.runs[0].column,
+        "law": model.law,
         "kind": optimum.kind,
         "schedule": optimum.schedule,
     }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a schedule file or a fit."""
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def write_schedule(path: Path, rates: np.ndarray, loss: np.ndarray) -> None:
-    """A CSV with the rate of every update and the loss predicted before it."""
+    """Write a CSV with the rate of every update and the loss predicted before it."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "lr", "predicted_loss"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from analysis.curves import LossCurve, load
-from analysis.fit.fitted_law import Member
+from analysis.fit.fitted_law import FittedLaw
 from rwkv_lab.training.schedules import rates
 
 STEPS = 1500
@@ -15,12 +15,12 @@ WARMUP = 50
 PEAK = 3e-3
 
 TRUTH = {
-    "vplus": Member("vplus", {"L0": 2.1, "A": 1.3, "alpha": 60.0}, {"a": 0.6, "beta": 0.9}, 0, PEAK, 0.0),
-    "annealing": Member("annealing", {"L0": 2.1, "A": 1.3, "C": 0.05}, {"a": 0.6}, 0, PEAK, 0.0),
-    "multi_power": Member(
+    "vplus": FittedLaw("vplus", {"L0": 2.1, "A": 1.3, "alpha": 60.0}, {"a": 0.6, "beta": 0.9}, 0, PEAK, 0.0),
+    "annealing": FittedLaw("annealing", {"L0": 2.1, "A": 1.3, "C": 0.05}, {"a": 0.6}, 0, PEAK, 0.0),
+    "multi_power": FittedLaw(
         "multi_power", {"L0": 2.1, "A": 1.3, "B": 70.0}, {"a": 0.6, "C": 0.15, "g": 0.5, "b": 0.4}, 0, PEAK, 0.0
     ),
-    "functional": Member(
+    "functional": FittedLaw(
         "functional", {"L0": 2.1, "A": 1.3, "c": 200.0}, {"a": 0.6, "tau": 0.3, "kappa": 1.6, "d": 0.1}, 0, PEAK, 0.0
     ),
 }
@@ -31,7 +31,9 @@ def usual_rates(name: str, steps: int = STEPS) -> np.ndarray:
     return rates(name, steps, lr_init=PEAK, warmup_steps=WARMUP, **final)
 
 
-def follow(member: Member, eta: np.ndarray, name: str, every: int = 5, noise: float = 0.0, seed: int = 0) -> LossCurve:
+def follow(
+    member: FittedLaw, eta: np.ndarray, name: str, every: int = 5, noise: float = 0.0, seed: int = 0
+) -> LossCurve:
     step = np.arange(0, len(eta), every)
     loss = member.loss(eta, step) + noise * np.random.default_rng(seed).normal(size=len(step))
     return LossCurve(step, loss, eta, {"name": name})
@@ -48,7 +50,7 @@ def run_of() -> Callable[..., LossCurve]:
 
 
 @pytest.fixture(scope="session")
-def truth() -> dict[str, Member]:
+def truth() -> dict[str, FittedLaw]:
     return TRUTH
 
 

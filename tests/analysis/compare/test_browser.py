@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.compare.collect import collect
 from analysis.compare.page import render
-from analysis.compare.style import style
+from analysis.compare.records import collect
 from analysis.compare.summary import compare
+from analysis.plots.style import style
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"

@@ -2,12 +2,11 @@
 
 import pytest
 
-from analysis.compare import style
-from analysis.compare.axes import unit_of
-from analysis.compare.collect import collect
-from analysis.compare.figures import COLOURED, final_figure, loss_figure
+from analysis.compare.figures import COLOURED, final_figure, loss_figure, unit_of
+from analysis.compare.records import collect
 from analysis.compare.summary import compare
-from analysis.plots.figure_io import paper
+from analysis.plots import style
+from analysis.plots.style import paper
 
 
 @pytest.fixture

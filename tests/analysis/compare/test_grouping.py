@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from analysis.compare.collect import collect
 from analysis.compare.grouping import by_corpus, common, group, labels
+from analysis.compare.records import collect
 
 
 @pytest.fixture

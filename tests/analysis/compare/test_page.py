@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from analysis.compare.collect import collect
 from analysis.compare.page import render, visible
+from analysis.compare.records import collect
 from analysis.compare.summary import compare
 
 HOSTILE = (

@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.compare.significance import BEYOND, UNJUDGED, WITHIN, against, bartlett, holm, judge, pooled_std, welch
+from analysis.compare.significance import (
+    BEYOND,
+    UNJUDGED,
+    WITHIN,
+    against,
+    bartlett,
+    holm,
+    pairwise_verdicts,
+    pooled_std,
+    welch,
+)
 
 samples = st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=2, max_size=6).filter(
     lambda x: np.ptp(x) > 0.01
@@ -27,7 +37,7 @@ def test_holm_by_hand():
 
 
 def test_differences_beyond_and_within_noise():
-    verdicts = judge({"a": [1.80, 1.81, 1.79], "b": [1.90, 1.91, 1.89], "c": [1.80, 1.82, 1.78]})
+    verdicts = pairwise_verdicts({"a": [1.80, 1.81, 1.79], "b": [1.90, 1.91, 1.89], "c": [1.80, 1.82, 1.78]})
     assert {(v.a, v.b): v.verdict for v in verdicts} == {("a", "b"): BEYOND, ("a", "c"): WITHIN, ("b", "c"): BEYOND}
     turned = against(verdicts, "b")
     assert turned["a"].difference == pytest.approx(-0.1) and turned["c"].difference == pytest.approx(-0.1)
@@ -36,12 +46,12 @@ def test_differences_beyond_and_within_noise():
 
 @pytest.mark.parametrize("lone", [[1.5], [1.5, 1.5, 1.5]])
 def test_without_spread_there_is_no_verdict(lone):
-    (verdict,) = judge({"a": lone, "b": [1.9] * len(lone)})
+    (verdict,) = pairwise_verdicts({"a": lone, "b": [1.9] * len(lone)})
     assert verdict.verdict == UNJUDGED and np.isnan(verdict.p) and verdict.difference == pytest.approx(-0.4)
 
 
 def test_one_seed_leaves_the_others_judged():
-    verdicts = judge({"a": [1.80, 1.81, 1.79], "b": [1.90, 1.91, 1.89], "one": [1.0], "none": []})
+    verdicts = pairwise_verdicts({"a": [1.80, 1.81, 1.79], "b": [1.90, 1.91, 1.89], "one": [1.0], "none": []})
     assert [(v.a, v.b) for v in verdicts if v.verdict == UNJUDGED] == [("a", "one"), ("b", "one")]
     assert next(v for v in verdicts if (v.a, v.b) == ("a", "b")).p == pytest.approx(
         welch([1.8, 1.81, 1.79], [1.9, 1.91, 1.89])[0]
@@ -49,7 +59,7 @@ def test_one_seed_leaves_the_others_judged():
 
 
 def test_a_baseline_is_compared_with_each_other_group_alone():
-    verdicts = judge({"a": [1.0, 1.1], "b": [2.0, 2.1], "c": [3.0, 3.1]}, baseline="b")
+    verdicts = pairwise_verdicts({"a": [1.0, 1.1], "b": [2.0, 2.1], "c": [3.0, 3.1]}, baseline="b")
     assert [(v.a, v.b) for v in verdicts] == [("a", "b"), ("c", "b")]
 
 
@@ -59,13 +69,13 @@ def test_pure_noise_is_seldom_called_a_difference():
     false = 0
     for _ in range(400):
         groups = {str(i): noise.normal(1.8, 0.01, 3).tolist() for i in range(5)}
-        false += any(v.verdict == BEYOND for v in judge(groups))
+        false += any(v.verdict == BEYOND for v in pairwise_verdicts(groups))
     assert false / 400 < 0.09
 
 
 def test_shared_noise_is_the_classical_test_for_two_groups():
     x, y = [1.80, 1.82, 1.79], [1.84, 1.85, 1.86, 1.83]
-    (verdict,) = judge({"a": x, "b": y}, shared=True)
+    (verdict,) = pairwise_verdicts({"a": x, "b": y}, shared=True)
     expected = stats.ttest_ind(x, y, equal_var=True)
     interval = expected.confidence_interval(0.95)
     assert (verdict.p, verdict.low, verdict.high) == pytest.approx((expected.pvalue, interval.low, interval.high))
@@ -73,10 +83,10 @@ def test_shared_noise_is_the_classical_test_for_two_groups():
 
 def test_shared_noise_sees_more_and_judges_one_seed():
     groups = {"a": [1.80, 1.81, 1.79], "b": [1.84, 1.87, 1.85], "c": [1.90, 1.91, 1.89], "one": [2.0]}
-    own = [v.verdict for v in judge(groups)]
-    shared = judge(groups, shared=True)
+    own = [v.verdict for v in pairwise_verdicts(groups)]
+    shared = pairwise_verdicts(groups, shared=True)
     assert own.count(BEYOND) < 6 == [v.verdict for v in shared].count(BEYOND)
-    assert judge({"a": [1.0], "b": [2.0]}, shared=True)[0].verdict == UNJUDGED
+    assert pairwise_verdicts({"a": [1.0], "b": [2.0]}, shared=True)[0].verdict == UNJUDGED
 
 
 def test_pooled_std():

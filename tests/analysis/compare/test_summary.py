@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from analysis.compare import report
-from analysis.compare.collect import collect
+from analysis.compare import tables
 from analysis.compare.notes import census, notes
-from analysis.compare.summary import Judging, compare
+from analysis.compare.records import collect
+from analysis.compare.summary import Criteria, compare
 from rwkv_lab.errors import Mistake
 
 
@@ -40,9 +40,9 @@ def test_rows_are_ranked_with_mean_and_deviation(study, comparison):
     best, one, last = block.rows
     assert best.mean("final") == pytest.approx(1.8) and best.std("final") == pytest.approx(0.001)
     assert np.isnan(one.std("final"))
-    assert report.seeds(one) == "1 of 2" and report.judgement(best, block) == "reference"
-    assert report.judgement(last, block) == "+0.1000 beyond noise"
-    assert report.judgement(one, block) == "+0.0500 not judged"
+    assert tables.seeds(one) == "1 of 2" and tables.judgement(best, block) == "reference"
+    assert tables.judgement(last, block) == "+0.1000 beyond noise"
+    assert tables.judgement(one, block) == "+0.0500 not judged"
 
 
 def test_equal_budgets(study, comparison):
@@ -62,17 +62,17 @@ def test_a_budget_can_be_chosen(study, comparison):
     assert block.budgets["tokens"] == 5e5
     assert block.rows[0].mean("tokens") > block.rows[0].mean("final") + 0.1
     (block,) = comparison(budgets={"tokens": 2e6}).blocks
-    assert np.isnan(block.rows[0].mean("tokens")) and report.spread(block.rows[0], "tokens") == report.NONE
+    assert np.isnan(block.rows[0].mean("tokens")) and tables.spread(block.rows[0], "tokens") == tables.NONE
 
 
 def test_baseline(study, comparison):
-    found = comparison(judging=Judging(baseline="mha_pro"))
+    found = comparison(criteria=Criteria(baseline="mha_pro"))
     (block,) = found.blocks
     assert block.reference == "mha_pro" and len(block.verdicts) == 2
     assert block.rows[0].verdict.difference == pytest.approx(-0.1)
-    assert "vs baseline" in report.headings(block, found)
+    assert "vs baseline" in tables.headings(block, found)
     with pytest.raises(Mistake, match="did you mean 'mha_pro'"):
-        comparison(judging=Judging(baseline="mha_pros"))
+        comparison(criteria=Criteria(baseline="mha_pros"))
 
 
 def test_notes_name_what_stands_against_the_numbers(study, make_run, comparison):
@@ -91,8 +91,8 @@ def test_a_study_with_nothing_finished(make_run, comparison):
     make_run("rwkv_v4", 2, status="failed", part=0.0, facts={"flops_per_token": None, "parameters": None})
     found = comparison()
     (row,) = found.blocks[0].rows
-    assert found.blocks[0].reference is None and report.seeds(row) == "0 of 2"
-    assert report.quality(row, found.blocks[0])[2:] == [report.NONE] * 5
+    assert found.blocks[0].reference is None and tables.seeds(row) == "0 of 2"
+    assert tables.quality(row, found.blocks[0])[2:] == [tables.NONE] * 5
     assert census(found.records) == "1 interrupted, 1 failed"
 
 
@@ -117,14 +117,14 @@ def test_a_model_looks_the_same_on_every_corpus(make_run, comparison):
 
 def test_markdown_and_csv(study, comparison):
     found = comparison()
-    text = report.markdown(found, "python -m analysis compare runs/study")
+    text = tables.markdown(found, "python -m analysis compare runs/study")
     assert "| rwkv_v4 | 3 | 1.8000 ± 0.0010 | reference |" in text
     assert "study/rwkv_v1-enwik8-s2-00000000 | failed: out of memory |" in text
-    groups = list(csv.DictReader(io.StringIO(report.groups_csv(found))))
+    groups = list(csv.DictReader(io.StringIO(tables.groups_csv(found))))
     assert [row["group"] for row in groups] == ["rwkv_v4", "rwkv_v1", "mha_pro"]
     assert float(groups[2]["difference"]) == pytest.approx(0.1) and groups[2]["verdict"] == "beyond noise"
     assert groups[1]["val_bpb_final_std"] == ""
-    runs = list(csv.DictReader(io.StringIO(report.runs_csv(found))))
+    runs = list(csv.DictReader(io.StringIO(tables.runs_csv(found))))
     assert len(runs) == 8
     assert [row["status"] for row in runs if row["reason"]] == ["failed"]
     failed = next(row for row in runs if row["status"] == "failed")
@@ -134,7 +134,7 @@ def test_markdown_and_csv(study, comparison):
 
 def test_a_bar_in_a_name_stays_in_its_cell(make_run, comparison):
     make_run("rwkv_v4", 1, status="failed", facts={"reason": "a | b\nc"})
-    assert "failed: a \\| b c |" in report.markdown(comparison(), "x")
+    assert "failed: a \\| b c |" in tables.markdown(comparison(), "x")
 
 
 @pytest.mark.parametrize(
@@ -142,18 +142,18 @@ def test_a_bar_in_a_name_stays_in_its_cell(make_run, comparison):
     [(1_620_000, "1.62 M"), (950, "950"), (999_700, "1.00 M"), (9.7e12, "9.70 T"), (0.5, "0.500"), (np.nan, "–")],
 )
 def test_scaled_numbers_stand_in_line(value, text):
-    assert report.scaled(value) == text
+    assert tables.scaled(value) == text
 
 
 def test_scaled_alone():
-    assert report.scaled(2e6, even=False) == "2 M" and report.scaled(2.5e15, "FLOP", even=False) == "2.5 PFLOP"
+    assert tables.scaled(2e6, even=False) == "2 M" and tables.scaled(2.5e15, "FLOP", even=False) == "2.5 PFLOP"
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(8.12, "8.1 s"), (59.97, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
 )
 def test_duration(value, text):
-    assert report.duration(value) == text
+    assert tables.duration(value) == text
 
 
 def test_a_note_says_what_the_other_notion_of_noise_would_see(make_run, comparison):
@@ -162,14 +162,14 @@ def test_a_note_says_what_the_other_notion_of_noise_would_see(make_run, comparis
             make_run(model, seed, level + step * (1 if model == "rwkv_v1" else 0.5))
     (note,) = [note for note in notes(comparison()) if "--noise shared" in note]
     assert note.endswith("also differ from rwkv_v4 beyond noise: rwkv_v1.")
-    assert not [note for note in notes(comparison(judging=Judging(shared_noise=True))) if "--noise" in note]
+    assert not [note for note in notes(comparison(criteria=Criteria(shared_noise=True))) if "--noise" in note]
 
 
 def test_a_note_says_where_noise_is_not_shared(make_run, comparison):
     for seed in range(8):
         for model, spread in (("rwkv_v4", 0.0001), ("mha_pro", 0.1)):
             make_run(model, seed, 1.8 + spread * (-1) ** seed)
-    assert any("--noise own" in note for note in notes(comparison(judging=Judging(shared_noise=True))))
+    assert any("--noise own" in note for note in notes(comparison(criteria=Criteria(shared_noise=True))))
 
 
 def wide(text: str) -> int:
@@ -186,25 +186,25 @@ def test_the_terminal_tables_fit(make_run, comparison, capsys, monkeypatch, colu
     make_run("rwkv_v1", 1, status="failed", facts={"reason": "out of memory " * 10})
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("rich.console.Console.is_terminal", True)
-    report.print_terminal(comparison())
+    tables.print_terminal(comparison())
     shown = capsys.readouterr().out
     assert wide(re.sub(r"\x1b\[[0-9;]*m", "", shown)) <= columns
     for cell in ("1.8150 ± 0.0071", "-0.1000" if "-0.1000" in shown else "+0.1000", "beyond noise"):
         assert cell in shown, "a number is never broken"
     monkeypatch.undo()
-    report.print_terminal(comparison())
+    tables.print_terminal(comparison())
     piped = capsys.readouterr().out
-    assert wide(piped) <= report.PIPED and not [line for line in piped.splitlines() if line != line.rstrip()]
+    assert wide(piped) <= tables.PIPED and not [line for line in piped.splitlines() if line != line.rstrip()]
 
 
 def test_another_metric_ranks_and_judges(study, comparison):
-    found = comparison(judging=Judging(metric="seconds"))
+    found = comparison(criteria=Criteria(metric="seconds"))
     (block,) = found.blocks
     fast, *_, slow = block.rows
     assert (fast.label, slow.label) == ("rwkv_v4", "mha_pro")
     assert slow.verdict.difference == pytest.approx(slow.mean("seconds") - fast.mean("seconds")) != pytest.approx(0.1)
-    assert "vs best, equal-time" in report.headings(block, found)
-    assert "equal-time values" in report.markdown(found, "x")
+    assert "vs best, equal-time" in tables.headings(block, found)
+    assert "equal-time values" in tables.markdown(found, "x")
 
 
 def test_runs_of_different_length_are_noted(make_run, comparison):

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.curves import LossCurve
-from analysis.fit import MIXTURE, Fit, fit
-from analysis.fit.error_budget import Evidence, LeftOut
+from analysis.fit import FittedModel, fit
+from analysis.fit.error_budget import ErrorBudget, LeftOut
+from analysis.laws import registry
 from rwkv_lab.errors import Mistake
 
 PAIR = ("cosine", "wsd")
@@ -21,7 +22,7 @@ def mixture(run_of):
 @pytest.mark.parametrize("law", ["vplus", "annealing", "multi_power", "functional"])
 def test_exact_data_give_exact_parameters(run_of, truth, law):
     curves = [run_of(law, name) for name in PAIR]
-    curves = [LossCurve(c.step, c.loss, c.eta, c.meta) for c in curves]
+    curves = [LossCurve(c.step, c.loss, c.lr, c.meta) for c in curves]
     found = fit(curves, law, window=60).params
     if law in ("multi_power", "functional"):  # summed over blocks here and in the truth alike
         assert found == pytest.approx(truth[law].parameters, rel=1e-5)
@@ -44,11 +45,11 @@ def test_vplus_is_recovered_from_two_runs(run_of, schedule_of, truth, a, beta, a
 
 
 def test_the_mixture_predicts_schedules_it_has_not_seen(run_of, mixture):
-    assert {member.law for member in mixture.members} == set(MIXTURE)
+    assert {member.law for member in mixture.members} == set(registry.mixture())
     predicted, measured = [], []
     for name in ("constant", "linear", "exponential"):
         unseen = run_of("vplus", name)
-        prediction = mixture.predict(unseen.eta)
+        prediction = mixture.predict(unseen.lr)
         predicted.append(prediction.final_loss)
         measured.append(unseen.loss[-1])
         error = prediction.at(unseen.step[-1]) - unseen.loss[-1]
@@ -59,7 +60,7 @@ def test_the_mixture_predicts_schedules_it_has_not_seen(run_of, mixture):
 
 
 def test_a_prediction_counts_states_as_a_curve_does(run_of, mixture):
-    eta = run_of("vplus", "linear").eta
+    eta = run_of("vplus", "linear").lr
     prediction = mixture.predict(eta)
     assert prediction.loss.shape == eta.shape
     assert prediction.at(len(eta)) == prediction.final_loss
@@ -67,53 +68,53 @@ def test_a_prediction_counts_states_as_a_curve_does(run_of, mixture):
     by_name = mixture.predict("linear", len(eta), lr_init=eta.max(), lr_final=eta[-1], warmup_steps=50)
     assert by_name.final_loss == pytest.approx(prediction.final_loss, abs=1e-9)
     by_function = mixture.predict(lambda step, total: 1e-3, 300)
-    np.testing.assert_array_equal(by_function.eta, np.full(300, 1e-3))
+    np.testing.assert_array_equal(by_function.lr, np.full(300, 1e-3))
 
 
 def test_intervals_nest_and_widen_with_doubt(run_of, mixture):
-    eta = run_of("vplus", "linear").eta
+    eta = run_of("vplus", "linear").lr
     prediction = mixture.predict(eta)
     widths = [np.diff(prediction.interval(level))[0] for level in (0.5, 0.8, 0.9, 0.99)]
     assert widths == sorted(widths)
     alone = fit([run_of("vplus", "cosine", noise=0.003)])
     assert np.diff(alone.predict(eta).interval())[0] > 1.2 * widths[2]
-    sure, unsure = Evidence([LeftOut("a", 2.0, 2.001)]), Evidence([LeftOut("a", 2.0, 2.05)])
+    sure, unsure = ErrorBudget([LeftOut("a", 2.0, 2.001)]), ErrorBudget([LeftOut("a", 2.0, 2.05)])
     near = np.array([1.0])
     assert unsure.scale(0 * near, near) > sure.scale(0 * near, near)
     assert sure.scale(0.01 * near, near) > sure.scale(0 * near, near)
-    assert Evidence(furthest=1.0).scale(0 * near, 3 * near) > Evidence(furthest=1.0).scale(0 * near, near)
+    assert ErrorBudget(furthest=1.0).scale(0 * near, 3 * near) > ErrorBudget(furthest=1.0).scale(0 * near, near)
 
 
 @pytest.mark.parametrize("law", ["auto", "variational", "vplus", "multi_power"])
 def test_json_round_trip(run_of, law):
     curves = [run_of("vplus", name, noise=0.002) for name in PAIR]
     found = fit(curves, law)
-    again = Fit.from_json(found.to_json())
-    eta = run_of("vplus", "linear").eta
+    again = FittedModel.from_json(found.to_json())
+    eta = run_of("vplus", "linear").lr
     first, second = found.predict(eta), again.predict(eta)
     np.testing.assert_array_equal(first.states, second.states)
     assert first.interval() == second.interval()
     assert again.params == found.params
-    assert again.correlations == found.correlations
+    assert again.correlations == found.model.correlations
     assert again.to_json() == found.to_json()
 
 
 def test_correlations_are_a_correlation_matrix(run_of):
     found = fit([run_of("vplus", name, noise=0.002) for name in PAIR], "vplus")
     names = list(found.params)
-    matrix = np.array([[found.correlations[a][b] for b in names] for a in names])
+    matrix = np.array([[found.model.correlations[a][b] for b in names] for a in names])
     np.testing.assert_allclose(np.diag(matrix), 1.0)
     np.testing.assert_allclose(matrix, matrix.T)
     assert (np.linalg.eigvalsh(matrix) > -1e-9).all()
-    assert all(found.standard_errors[name] > 0 for name in names)
+    assert all(found.model.standard_errors[name] > 0 for name in names)
 
 
 def test_windows_compared_are_kept(run_of):
     found = fit([run_of("vplus", name, noise=0.002) for name in PAIR], "vplus")
-    assert found.first in [row.first for row in found.table]
-    assert len(found.table) >= 4
-    assert {row.kind for row in found.table} == {"left out"}
-    assert fit([run_of("vplus", name) for name in PAIR], "vplus", window=200).first == 200
+    assert found.fit_start in [row.fit_start for row in found.windows]
+    assert len(found.windows) >= 4
+    assert {row.kind for row in found.windows} == {"left out"}
+    assert fit([run_of("vplus", name) for name in PAIR], "vplus", window=200).fit_start == 200
 
 
 def flat(name="flat", steps=200, **meta):
@@ -130,14 +131,14 @@ def varied(loss=None, name="varied", points=200, **meta):
 @pytest.mark.parametrize(
     ("curves", "law", "window", "message"),
     [
-        ([], "auto", "auto", "no curve"),
-        ([varied()], "vpluss", "auto", "unknown law 'vpluss' .*did you mean 'vplus'"),
-        ([varied()], "auto", "early", "window: must be 'auto' or the first step"),
+        ([], "auto", "auto", "at least one curve"),
+        ([varied()], "vpluss", "auto", "law 'vpluss'.*did you mean 'vplus'.*auto.*multi_power"),
+        ([varied()], "auto", "early", "window must be auto or"),
         ([varied()], "auto", -3, "window"),
-        ([varied()], "auto", 195, "varied: 5 points from step 195 on are too few"),
-        ([varied(points=6)], "variational", "auto", "too few"),
-        ([flat()], "auto", "auto", "rate is constant"),
-        ([flat(), flat("other")], "vplus", "auto", "rate is constant"),
+        ([varied()], "auto", 195, "varied: law auto needs at least 10 points .*got 5"),
+        ([varied(points=6)], "variational", "auto", "at least 8 points"),
+        ([flat()], "auto", "auto", "learning rate is constant"),
+        ([flat(), flat("other")], "vplus", "auto", "learning rate is constant"),
         ([varied(loss=np.linspace(2, 3, 200))], "auto", "auto", "varied: the loss rises from"),
         ([varied(batch_size=8), varied(batch_size=16)], "auto", "auto", "mixed batch sizes"),
         ([varied(column="val_loss"), varied(column="loss")], "auto", "auto", "mixed columns"),
@@ -152,12 +153,12 @@ def test_what_cannot_be_fitted_is_refused(curves, law, window, message):
 @pytest.mark.parametrize(
     ("eta", "steps", "parameters", "message"),
     [
-        ([], None, {}, "eta"),
-        ([1e-3, -1e-3], None, {}, "eta"),
-        ([math.nan], None, {}, "eta"),
-        ([1e-3, 1e-3], None, {}, "before the fit's first step"),
-        ("cosine", None, {}, "length"),
-        ("cosin", 10, {}, "unknown 'cosin'"),
+        ([], None, {}, "lr must"),
+        ([1e-3, -1e-3], None, {}, "lr must"),
+        ([math.nan], None, {}, "lr must"),
+        ([1e-3, 1e-3], None, {}, "longer than"),
+        ("cosine", None, {}, "steps must"),
+        ("cosin", 10, {}, "'cosin' is unknown.*cosine"),
         ("cosine", 10, {"lr_init": 1e-3}, "lr_final"),
         ("exponential", 10, {"lr_init": 1e-3, "lr_final": 0.0}, "above 0"),
     ],
@@ -169,12 +170,12 @@ def test_a_schedule_that_is_none_is_refused(mixture, eta, steps, parameters, mes
 
 def test_levels_outside_0_and_1_are_refused(run_of, mixture):
     with pytest.raises(Mistake, match="level"):
-        mixture.predict(run_of("vplus", "linear").eta).interval(1.0)
+        mixture.predict(run_of("vplus", "linear").lr).interval(1.0)
 
 
 def test_a_file_that_is_no_fit_is_refused(tmp_path):
     (tmp_path / "fit.json").write_text('{"a": 1}')
     with pytest.raises(Mistake, match="not a fit"):
-        Fit.load(tmp_path / "fit.json")
+        FittedModel.load(tmp_path / "fit.json")
     with pytest.raises(Mistake, match="cannot be read"):
-        Fit.load(tmp_path / "gone.json")
+        FittedModel.load(tmp_path / "gone.json")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.fit import fit
-from analysis.schedules import search
+from analysis.schedules import recommended
 
 HELD_OUT = {
     "mpl_25m": (("cosine_24000", "wsd_20000_24000"), ("constant_24000", "wsdcon_9"), 0.005, 0.010),
@@ -14,7 +14,7 @@ HELD_OUT = {
 
 def truncated(curve):
     """The schedule up to the last point logged."""
-    return curve.eta[: curve.step[-1] + 1]
+    return curve.lr[: curve.step[-1] + 1]
 
 
 @pytest.fixture(scope="module", params=HELD_OUT)
@@ -40,20 +40,20 @@ def test_the_default_predicts_schedules_held_out(family):
 def test_schedules_are_ranked_as_they_came_out(published):
     runs = published("mpl_25m", "constant_24000", "cosine_24000", "wsd_20000_24000")
     result = fit(runs[1:])
-    constant, cosine, wsd = (result.predict(curve.eta).final_loss for curve in runs)
+    constant, cosine, wsd = (result.predict(curve.lr).final_loss for curve in runs)
     assert constant > cosine > wsd
 
 
 def test_multi_power_by_its_published_protocol(published):
     fitted = fit(published("mpl_25m", "cosine_24000", "constant_24000", "wsdcon_9"), "multi_power")
     (unseen,) = published("mpl_25m", "wsd_20000_24000")
-    error = np.abs(fitted.predict(unseen.eta).loss[unseen.step] - unseen.loss)
+    error = np.abs(fitted.predict(unseen.lr).loss[unseen.step] - unseen.loss)
     assert error.mean() <= 0.0045
 
 
 def test_one_smooth_run_gives_a_visibly_wider_interval(published):
     cosine, wsd, constant = published("mpl_25m", "cosine_24000", "wsd_20000_24000", "constant_24000")
-    both, alone = fit([cosine, wsd]).predict(constant.eta), fit(cosine).predict(constant.eta)
+    both, alone = fit([cosine, wsd]).predict(constant.lr), fit(cosine).predict(constant.lr)
     assert np.diff(alone.interval())[0] > 1.4 * np.diff(both.interval())[0]
 
 
@@ -61,11 +61,11 @@ def test_the_note_s_optima_are_self_consistent(published):
     """Closed form, best exponential, best linear, cosine, in this order; the gain is nearer 0.013 than 0.045."""
     (curve,) = published("note_figure", "cosine_run")
     found = fit(curve, "variational")
-    cosine = found.predict(curve.eta).final_loss
-    highest = float(curve.eta.max())
-    final = {kind: search.best(found, 200, highest, kind=kind).final_loss for kind in search.KINDS}
+    cosine = found.predict(curve.lr).final_loss
+    highest = float(curve.lr.max())
+    final = {kind: recommended.best(found, 200, highest, kind=kind).final_loss for kind in recommended.kinds()}
     assert final["free"] <= final["exponential"] <= final["linear"] < cosine
     assert cosine - final["free"] == pytest.approx(0.014, abs=0.002)
-    rates = search.best(found, 200, highest).eta
+    rates = recommended.best(found, 200, highest).lr
     assert rates[0] == pytest.approx(7.4e-4, rel=0.02)
     assert rates[-1] == pytest.approx(2.0e-4, rel=0.03)

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from analysis.laws import annealing, functional, multi_power, power_time, variational, vplus
-from analysis.laws.registry import LAWS, NAMED
-from analysis.schedules.features import Path
+from analysis.laws import annealing, functional, multi_power, power_time, registry, variational, vplus
+from analysis.schedules.features import ScheduleFeatures
 
 MOST = 40  # updates, few enough that a block is one update
 
@@ -23,7 +22,7 @@ def schedules(draw):
 
 
 def every_state(eta):
-    return Path(eta, np.arange(len(eta) + 1))
+    return ScheduleFeatures(eta, np.arange(len(eta) + 1))
 
 
 def power(eta, a):
@@ -53,7 +52,7 @@ def test_variational_columns_are_the_recursion(eta, speed):
 
 def test_variational_stretches_are_exact_where_the_rate_is_constant():
     rates, lengths, beta = np.array([1e-3, 4e-4, 9e-4]), np.array([7, 5, 20]), 60.0
-    full = variational.columns(Path(np.repeat(rates, lengths), np.cumsum(lengths)), {"beta": beta})
+    full = variational.columns(ScheduleFeatures(np.repeat(rates, lengths), np.cumsum(lengths)), {"beta": beta})
     np.testing.assert_allclose(variational.pieces(lengths, rates, beta), full, rtol=1e-12)
 
 
@@ -67,13 +66,13 @@ def test_vplus(eta, a, speed):
 
 
 @given(schedules(), st.floats(0.1, 2.0), st.floats(0.001, 0.9), st.floats(0.3, 1.3))
-def test_own_time(eta, a, speed, p):
+def test_power_time(eta, a, speed, p):
     reference = 2 * eta.max()
     rates = [reference * (rate / reference) ** p for rate in eta]
     beta, lagged = speed / max(rates), [0.0]
     for rate, pace in zip(eta, rates, strict=True):
         lagged.append(lagged[-1] + beta * pace * (rate - lagged[-1]))
-    path = Path(eta, np.arange(len(eta) + 1), reference)
+    path = ScheduleFeatures(eta, np.arange(len(eta) + 1), reference)
     columns = power_time.columns(path, {"a": a, "beta": beta, "p": p})
     np.testing.assert_allclose(columns[:, 1], power(np.array(rates), a), rtol=1e-9)
     np.testing.assert_allclose(columns[:, 2], lagged, rtol=1e-9)
@@ -130,24 +129,24 @@ def test_functional_kernel_of_power_one():
     np.testing.assert_allclose(at, near, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", [law.name for law in registry.laws()])
 def test_where_blocks_are_cut_hardly_matters(name):
     """A schedule cut into blocks gives the columns of one cut elsewhere, within 2e-3 of their size."""
     from rwkv_lab.training.schedules import rates
 
-    law = LAWS[name]
+    law = registry.get(name)
     eta = rates("wsd", 4000, lr_init=1e-3, lr_final=1e-4, warmup_steps=100)
     nonlinear = {p.name: p.usual for p in law.nonlinear(1e-3)}
     at = np.array([500, 3300, 3600, 4000])
-    coarse = law.columns(Path(eta, at, 1e-3), nonlinear)
-    fine = [law.columns(Path(eta[:stop], np.array([stop]), 1e-3), nonlinear)[0] for stop in at]
+    coarse = law.columns(ScheduleFeatures(eta, at, 1e-3), nonlinear)
+    fine = [law.columns(ScheduleFeatures(eta[:stop], np.array([stop]), 1e-3), nonlinear)[0] for stop in at]
     scale = np.abs(coarse).max(axis=0)
     np.testing.assert_allclose(coarse / scale, np.array(fine) / scale, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", [law.name for law in registry.laws()])
 def test_a_law_says_what_it_is(name):
-    law = LAWS[name]
+    law = registry.get(name)
     assert law.name == name
     assert law.formula and law.source
     for parameter in law.nonlinear(1e-3):

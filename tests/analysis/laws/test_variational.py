@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from analysis.curves import LossCurve
 from analysis.fit import fit
-from analysis.fit.variational_fit import fit_variational
+from analysis.laws.variational import fit_variational
 from rwkv_lab.training.schedules import rates
 
 STEPS = 600
@@ -77,7 +77,7 @@ def test_the_window_of_one_run_begins_where_the_law_does(recursion):
     loss = recursion(eta, L0=2.5, alpha=300.0, beta=3.0, L_start=4.0)[:-1]
     loss = loss + 1.5 * np.exp(-np.arange(2000) / 40) + 0.003 * np.random.default_rng(2).normal(size=2000)
     found = fit(LossCurve(np.arange(2000), loss, eta), "variational")
-    assert 100 <= found.first <= 800
+    assert 100 <= found.fit_start <= 800
     assert found.params["alpha"] == pytest.approx(300.0, rel=0.03)
     assert [row.kind for row in found.table] == ["correlation"] * len(found.table)
 
@@ -99,5 +99,5 @@ def test_the_note(published):
     assert found.params["alpha"] == pytest.approx(337, rel=0.01)
     assert found.params["beta"] == pytest.approx(36, rel=0.02)
     assert found.params["L0"] == pytest.approx(2.556, abs=0.002)
-    assert abs(found.correlations["beta"]["L0"]) > 0.8
-    assert any("beta" in remark and "L0" in remark for remark in found.remarks)
+    assert abs(found.model.correlations["beta"]["L0"]) > 0.8
+    assert any("beta" in remark and "L0" in remark for remark in found.model.remarks)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from analysis.__main__ import main
+from analysis.cli import main
 from analysis.plots import time_weights
 from rwkv_lab.errors import Mistake
 

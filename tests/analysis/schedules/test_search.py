@@ -8,8 +8,9 @@ from scipy.optimize import minimize
 
 from analysis.curves import LossCurve
 from analysis.fit import fit
-from analysis.fit.fitted_law import Member
-from analysis.schedules import closed_form, search, shapes
+from analysis.fit.fitted_law import FittedLaw
+from analysis.laws import variational as law_of_peng
+from analysis.schedules import recommended, search
 from rwkv_lab.errors import Mistake
 from rwkv_lab.training.schedules import rates
 
@@ -42,12 +43,14 @@ def test_feedback_is_the_free_optimum(recursion, excess, cap, pace, steps):
     beta = pace / (steps * eta_max)
     if beta * eta_max >= 1:
         beta = 0.9 / eta_max
-    member = Member("variational", {"L0": L0, "alpha": alpha, "L_start": L0 + excess}, {"beta": beta}, 0, eta_max, 0.0)
+    member = FittedLaw(
+        "variational", {"L0": L0, "alpha": alpha, "L_start": L0 + excess}, {"beta": beta}, 0, eta_max, 0.0
+    )
 
     def final(shares):
         return recursion(eta_max * shares, L0, alpha, beta, L0 + excess)[-1]
 
-    found = closed_form.feedback(member, steps, eta_max, 0)
+    found = law_of_peng.best_schedule(member.linear, member.nonlinear, steps, eta_max, 0)
     free = minimize(final, np.full(steps, 0.5), method="L-BFGS-B", bounds=[(0, 1)] * steps, options={"ftol": 1e-15})
     assert final(found / eta_max) == pytest.approx(free.fun, abs=1e-6)
     assert final(found / eta_max) <= free.fun + 1e-9
@@ -58,8 +61,8 @@ def test_feedback_is_the_free_optimum(recursion, excess, cap, pace, steps):
 def test_feedback_tends_to_its_continuous_limit():
     """eta(t) = 2 D / (beta D t + 4 alpha) and the loss L0 + 4 alpha D / (beta D t + 4 alpha)."""
     L0, alpha, beta, D, steps = 2.0, 300.0, 1.5, 0.7, 3000
-    member = Member("variational", {"L0": L0, "alpha": alpha, "L_start": L0 + D}, {"beta": beta}, 0, 1.0, 0.0)
-    eta = closed_form.feedback(member, steps, 1.0, 0)
+    member = FittedLaw("variational", {"L0": L0, "alpha": alpha, "L_start": L0 + D}, {"beta": beta}, 0, 1.0, 0.0)
+    eta = law_of_peng.best_schedule(member.linear, member.nonlinear, steps, 1.0, 0)
     np.testing.assert_allclose(eta, 2 * D / (beta * D * np.arange(steps) + 4 * alpha), rtol=1e-3)
     final = member.loss(eta, np.array([steps]))[0]
     assert final == pytest.approx(L0 + 4 * alpha * D / (beta * D * steps + 4 * alpha), abs=1e-4)
@@ -67,24 +70,24 @@ def test_feedback_tends_to_its_continuous_limit():
 
 def test_the_closed_form_is_best_then_exponential_then_linear(variational):
     _, eta, found = variational
-    final = {kind: search.best(found, 300, 8e-4, kind=kind).final_loss for kind in search.KINDS}
+    final = {kind: recommended.best(found, 300, 8e-4, kind=kind).final_loss for kind in recommended.kinds()}
     assert final["free"] <= final["exponential"] <= final["linear"] < found.predict(eta).final_loss
 
 
 def test_an_optimum_of_the_variational_law_starts_at_L_start(variational, recursion):
     truth, _, found = variational
-    best = search.best(found, 200, 8e-4)
-    assert best.final_loss == pytest.approx(recursion(best.eta, **truth)[-1], abs=1e-6)
+    best = recommended.best(found, 200, 8e-4)
+    assert best.final_loss == pytest.approx(recursion(best.lr, **truth)[-1], abs=1e-6)
     assert best.method == "feedback form"
-    assert len(best.eta) == 200
+    assert len(best.lr) == 200
 
 
 KERNELS = {
-    "vplus": Member("vplus", {"L0": 3.0, "A": 0.5, "alpha": 60.0}, {"a": 0.5, "beta": 1.5}, 0, PEAK, 0.0),
-    "vplus_own_time": Member(
-        "vplus_own_time", {"L0": 3.0, "A": 0.5, "alpha": 60.0}, {"a": 0.5, "beta": 1.5, "p": 0.7}, 0, PEAK, 0.0
+    "vplus": FittedLaw("vplus", {"L0": 3.0, "A": 0.5, "alpha": 60.0}, {"a": 0.5, "beta": 1.5}, 0, PEAK, 0.0),
+    "power_time": FittedLaw(
+        "power_time", {"L0": 3.0, "A": 0.5, "alpha": 60.0}, {"a": 0.5, "beta": 1.5, "p": 0.7}, 0, PEAK, 0.0
     ),
-    "functional": Member(
+    "functional": FittedLaw(
         "functional", {"L0": 3.0, "A": 0.5, "c": 400.0}, {"a": 0.5, "tau": 0.2, "kappa": 1.5, "d": 0.0}, 0, PEAK, 0.0
     ),
 }
@@ -95,8 +98,8 @@ def test_kernel_forms_are_the_free_optimum(law):
     """Free numerical optimisation, from the closed form and from a straight line, finds nothing better than 3e-4."""
     member, steps = KERNELS[law], 1200
     goal = search.Goal((member,), steps, 0, PEAK, 1.0)
-    closed = closed_form.best_profile(member, steps, PEAK, 0)
-    for start in (closed, shapes.build("linear", steps, 0, PEAK, PEAK / 20)):
+    closed = member.kernel_schedule(steps, PEAK, 0)
+    for start in (closed, rates("linear", steps, lr_init=PEAK, lr_final=PEAK / 20)):
         free = search.refine(goal, goal.mean, start, rounds=200)
         assert goal.mean(closed) <= goal.mean(free) + 3e-4
     assert closed.max() <= PEAK
@@ -104,7 +107,7 @@ def test_kernel_forms_are_the_free_optimum(law):
 
 
 def test_an_exponential_kernel_gives_a_plateau_then_a_rate_whose_inverse_is_linear():
-    closed = closed_form.best_profile(KERNELS["vplus"], 3000, PEAK, 0)
+    closed = KERNELS["vplus"].kernel_schedule(3000, PEAK, 0)
     assert closed[1000] == PEAK
     tail = 1 / closed[closed < 0.95 * PEAK]
     assert len(tail) > 100
@@ -112,24 +115,24 @@ def test_an_exponential_kernel_gives_a_plateau_then_a_rate_whose_inverse_is_line
     assert slopes.std() < 0.02 * slopes.mean()
 
 
-@pytest.mark.parametrize("kind", search.KINDS)
+@pytest.mark.parametrize("kind", recommended.kinds())
 @pytest.mark.parametrize("warmup", [0, 60])
 def test_limits_are_kept(mixture, kind, warmup):
-    best = search.best(mixture, 1000, 2e-3, warmup, kind)
-    assert len(best.eta) == 1000
-    assert best.eta.min() >= 0 and best.eta.max() <= 2e-3
-    assert never_rises(best.eta, warmup)
-    assert best.final_loss == pytest.approx(mixture.predict(best.eta).final_loss)
+    best = recommended.best(mixture, 1000, 2e-3, warmup, kind)
+    assert len(best.lr) == 1000
+    assert best.lr.min() >= 0 and best.lr.max() <= 2e-3
+    assert never_rises(best.lr, warmup)
+    assert best.final_loss == pytest.approx(mixture.predict(best.lr).final_loss)
     if warmup:
-        assert (np.diff(best.eta[:warmup]) > 0).all()
+        assert (np.diff(best.lr[:warmup]) > 0).all()
     if best.schedule:
         named = dict(best.schedule)
-        np.testing.assert_allclose(rates(named.pop("name"), 1000, **named), best.eta, atol=0.02 * 2e-3)
+        np.testing.assert_allclose(rates(named.pop("name"), 1000, **named), best.lr, rtol=1e-12)
 
 
 def test_the_table_has_the_usual_schedules_with_gains_and_the_error(mixture):
-    best = search.best(mixture, 1000, warmup=50)
-    assert {row.kind for row in best.table} == set(shapes.KINDS)
+    best = recommended.best(mixture, 1000, warmup=50)
+    assert {row.kind for row in best.table} == set(search.shapes())
     for row in best.table:
         assert row.gain == pytest.approx(row.final_loss - best.final_loss)
         assert row.beyond_error == (row.gain > best.error)
@@ -143,19 +146,19 @@ def test_the_table_has_the_usual_schedules_with_gains_and_the_error(mixture):
 
 def test_a_coarser_law_gives_the_same_loss():
     """The optimiser takes several updates as one."""
-    for member in (*KERNELS.values(), Member("multi_power", {"L0": 3, "A": 0.5, "B": 70}, {
+    for member in (*KERNELS.values(), FittedLaw("multi_power", {"L0": 3, "A": 0.5, "B": 70}, {
         "a": 0.5, "C": 0.15, "g": 0.5, "b": 0.4}, 0, PEAK, 0.0)):  # fmt: skip
         fine = rates("wsd", 8000, lr_init=PEAK, lr_final=PEAK / 10)
         coarse = rates("wsd", 2000, lr_init=PEAK, lr_final=PEAK / 10)
         expected = member.loss(fine, np.array([8000]))[0]
-        assert search.coarser(member, 4.0).loss(4 * coarse, np.array([2000]))[0] == pytest.approx(expected, abs=1e-3)
+        assert member.coarser(4.0).loss(4 * coarse, np.array([2000]))[0] == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_longer_schedule_is_found_on_a_coarser_one(mixture):
-    best = search.best(mixture, 9000, PEAK, 300)
-    assert len(best.eta) == 9000
-    assert best.eta.max() <= PEAK
-    assert never_rises(best.eta, 300)
+    best = recommended.best(mixture, 9000, PEAK, 300)
+    assert len(best.lr) == 9000
+    assert best.lr.max() <= PEAK
+    assert never_rises(best.lr, 300)
     assert all(row.gain > -0.002 for row in best.table)
 
 
@@ -171,10 +174,10 @@ def test_a_longer_schedule_is_found_on_a_coarser_one(mixture):
 )
 def test_what_cannot_be_optimised_is_refused(mixture, arguments, message):
     with pytest.raises(Mistake, match=message):
-        search.best(mixture, **arguments)
+        recommended.best(mixture, **arguments)
 
 
 def test_the_annealing_law_is_never_optimised(mixture):
-    members = tuple(replace(m, law="annealing") for m in mixture.members if m.law == "annealing")
-    with pytest.raises(Mistake, match="bang-bang"):
-        search.best(replace(mixture, members=members), 100)
+    members = tuple(member for member in mixture.members if member.law == "annealing")
+    with pytest.raises(Mistake, match=r"annealing.*auto or vplus"):
+        recommended.best(replace(mixture.model, law="annealing", members=members), 100)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws.law import Law, Nonlinear
-from analysis.schedules.features import Path
+from analysis.laws.law import Law, Nonlinear, Solution
+from analysis.schedules.features import ScheduleFeatures
 
 HUBER = 1.345  # of the residuals' robust standard deviation: 95 % efficient on normal noise
 OUTLIER = 4.0  # the same where only gross outliers are to be held back
@@ -22,25 +22,11 @@ INDEPENDENT = 40  # residuals of a law are correlated along a run: a run counts 
 
 @dataclass(frozen=True)
 class Data:
-    """One run as the fitter sees it: ``loss [n]`` at the states of ``path``, each the mean of ``count [n]`` points."""
+    """One run for the fitter: ``loss [n]`` at the states of ``schedule``, each the mean of ``count [n]`` points."""
 
-    path: Path
+    schedule: ScheduleFeatures
     loss: np.ndarray
     count: np.ndarray
-
-
-@dataclass(frozen=True)
-class Solution:
-    """Parameters of a law, how well they fit, and what the data say about them together."""
-
-    linear: dict[str, float]
-    nonlinear: dict[str, float]
-    cost: float  # mean squared weighted relative residual
-    weights: list[np.ndarray]  # Huber weights, one array a run
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        return self.linear | self.nonlinear
 
 
 def solve_linear(columns: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -58,11 +44,6 @@ def solve_linear(columns: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> 
         free[active], *_ = np.linalg.lstsq(A[:, active], b, rcond=None)
         free = np.maximum(free, 0.0)
     return free / scale
-
-
-def predict(law: Law, path: Path, linear: Mapping[str, float], nonlinear: Mapping[str, float]) -> np.ndarray:
-    """``[n]`` the law's loss at the path's states."""
-    return law.columns(path, nonlinear) @ np.array([linear[name] for name in law.linear])
 
 
 def huber_weights(residual: np.ndarray, threshold: float = HUBER) -> np.ndarray:
@@ -87,7 +68,7 @@ class Problem:
 
     def columns(self, z: np.ndarray) -> np.ndarray:
         nonlinear = self.named(z)
-        return np.concatenate([self.law.columns(d.path, nonlinear) for d in self.data])
+        return np.concatenate([self.law.columns(d.schedule, nonlinear) for d in self.data])
 
     def solve(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Linear coefficients ``[k]`` and the relative residuals ``[n]`` before Huber weighting."""
@@ -122,7 +103,7 @@ def fit_law(
     """
     from scipy.optimize import least_squares
 
-    eta_max = max(float(d.path.eta.max()) for d in data)
+    eta_max = max(float(d.schedule.lr.max()) for d in data)
     parameters = law.nonlinear(eta_max)
     problem = Problem(law, data, parameters, prior)
     bounds = np.array([[p.coordinate(p.low) for p in parameters], [p.coordinate(p.high) for p in parameters]])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.compare.collect import collect
+from analysis.compare.records import collect
 from rwkv_lab.errors import Mistake
 from rwkv_lab.runs import lock
 

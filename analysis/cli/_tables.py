@@ -1,13 +1,15 @@
-"""Tables of fits, predictions and optima for the terminal."""
+"""Tables of fits, predictions and recommended schedules for the terminal."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from analysis.fit import Fit, Prediction
-from analysis.laws.registry import LAWS
-from analysis.schedules.search import Optimum
+from analysis.fit.joint import Fit
+from analysis.fit.model import Prediction
+from analysis.laws import registry
+from analysis.schedules.recommended import Optimum
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:
@@ -26,55 +28,58 @@ def _interval(interval: tuple[float, float]) -> str:
 
 
 def print_fit(console: Console, fit: Fit) -> None:
-    """Runs, parameters with standard errors, windows compared, runs predicted from the others, remarks."""
+    """Print runs, parameters with standard errors, first steps compared, runs predicted from the others, remarks."""
     table = _table("Runs", ("run", "column", "updates", "points fitted", "final loss"))
     for curve, run in zip(fit.curves, fit.runs, strict=True):
-        points = int((curve.step >= fit.first).sum())
+        points = int((curve.step >= fit.fit_start).sum())
         table.add_row(run.name, run.column, str(run.steps), str(points), f"{run.loss[-1]:.4f}")
     console.print(table, "")
     laws = dict.fromkeys(member.law for member in fit.members)
     for law in laws:
-        console.print(f"{law}:  {LAWS[law].formula}", highlight=False, markup=False, soft_wrap=True)
-    windows = sorted({member.first for member in fit.members})
+        console.print(f"{law}:  {registry.get(law).formula}", highlight=False, markup=False, soft_wrap=True)
+    starts = sorted({member.fit_start for member in fit.members})
     if len(fit.members) > 1:
-        said = f"mean of {len(laws)} laws on {len(windows)} windows, from steps {', '.join(map(str, windows))}"
+        what = f"mean of {len(laws)} laws, each fitted from steps {', '.join(map(str, starts))}"
     else:
-        said = f"fitted from step {windows[0]} on"
+        what = f"fitted from step {starts[0]} on"
     rms = max(member.cost for member in fit.members) ** 0.5
-    console.print(f"{said}; residuals {100 * rms:.2f} % (root mean square)\n", highlight=False)
+    console.print(f"{what}; residuals {100 * rms:.2f} % (root mean square)\n", highlight=False)
     if len(fit.members) == 1:
         table = _table("Parameters", ("name", "value", "standard error"))
         for name, value in fit.params.items():
-            error = fit.standard_errors.get(name)
+            error = fit.model.standard_errors.get(name)
             table.add_row(name, _number(value), _number(error) if error is not None else "at its bound")
         console.print(table, "")
     else:
-        for member in (member for member in fit.members if member.first == fit.first):
-            said = ", ".join(f"{name} {_number(value)}" for name, value in member.parameters.items())
-            console.print(f"{member.law}:  {said}", highlight=False, soft_wrap=True)
+        for member in (member for member in fit.members if member.fit_start == fit.fit_start):
+            values = ", ".join(f"{name} {_number(value)}" for name, value in member.parameters.items())
+            console.print(f"{member.law}:  {values}", highlight=False, soft_wrap=True)
         console.print("")
-    if fit.table:
-        table = _table("Windows", ("first step", fit.table[0].kind, "residual", "final loss of the longest run"))
-        for row in fit.table:
-            chosen = " <" if row.first == fit.first else ""
-            table.add_row(f"{row.first}{chosen}", f"{row.score:.4f}", f"{100 * row.rms:.2f} %", f"{row.final_loss:.4f}")
+    if fit.windows:
+        table = _table("Windows", ("first step", fit.windows[0].kind, "residual", "final loss of the longest run"))
+        for row in fit.windows:
+            chosen = " <" if row.fit_start == fit.fit_start else ""
+            table.add_row(
+                f"{row.fit_start}{chosen}", f"{row.score:.4f}", f"{100 * row.rms:.2f} %", f"{row.final_loss:.4f}"
+            )
         console.print(table, "")
-    if fit.evidence.left_out:
+    if fit.error_budget.left_out:
         table = _table("Each run predicted from the others", ("run", "predicted", "measured", "error"))
-        for one in fit.evidence.left_out:
+        for one in fit.error_budget.left_out:
             table.add_row(one.name, f"{one.predicted:.4f}", f"{one.measured:.4f}", f"{one.error:+.4f}")
         console.print(table, "")
-    print_remarks(console, fit.remarks)
+    print_remarks(console, fit.model.remarks)
 
 
 def print_remarks(console: Console, remarks: Iterable[str]) -> None:
+    """Print one line a remark."""
     for remark in remarks:
         console.print(f"- {remark}", highlight=False, soft_wrap=True)
 
 
 def print_optimum(console: Console, optimum: Optimum, level: float) -> None:
-    """The schedules of the comparison, best first, with intervals and gains."""
-    title = f"Final loss by schedule, {len(optimum.lead) + len(optimum.eta)} updates"
+    """Print the schedules of the comparison, best first, with intervals and gains."""
+    title = f"Final loss by schedule, {optimum.steps} updates"
     table = _table(
         title, ("schedule", "final loss", f"{100 * level:.0f} % interval", "above the best", "beyond the error")
     )
@@ -87,22 +92,32 @@ def print_optimum(console: Console, optimum: Optimum, level: float) -> None:
     for kind, final, interval, gain, beyond in rows:
         table.add_row(kind, f"{final:.4f}", _interval(interval), gain, beyond)
     console.print(table)
-    eta = optimum.eta
+    lr = optimum.lr
     console.print(
-        f"{optimum.kind} ({optimum.method}): rate {eta.max():.3e} at most, {eta[-1]:.3e} at the end\n", highlight=False
+        f"{optimum.kind} ({optimum.method}): rate {lr.max():.3e} at most, {lr[-1]:.3e} at the end\n", highlight=False
     )
     print_remarks(console, optimum.remarks)
 
 
 def print_prediction(console: Console, name: str, prediction: Prediction, level: float) -> None:
+    """Print the final loss of one schedule with its interval."""
     table = _table(
         "Prediction", ("schedule", "updates", "final loss", f"{100 * level:.0f} % interval", "spread of the laws")
     )
     table.add_row(
         name,
-        str(len(prediction.eta)),
+        str(len(prediction.lr)),
         f"{prediction.final_loss:.4f}",
         _interval(prediction.interval(level)),
         f"{prediction.spread[-1]:.4f}",
     )
     console.print(table)
+
+
+def print_command(console: Console, file: Path, steps: int) -> None:
+    """Print the command that trains the schedule of a schedule file."""
+    console.print(
+        f"train it: python run.py schedule=fitted schedule.fit={file} trainer.steps={steps}",
+        soft_wrap=True,
+        highlight=False,
+    )

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.compare.collect import Record
 from analysis.compare.notes import BUDGETS, METRIC_NAMES, census, count, method, notes
+from analysis.compare.records import Record
 from analysis.compare.significance import UNJUDGED
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
 
@@ -70,7 +70,7 @@ def headings(block: Block, comparison: Comparison) -> list[str]:
         f"at {duration(block.budgets['seconds'])}",
         f"at {scaled(block.budgets['flops'], 'FLOP', even=False)}",
     ]
-    reference, metric = "baseline" if comparison.judging.baseline else "best", comparison.judging.metric
+    reference, metric = "baseline" if comparison.criteria.baseline else "best", comparison.criteria.metric
     judged = "" if metric == "final" else f", {METRIC_NAMES[metric]}"
     return ["group", "seeds", "final bpb", f"vs {reference}{judged}", *budgets]
 
@@ -219,7 +219,7 @@ def groups_csv(comparison: Comparison) -> str:
             cells += map(_plain, (row.parameters, row.flops_per_token, row.tokens_per_second, row.peak_memory_bytes))
             v = row.verdict
             judged = [_plain(v.difference), _plain(v.low), _plain(v.high), _plain(v.p), v.verdict] if v else [""] * 5
-            rows.append([*cells, comparison.judging.metric, block.reference or "", *judged])
+            rows.append([*cells, comparison.criteria.metric, block.reference or "", *judged])
     return _csv(rows)
 
 

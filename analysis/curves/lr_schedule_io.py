@@ -1,0 +1,104 @@
+"""The rate of every update: from a run's config, a schedules.json beside its log, or the logged column.
+
+Every formula is that of ``rwkv_lab.training.schedules``.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rwkv_lab.errors import Mistake
+from rwkv_lab.training import schedules
+
+# Kinds of described schedules that decay, with the shape of the decay.
+TAILS = {
+    "cosine": "cosine",
+    "exp_tail": "exponential",
+    "linear_tail": "linear",
+    "one_minus_sqrt_tail": "sqrt",
+}
+KINDS = ("constant", *TAILS, "steps")
+
+
+def from_description(description: Mapping[str, Any], where: str = "schedules.json") -> np.ndarray:
+    """Return the rates ``[total]`` of a described schedule.
+
+    ``description``: kind (one of ``KINDS``), total, peak, warmup (updates, linear from 0), end, decay_start, and for
+    steps the stages ``[[first update, rate], ...]``. A decay would reach ``end`` at update ``total``, one after the
+    last; a cosine decays from the end of the warm-up on.
+    """
+    try:
+        kind, total, peak = description["kind"], int(description["total"]), float(description["peak"])
+        warmup, end = int(description.get("warmup", 0)), float(description.get("end", peak))
+        start = int(description["decay_start"]) if kind in TAILS and kind != "cosine" else warmup
+        stages = description["stages"] if kind == "steps" else []
+    except KeyError as error:
+        raise Mistake(f"{where}: a schedule lacks {error}") from error
+    if kind not in KINDS:
+        raise Mistake(f"{where}: unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
+    lr = np.full(total, peak)
+    if kind in TAILS and start < total:
+        try:
+            tail = schedules.rates(
+                "wsd", total - start + 1, lr_init=peak, lr_final=end, decay_fraction=1.0, decay_shape=TAILS[kind]
+            )
+        except ValueError as error:
+            raise Mistake(f"{where}: {kind}: {error}") from error
+        lr[start:] = tail[:-1]
+    for first, rate in stages:
+        lr[int(first) :] = rate
+    lr[:warmup] = schedules.rates("linear", warmup + 1, lr_init=0.0, lr_final=peak)[:warmup][:total]
+    return lr
+
+
+def schedules_file(log: Path, file: Path | None = None) -> np.ndarray | None:
+    """Return the rates that ``file`` gives under the stem of ``log``; None if it gives none.
+
+    ``file`` is a JSON object with ``schedules``, by default the ``schedules.json`` beside ``log``.
+    """
+    path = file or log.parent / "schedules.json"
+    if not path.is_file():
+        if file is not None:
+            raise Mistake(f"--schedules {file}: no such file")
+        return None
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))["schedules"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise Mistake(f"{path}: not a file of schedules (an object with 'schedules')") from error
+    return from_description(described[log.stem], str(path)) if log.stem in described else None
+
+
+def of_config(schedule: Mapping[str, Any], total: int) -> np.ndarray | None:
+    """Return the rates ``[total]`` of a run's ``schedule`` group; None if its file is gone or has another length."""
+    parameters = dict(schedule)
+    name = parameters.pop("name", None)
+    if name not in schedules.SCHEDULES:
+        return None
+    if name == "fitted":
+        path = Path(str(parameters.get("fit", "")))
+        proposal = json.loads(path.read_text(encoding="utf-8")).get("proposal") if path.is_file() else None
+        lr = np.array(proposal["rates"] if proposal else [], dtype=float)
+        return lr if len(lr) == total else None
+    if name == "piecewise":
+        parameters["stages"] = [
+            (stage["until"], stage["lr"], stage["shape"]) if isinstance(stage, Mapping) else tuple(stage)
+            for stage in parameters["stages"]
+        ]
+    known = inspect.signature(schedules.SCHEDULES[name]).parameters
+    return schedules.rates(name, total, **{key: value for key, value in parameters.items() if key in known})
+
+
+def interpolated(step: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """Return rates ``[last step + 1]`` interpolated between the logged ones, constant before the first."""
+    known = np.isfinite(rate)
+    return np.interp(np.arange(int(step[-1]) + 1), step[known], rate[known])
+
+
+def matches_logged(lr: np.ndarray, step: np.ndarray, rate: np.ndarray) -> bool:
+    """Whether the rates ``lr`` are those logged, within 1 % of the largest."""
+    known = np.isfinite(rate) & (step < len(lr))
+    return bool(np.all(np.abs(lr[step[known]] - rate[known]) <= 0.01 * lr.max()))

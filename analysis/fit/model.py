@@ -1,0 +1,220 @@
+"""A fitted model: what ``fit.json`` stores, enough to predict any schedule without the curves."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.fit.error_budget import ErrorBudget, quantile
+from analysis.fit.fit_start import Window
+from analysis.fit.fitted_law import Correlations, FittedLaw, correlated
+from rwkv_lab.errors import Mistake
+from rwkv_lab.training import schedules
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run as the figures need it: bin means of the logged loss, and the rates at those steps."""
+
+    name: str
+    column: str
+    steps: int
+    warmup: int
+    step: list[int]
+    loss: list[float]
+    rate: list[float]
+    notes: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Losses in nats per token that a model predicts for one schedule of T updates."""
+
+    lr: np.ndarray  # [T]
+    states: np.ndarray  # [T+1] loss before every update and after the last
+    spread: np.ndarray  # [T+1] standard deviation over the laws
+    error_budget: ErrorBudget
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Loss ``[T]`` before every update."""
+        return self.states[:-1]
+
+    @property
+    def final_loss(self) -> float:
+        """Loss after the last update."""
+        return float(self.states[-1])
+
+    def at(self, step: np.ndarray | int) -> np.ndarray:
+        """Return the loss at the states ``step``, counted as in a curve; the last is T."""
+        return self.states[step]
+
+    def interval(self, level: float = 0.9) -> tuple[float, float]:
+        """Return the interval that contains the measured final loss with probability ``level``."""
+        low, high = self.band(level)
+        return float(low[-1]), float(high[-1])
+
+    def band(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """Return the interval at every state, two arrays ``[T+1]``."""
+        if not 0 < level < 1:
+            raise Mistake(f"level must be between 0 and 1, e.g. 0.9 (got {level})")
+        half = quantile(level) * self.error
+        return self.states - half, self.states + half
+
+    @property
+    def error(self) -> np.ndarray:
+        """Scale ``[T+1]`` of the error in nats; intervals are multiples of it."""
+        reached = np.concatenate([[0.0], np.cumsum(self.lr)])
+        return self.error_budget.scale(self.spread, reached)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedModel:
+    """A law or a mixture of laws with all that a prediction and its interval need."""
+
+    law: str  # name of the law, or auto
+    members: tuple[FittedLaw, ...]
+    rivals: tuple[FittedLaw, ...]  # other laws, for the spread; none for a mixture, which has its own
+    error_budget: ErrorBudget
+    windows: tuple[Window, ...]  # first steps compared
+    runs: tuple[RunSummary, ...]
+    prefix_lrs: tuple[float, ...]  # rates of the first run before fit_start, for a law that counts from there
+    standard_errors: dict[str, float]
+    correlations: Correlations
+
+    @property
+    def fit_start(self) -> int:
+        """First step fitted; the middle one of a mixture's."""
+        return middle_start(self.members)
+
+    @property
+    def reference(self) -> float:
+        """Highest rate of the runs."""
+        return self.members[0].reference
+
+    @property
+    def params(self) -> dict[str, float]:
+        """Parameters by name; see ``parameters_of``."""
+        return parameters_of(self.members)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Cautions about the runs and the parameters, a sentence each."""
+        found = [f"{run.name}: {note}" for run in self.runs for note in run.notes]
+        if len(self.members) == 1:
+            found += correlated(self.correlations)
+        if len(self.runs) == 1:
+            found.append(
+                "only one run was fitted: it cannot show the effect of another schedule, and intervals are wide; add "
+                "a run with a plateau and a decay"
+            )
+        return found
+
+    def predict(
+        self,
+        lr: np.ndarray | Sequence[float] | str | Callable[..., float],
+        steps: int | None = None,
+        **parameters: Any,
+    ) -> Prediction:
+        """Predict the losses of a schedule.
+
+        ``lr``: the rate of every update from step 0 on, or a schedule by name or as a function ``(step, total, ...)``,
+        with its length ``steps`` and its ``parameters`` as in ``rwkv_lab.training.schedules``.
+        """
+        rates = as_rates(lr, steps, parameters)
+        if len(rates) <= self.fit_start:
+            raise Mistake(
+                f"the schedule must be longer than {self.fit_start} updates, the first step fitted (got {len(rates)})"
+            )
+        at = np.arange(len(rates) + 1)
+        own = np.stack([member.loss(rates, at) for member in self.members])
+        laws = [own, *(rival.loss(rates, at)[None] for rival in self.rivals)]
+        return Prediction(rates, own.mean(axis=0), np.std(np.concatenate(laws), axis=0), self.error_budget)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; ``from_dict`` gives a model that predicts the same."""
+        return {
+            "format": FORMAT,
+            "law": self.law,
+            "params": self.params,
+            "standard_errors": self.standard_errors,
+            "correlations": self.correlations,
+            "remarks": self.remarks,
+            "members": [member.to_dict() for member in self.members],
+            "rivals": [rival.to_dict() for rival in self.rivals],
+            "evidence": self.error_budget.to_dict(),
+            "windows": [row.to_dict() for row in self.windows],
+            "runs": [asdict(run) for run in self.runs],
+            "lead": list(self.prefix_lrs),
+        }
+
+    def to_json(self) -> str:
+        """Return ``to_dict`` as JSON text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @staticmethod
+    def from_dict(stored: dict[str, Any]) -> "FittedModel":
+        """Read ``to_dict``'s form."""
+        return FittedModel(
+            law=stored["law"],
+            members=tuple(map(FittedLaw.from_dict, stored["members"])),
+            rivals=tuple(map(FittedLaw.from_dict, stored["rivals"])),
+            error_budget=ErrorBudget.from_dict(stored["evidence"]),
+            windows=tuple(map(Window.from_dict, stored["windows"])),
+            runs=tuple(RunSummary(**run) for run in stored["runs"]),
+            prefix_lrs=tuple(stored["lead"]),
+            standard_errors=stored["standard_errors"],
+            correlations=stored["correlations"],
+        )
+
+    @staticmethod
+    def from_json(text: str) -> "FittedModel":
+        """Read ``to_json``'s text."""
+        return FittedModel.from_dict(json.loads(text))
+
+    @staticmethod
+    def load(path: str | Path) -> "FittedModel":
+        """Read a fit.json; Mistake if the file is missing or not a fit."""
+        try:
+            return FittedModel.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise Mistake(f"{path} cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise Mistake(f"{path} is not a fit written by 'python -m analysis fit'") from error
+
+
+def middle_start(members: Sequence[FittedLaw]) -> int:
+    """Return the first step fitted; the middle one of a mixture's."""
+    return sorted(member.fit_start for member in members)[len(members) // 2]
+
+
+def parameters_of(members: Sequence[FittedLaw]) -> dict[str, float]:
+    """Return the parameters by name; those of a mixture's laws fitted from the middle step as ``law.name``."""
+    if len(members) == 1:
+        return members[0].parameters
+    chosen = [member for member in members if member.fit_start == middle_start(members)]
+    return {f"{member.law}.{name}": value for member in chosen for name, value in member.parameters.items()}
+
+
+def as_rates(lr: Any, steps: int | None, parameters: dict[str, Any]) -> np.ndarray:
+    """Return the rates ``[T]`` of an array, or of a schedule by name or function with its length ``steps``."""
+    if isinstance(lr, str) or callable(lr):
+        if steps is None or steps < 1:
+            raise Mistake(f"steps must be the length of the schedule in updates, at least 1 (got {steps})")
+        try:
+            if callable(lr):
+                return np.array([lr(step, steps, **parameters) for step in range(steps)], dtype=float)
+            return schedules.rates(lr, steps, **parameters)
+        except KeyError as error:
+            raise Mistake(f"schedule '{lr}' is unknown; choose one of {', '.join(schedules.SCHEDULES)}") from error
+        except (TypeError, ValueError) as error:
+            raise Mistake(f"schedule {lr}: {error}") from error
+    rates = np.asarray(lr, dtype=float)
+    if rates.ndim != 1 or len(rates) == 0 or not np.isfinite(rates).all() or (rates < 0).any() or not (rates > 0).any():
+        raise Mistake("lr must be one finite rate an update, all at least 0 and one above 0")
+    return rates

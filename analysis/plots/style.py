@@ -1,0 +1,104 @@
+"""The one style of every figure, and the one way to write them as PNG and SVG.
+
+Colours are distinct for every kind of colour vision; series also differ in marker and dash.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rwkv_lab.errors import Mistake
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "legend.fontsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rwkv_lab",
+    "figure.constrained_layout.use": True,
+    "text.parse_math": False,
+}
+
+
+def paper() -> AbstractContextManager[None]:
+    """Context manager: matplotlib figures made and saved inside have the style."""
+    import matplotlib as mpl
+
+    return mpl.rc_context(STYLE)
+
+
+def save(figures: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write ``<name>.png`` and ``<name>.svg`` of every figure; return the paths. Equal figures give equal bytes."""
+    paths = []
+    for name, figure in figures.items():
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        for kind in ("png", "svg"):
+            path = folder / f"{name}.{kind}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+            except OSError as error:
+                raise Mistake(f"{path} cannot be written: {error.strerror}") from None
+            paths.append(path)
+    return paths
+
+
+# Okabe and Ito's palette for every kind of colour vision, without its yellow, which is lost on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#333333", "#E69F00", "#56B4E9")
+# (Bokeh's name, matplotlib's name, the character in the page's legend)
+MARKERS = (
+    ("circle", "o", "●"),
+    ("square", "s", "■"),
+    ("triangle", "^", "▲"),
+    ("diamond", "D", "◆"),
+    ("inverted_triangle", "v", "▼"),
+    ("hex", "h", "⬢"),
+    ("star", "*", "★"),
+)
+DASHES = (("solid", "-"), ("dashed", "--"), ("dotdash", "-."))
+
+
+class Style(NamedTuple):
+    """Looks of one series, for Bokeh and matplotlib."""
+
+    colour: str
+    bokeh_marker: str
+    mpl_marker: str
+    glyph: str
+    bokeh_dash: str
+    mpl_dash: str
+
+
+def style(index: int) -> Style:
+    """Return the looks of the series number ``index``: no two alike among the first 49."""
+    lap, place = divmod(index, len(COLOURS))
+    return Style(COLOURS[place], *MARKERS[(place + lap) % len(MARKERS)], *DASHES[lap % len(DASHES)])
+
+
+def shortened(label: str, longest: int = 64) -> str:
+    """Return ``label`` with its middle left out if it is longer than ``longest``."""
+    tail = (longest - 1) // 3
+    return label if len(label) <= longest else f"{label[: longest - 1 - tail]}…{label[-tail:]}"
+
+
+def wrapped(label: str, width: int = 28) -> str:
+    """Return ``label`` in lines of at most ``width`` letters, broken between words."""
+    lines = [""]
+    for word in label.split(" "):
+        word = shortened(word, width)
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
