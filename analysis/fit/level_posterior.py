@@ -5,7 +5,7 @@ the runs cannot tell comes from the families the prior was measured on (``analys
 by Levenberg-Marquardt, the covariance by Laplace's approximation, and components are weighed by their evidence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,17 +53,23 @@ class Prior:
     sd: np.ndarray
 
     @staticmethod
-    def of(loss: float, scale: float, reference: float, widen: float) -> "Prior":
-        """The shipped prior where the lowest loss is ``loss`` nats, S goes to ``scale`` and the highest rate is
+    def of(numbers: Mapping[str, Any], loss: float, scale: float, reference: float, widen: float) -> "Prior":
+        """The prior ``numbers`` where the lowest loss is ``loss`` nats, S goes to ``scale`` and the highest rate is
         ``reference``: R and c are shares of the loss, R falls with the length and c rises with the rate."""
-        numbers = constants.load()["prior"]
         mean = np.array([numbers["mean"][name] for name in NAMES[1:]])
         sd = np.array([numbers["sd"][name] for name in NAMES[1:]]) * widen
-        low, high = numbers["length_range"]
-        mean[0] += np.log(loss) - numbers["length_slope"] * np.log(np.clip(scale * UNIT, low, high) / 2e4)
-        low, high = numbers["peak_range"]
-        mean[2] += np.log(loss) + numbers["peak_slope"] * np.log(np.clip(reference, low, high) / 1e-3)
+        mean += offsets(numbers, loss, scale, reference)
         return Prior(mean, sd)
+
+
+def offsets(numbers: Mapping[str, Any], loss: float, scale: float, reference: float) -> np.ndarray:
+    """What the prior's mean ``[10]`` moves by for a problem, see ``Prior.of``."""
+    found = np.zeros(len(NAMES) - 1)
+    low, high = numbers["length_range"]
+    found[0] = np.log(loss) - numbers["length_slope"] * np.log(np.clip(scale * UNIT, low, high) / 2e4)
+    low, high = numbers["peak_range"]
+    found[2] = np.log(loss) + numbers["peak_slope"] * np.log(np.clip(reference, low, high) / 1e-3)
+    return found
 
 
 @dataclass(frozen=True)
@@ -163,10 +169,9 @@ class Observed:
     weight: np.ndarray
 
 
-def observe(curves: Sequence[LossCurve], first: int | None = None) -> list[Observed]:
+def observe(curves: Sequence[LossCurve], first: int | None, numbers: Mapping[str, Any]) -> list[Observed]:
     """The runs binned, each from step ``first`` on (unset: a share of its own length); what repeats an earlier run
     bit for bit, as runs branched from one plateau do, counts once."""
-    numbers = constants.load()["data"]
     known: set[tuple[int, float]] = set()
     seen = []
     for curve in curves:
@@ -188,12 +193,12 @@ def observe(curves: Sequence[LossCurve], first: int | None = None) -> list[Obser
 class _Problem:
     """The penalised least squares of one component."""
 
-    def __init__(self, seen: Sequence[Observed], prior: Prior, reference: float, scale: float):
+    def __init__(self, seen: Sequence[Observed], prior: Prior, reference: float, scale: float, noise: float):
         self.seen, self.prior, self.reference, self.scale = seen, prior, reference, scale
         self.loss = np.concatenate([o.loss for o in seen])
         self.weight = np.concatenate([o.weight for o in seen])
         self.huber = np.ones(len(self.loss))
-        self.noise = float(constants.load()["data"]["noise"])
+        self.noise = noise
         self.sigma = self.noise
         self.low = np.array([BOUNDS.get(name, (-np.inf, 0))[0] for name in NAMES])
         self.high = np.array([BOUNDS.get(name, (0, np.inf))[1] for name in NAMES])
@@ -261,29 +266,36 @@ class _Problem:
 
 
 def fit_posterior(
-    curves: Sequence[LossCurve], first: int | None = None, horizon: int | None = None, wide: bool = True
+    curves: Sequence[LossCurve],
+    first: int | None = None,
+    wide: bool = True,
+    numbers: Mapping[str, Any] | None = None,
 ) -> LevelPosterior:
     """The level law's posterior from ``curves`` jointly.
 
     ``first``: the first step that counts, else a share of every run. The prior is set for the longest of the
     schedules, which may go further than its log. ``wide=False`` leaves out the components for unusual families.
+    ``numbers``: other constants than
+    those shipped.
     """
-    seen = observe(curves, first)
+    numbers = numbers or constants.load()
+    seen = observe(curves, first, numbers["data"])
     reference = max(float(curve.lr.max()) for curve in curves)
     scale = max(float(curve.lr.sum() / curve.lr.max()) for curve in curves) / UNIT
     lowest = min(float(o.loss[-1]) for o in seen)
-    components = constants.load()["prior"]["components"]
+    components = numbers["prior"]["components"]
     found, evidence = [], []
     residuals: tuple[np.ndarray, ...] = ()
-    for i, numbers in enumerate(components if wide else components[:1]):
-        problem = _Problem(seen, Prior.of(lowest, scale, reference, numbers["widen"]), reference, scale)
+    for i, part in enumerate(components if wide else components[:1]):
+        prior = Prior.of(numbers["prior"], lowest, scale, reference, part["widen"])
+        problem = _Problem(seen, prior, reference, scale, numbers["data"]["noise"])
         theta = problem.start()
         for _ in range(ROUNDS):
             theta = problem.descend(theta)
             problem.reweigh(theta)
         H, _ = problem.normal(theta, problem.model(theta)[0])
-        found.append((theta, np.linalg.inv(H) * numbers["variance"], problem.sigma))
-        evidence.append(problem.evidence(theta, H) + numbers["log_weight"])
+        found.append((theta, np.linalg.inv(H) * part["variance"], problem.sigma))
+        evidence.append(problem.evidence(theta, H) + part["log_weight"])
         if i == 0:
             ends = np.cumsum([len(o.loss) for o in seen])[:-1]
             residuals = tuple(np.split(problem.model(theta)[0] - problem.loss, ends))

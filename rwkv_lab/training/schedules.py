@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-SHAPES = ("constant", "linear", "cosine", "exponential")
+SHAPES = ("constant", "linear", "cosine", "exponential", "sqrt")
 
 
 def _blend(shape: str, progress: float, start: float, end: float) -> float:
@@ -22,6 +22,8 @@ def _blend(shape: str, progress: float, start: float, end: float) -> float:
         return start + (end - start) * progress
     if shape == "cosine":
         return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+    if shape == "sqrt":
+        return start + (end - start) * math.sqrt(progress)
     if shape == "exponential":
         if start <= 0 or end <= 0:
             raise ValueError("an exponential decay needs rates above 0 at both ends (lr_init and lr_final)")
