@@ -79,7 +79,7 @@ class Component:
     theta: np.ndarray  # [11] mode
     cov: np.ndarray  # [11,11]
     weight: float
-    misfit: float  # nats: robust root mean square of the residuals
+    misfit: float  # nats: root mean square of the residuals without their noise, robust
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,7 @@ def observe(curves: Sequence[LossCurve], first: int | None, numbers: Mapping[str
         at, loss, count = bin_curve(curve.step[kept], curve.loss[kept], POINTS)
         at = np.maximum(at, 1)
         share = kept.sum() / max((curve.step >= start).sum(), 1)
+        count = count * (at / at[-1]) ** numbers["recent"]
         weight = np.sqrt(numbers["independent"] * share * count / count.sum())
         seen.append(Observed(LevelBlocks(curve.lr, at, warmup), loss, weight))
     return seen
@@ -197,6 +198,7 @@ class _Problem:
         self.seen, self.prior, self.reference, self.scale = seen, prior, reference, scale
         self.loss = np.concatenate([o.loss for o in seen])
         self.weight = np.concatenate([o.weight for o in seen])
+        self.ends = np.cumsum([len(o.loss) for o in seen])[:-1]
         self.huber = np.ones(len(self.loss))
         self.noise = noise
         self.sigma = self.noise
@@ -259,6 +261,15 @@ class _Problem:
         self.sigma = float(np.sqrt(self.noise**2 + np.mean(np.minimum(residual, 3 * robust) ** 2)))
         self.huber = np.minimum(1.0, HUBER * max(robust, 1e-4) / np.maximum(residual, 1e-12))
 
+    def misfit(self, theta: np.ndarray) -> float:
+        """Return the smooth part of the residuals: their mean square without that of the noise, both robust; the noise
+        follows from second differences."""
+        residual = self.model(theta)[0] - self.loss
+        bent = np.concatenate([np.diff(r, 2) for r in np.split(residual, self.ends)])
+        noise = float(np.median(bent**2)) / 6 / 0.455 if len(bent) else 0.0
+        most = 3 * 1.4826 * float(np.median(np.abs(residual)))
+        return float(np.sqrt(max(np.mean(np.minimum(np.abs(residual), most) ** 2) - noise, 0.0)))
+
     def evidence(self, theta: np.ndarray, H: np.ndarray) -> float:
         cost = self.objective(theta, self.model(theta)[0])
         volume = np.linalg.slogdet(H)[1] + 2 * float(np.sum(np.log(self.prior.sd)))
@@ -294,11 +305,10 @@ def fit_posterior(
             theta = problem.descend(theta)
             problem.reweigh(theta)
         H, _ = problem.normal(theta, problem.model(theta)[0])
-        found.append((theta, np.linalg.inv(H) * part["variance"], problem.sigma))
+        found.append((theta, np.linalg.inv(H) * part["variance"], problem.misfit(theta)))
         evidence.append(problem.evidence(theta, H) + part["log_weight"])
         if i == 0:
-            ends = np.cumsum([len(o.loss) for o in seen])[:-1]
-            residuals = tuple(np.split(problem.model(theta)[0] - problem.loss, ends))
+            residuals = tuple(np.split(problem.model(theta)[0] - problem.loss, problem.ends))
     weight = np.exp(np.array(evidence) - max(evidence))
     weight /= weight.sum()
     parts = tuple(Component(t, v, float(w), s) for (t, v, s), w in zip(found, weight, strict=True))
