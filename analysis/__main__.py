@@ -4,7 +4,7 @@ import io
 import sys
 
 from analysis.cli import main
-from rwkv_lab.errors import main_guard
+from rwkv_lab.config.errors import main_guard
 
 if __name__ == "__main__":
     # A character that the terminal's encoding lacks, such as ±, is printed as a question mark.

@@ -15,15 +15,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from rwkv_lab import launchers, sweep, sweep_progress
-from rwkv_lab.console import say, warn
-from rwkv_lab.errors import Mistake
-from rwkv_lab.launchers import Manner
-from rwkv_lab.paths import REPOSITORY
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, provenance
-from rwkv_lab.sweep import Job
-from rwkv_lab.sweep_progress import Watch
-from rwkv_lab.torchrun import ranks
+from rwkv_lab.sweeps import launchers, plan, progress
+from rwkv_lab.sweeps.launchers import Manner
+from rwkv_lab.sweeps.plan import Job
+from rwkv_lab.sweeps.progress import Watch
+from rwkv_lab.training.distributed.torchrun import ranks
+from rwkv_lab.util.console import say, warn
+from rwkv_lab.util.paths import REPOSITORY
 
 SECONDS_TO_SAVE = 8.0
 MOST_LOST_WORKERS = 3
@@ -37,24 +37,26 @@ class StudySweeper(BasicSweeper):
 
     def setup(self, *, config: DictConfig, **others: Any) -> None:
         if ranks():
-            raise Mistake("a sweep is not started under torchrun: its jobs with trainer=ddp start their own processes")
+            raise UserError(
+                "a sweep is not started under torchrun: its jobs with trainer=ddp start their own processes"
+            )
         super().setup(config=config, **others)
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None and self.hydra_context is not None
-        texts = [*sweep.parameters(self.params or {}), *arguments]
+        texts = [*plan.parameters(self.params or {}), *arguments]
         overrides = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(texts)
-        sweep.refuse_sweeping(overrides)
+        plan.refuse_sweeping(overrides)
         jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
         loader, master = self.hydra_context.config_loader, self.config
-        planned = sweep.plan(jobs, lambda job: loader.load_sweep_config(master, list(job)))
+        planned = plan.plan(jobs, lambda job: loader.load_sweep_config(master, list(job)))
         if any(job.config and job.config.dry_run for job in planned):
-            sweep_progress.table(planned, [sweep_progress.see(job) for job in planned])
+            progress.table(planned, [progress.see(job) for job in planned])
             return []
         manner = launchers.manner(self.config.hydra.launcher, provenance.usable_cores())
         watch = Watch(planned)
         try:
-            with _stop_on_sigterm(), sweep_progress.watching(watch, repeat=not manner.visible):
+            with _stop_on_sigterm(), progress.watching(watch, repeat=not manner.visible):
                 _warn_of_other_code(watch)
                 self._work_off(watch, manner)
         except KeyboardInterrupt:
@@ -63,7 +65,7 @@ class StudySweeper(BasicSweeper):
             raise
         finally:
             states = watch.states()
-            sweep_progress.table(planned, states)
+            progress.table(planned, states)
         if any(seen.status != "complete" for seen in states):
             raise SystemExit(1)
         return []

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
 
-from rwkv_lab import checks
-from rwkv_lab.compose import prepare
-from rwkv_lab.config import Config
-from rwkv_lab.paths import REPOSITORY
+from rwkv_lab.config import check
+from rwkv_lab.config.hydra import prepare
+from rwkv_lab.config.schema import Config
+from rwkv_lab.util.paths import REPOSITORY
 
 
 @contextmanager
@@ -31,4 +31,4 @@ def compose(*overrides: str, hydra: bool = False) -> DictConfig:
 
 def checked(*overrides: str) -> Config:
     """The checked configuration."""
-    return checks.check(compose(*overrides))
+    return check.check(compose(*overrides))

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from rwkv_lab.arguments import Arguments
-from rwkv_lab.errors import Mistake, main_guard
-from rwkv_lab.paths import REPOSITORY
+from rwkv_lab.cli.arguments import Arguments
+from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.runs import load
+from rwkv_lab.util.paths import REPOSITORY
 from tests.lab import Lab, make_lab
 
 TIMING = ("seconds", "tokens_per_second")
@@ -142,7 +142,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the random moments (1)")
     options = parser.parse_args()
     if options.kills < 0:
-        raise Mistake(f"--kills {options.kills} is below 0")
+        raise UserError(f"--kills {options.kills} is below 0")
     with tempfile.TemporaryDirectory(prefix="drill-") as folder:
         hits, wrong, compared = drill(make_lab(REPOSITORY, Path(folder) / "checkout"), options.kills, options.seed)
     print(f"{len(hits)} kills, {compared:,} numbers compared, {wrong} differ")

@@ -9,11 +9,11 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from rwkv_lab import checks, compose, job
-from rwkv_lab.paths import REPOSITORY
+from rwkv_lab.config import check, hydra
+from rwkv_lab.config.run_hash import named_files, run_name
 from rwkv_lab.runs import Run, load
-from rwkv_lab.runs.identity import run_name
-from rwkv_lab.training import trainer
+from rwkv_lab.training import job, trainer
+from rwkv_lab.util.paths import REPOSITORY
 
 TIMING = ("seconds", "tokens_per_second")
 STEPS = 12
@@ -61,8 +61,8 @@ class Here:
 
     def folder(self, study: str = "faulty") -> Path:
         """Where the run of the last call lies."""
-        config = checks.check(self.composed)
-        return self.runs / study / run_name(config, checks.named_files(config))
+        config = check.check(self.composed)
+        return self.runs / study / run_name(config, named_files(config))
 
     def loaded(self, study: str = "faulty") -> Run:
         return load(self.folder(study))
@@ -91,7 +91,7 @@ class Here:
 
 
 def make_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
-    compose.prepare()
+    hydra.prepare()
     monkeypatch.setattr(job, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"

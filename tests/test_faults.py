@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rwkv_lab.errors import Mistake
-from rwkv_lab.paths import write_json
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import load, provenance
 from rwkv_lab.training import checkpoint, trainer
+from rwkv_lab.util.paths import write_json
 from tests.in_process import STEPS, Here, Killed, make_here, numbers
 
 
@@ -145,7 +145,7 @@ def test_damaged_tokenizer(here: Here, undisturbed: dict, capsys) -> None:
 def test_damaged_manifest_is_said_and_rerun_works(here: Here) -> None:
     here.kill_at(3)
     truncate(here.folder() / "run.json")
-    with pytest.raises(Mistake, match=r"run.json is no readable manifest .*rerun=true"):
+    with pytest.raises(UserError, match=r"run.json is no readable manifest .*rerun=true"):
         here.run()
     assert here.run("rerun=true") == 0
 
@@ -183,7 +183,7 @@ def test_not_even_the_failure_can_be_written(here: Here, undisturbed: dict, caps
 def test_text_vanished_and_came_back(here: Here, undisturbed: dict) -> None:
     here.kill_at(5)
     away = here.text.rename(here.text.with_suffix(".away"))
-    with pytest.raises(Mistake, match=r"data\.path=.*text\.txt does not exist"):
+    with pytest.raises(UserError, match=r"data\.path=.*text\.txt does not exist"):
         here.run()
     away.rename(here.text)
     assert here.loaded().status == "interrupted"
@@ -313,7 +313,7 @@ def test_checkpoint_of_a_newer_version(here: Here, undisturbed: dict) -> None:
     newest = records(here)[-1]
     before = newest.read_text()
     write_json(newest, json.loads(before) | {"format": checkpoint.FORMAT + 1})
-    with pytest.raises(Mistake, match="was written by a newer version of rwkv_lab"):
+    with pytest.raises(UserError, match="was written by a newer version of rwkv_lab"):
         here.run()
     assert here.loaded().status == "interrupted"
     newest.write_text(before)
@@ -324,5 +324,5 @@ def test_checkpoint_of_a_newer_version(here: Here, undisturbed: dict) -> None:
 def test_run_of_a_newer_version(here: Here) -> None:
     here.kill_at(5)
     write_json(here.folder() / "run.json", here.loaded().manifest | {"format": 99})
-    with pytest.raises(Mistake, match=r"was written by a newer version of rwkv_lab \(format 99\)"):
+    with pytest.raises(UserError, match=r"was written by a newer version of rwkv_lab \(format 99\)"):
         here.run()

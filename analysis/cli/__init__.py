@@ -8,8 +8,8 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-from rwkv_lab.arguments import Arguments
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.cli.arguments import Arguments
+from rwkv_lab.config.errors import UserError, nearest
 
 
 def commands() -> dict[str, ModuleType]:
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     name, *rest = arguments
     known = commands()
     if name not in known:
-        raise Mistake(f"command '{name}' is unknown{nearest(name, known)}; choose one of {', '.join(known)}")
+        raise UserError(f"command '{name}' is unknown{nearest(name, known)}; choose one of {', '.join(known)}")
     module = known[name]
     parser = Arguments(
         prog=f"python -m analysis {name}", description=module.SUMMARY[0].upper() + module.SUMMARY[1:] + "."

@@ -6,7 +6,7 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 SUMMARY = "the table, the figures and the page that compare runs"
 PAGE = "compare.html"
@@ -15,18 +15,22 @@ AXES = ("tokens", "seconds", "flops")
 DEFAULTS = {"metric": "final", "baseline": None, "noise": "own", "level": LEVEL} | dict.fromkeys(
     [f"at_{axis}" for axis in AXES]
 )  # fmt: skip
-UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 
 
 def amount(text: str) -> float:
-    """Parse ``2M``, ``2e6`` or ``2000000``; argparse reports any other text."""
-    factor = UNITS.get(text[-1:], 1.0)
+    """Parse ``2M``, ``2e6`` or ``12.5``; argparse reports any other text."""
+    from rwkv_lab.util.units import parse_count
+
     try:
-        value = float(text[:-1] if factor > 1 else text) * factor
+        return float(parse_count(text))
+    except ValueError as error:
+        message = str(error)
+    try:
+        value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, e.g. 2000000, 2e6 or 2M (got {text})")
+        raise argparse.ArgumentTypeError(f"must be {message}")
     return value
 
 
@@ -81,14 +85,14 @@ def output_folder(paths: list[str], out: str | None) -> Path:
         places = [Path(path).resolve() for path in paths]
         above = Path(os.path.commonpath([place.parent if is_run(place) else place for place in places]))
         if above == above.parent:
-            raise Mistake("the paths have only the root folder in common: give the folder for the files with --out DIR")
+            raise UserError("the paths have only the root folder in common; give a folder with --out DIR")
         folder = above / "compare"
     if is_run(folder):
-        raise Mistake(f"--out {folder} is a run directory; give another folder")
+        raise UserError(f"--out {folder} is a run directory; give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Mistake(f"--out {folder} cannot be made: {error.strerror}") from None
+        raise UserError(f"--out {folder} cannot be made: {error.strerror}") from None
     return folder
 
 
@@ -112,8 +116,8 @@ def run(args: argparse.Namespace) -> int:
     from analysis.compare.page import render
     from analysis.compare.records import collect
     from analysis.compare.summary import Criteria, compare
-    from rwkv_lab.paths import write_atomic
     from rwkv_lab.runs.provenance import code_fingerprint
+    from rwkv_lab.util.paths import write_atomic
 
     records = collect(args.paths, code_fingerprint())
     wanted = {axis: getattr(args, f"at_{axis}") for axis in AXES}
@@ -134,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             write_atomic(folder / name, text.encode(errors="replace"))
         except OSError as error:
-            raise Mistake(f"{folder / name} cannot be written: {error.strerror}") from None
+            raise UserError(f"{folder / name} cannot be written: {error.strerror}") from None
     figures = write_figures(comparison, folder)
     near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     drawn = dict.fromkeys(path.stem for path in figures)

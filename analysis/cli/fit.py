@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 SUMMARY = "fit a law of loss against learning rate to the curves of runs"
 
@@ -35,7 +35,7 @@ def expand(path: str) -> list[str]:
     if folder.is_dir() and not (folder / "metrics.csv").is_file() and not list(folder.glob("*.wandb")):
         found = sorted(str(metrics.parent) for metrics in folder.glob("**/metrics.csv"))
         if not found:
-            raise Mistake(f"{path} has no run below it (no metrics.csv)")
+            raise UserError(f"{path} has no run below it (no metrics.csv)")
         return found
     return [path]
 
@@ -47,7 +47,7 @@ def window_of(text: str) -> int | str:
     try:
         return int(text)
     except ValueError as error:
-        raise Mistake(f"--window must be auto or a step, e.g. 2000 (got '{text}')") from error
+        raise UserError(f"--window must be auto or a step, e.g. 2000 (got '{text}')") from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         content["proposal"] = recommended.as_dict(result.model, optimum, rates)
         recommended.write_schedule(args.out / "schedule.csv", rates, optimum.prediction.loss)
     else:
-        console.print(f"- no schedule is proposed: the best one of the law {result.law} is not worth training")
+        console.print(f"- no schedule is proposed: the law {result.law} is not optimised; fit auto or vplus")
     recommended.write_json(args.out / "fit.json", content)
     figures = draw_fit(args.out, result, optimum, recommended.LEVEL)
     files = f"fit.json{', schedule.csv' if optimum else ''}, {', '.join(figures)} (.png, .svg)"

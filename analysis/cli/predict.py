@@ -1,17 +1,17 @@
 """``python -m analysis predict FIT --schedule NAME --steps N``"""
 
 import argparse
-import inspect
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.config.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
 
 SUMMARY = "the loss that a fit predicts for a schedule, with its interval"
-PARAMETERS = ("lr_init", "lr_final", "warmup_steps", "decay_fraction", "decay_shape")
+FLAGS = ("lr_init", "lr_final", "warmup_steps", "decay_fraction", "decay_shape")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,60 +30,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup-steps", type=int, help="updates of linear warm-up (default: those of the first run)")
     parser.add_argument("--decay-fraction", type=float, help="wsd: share of the run that decays (default: 0.2)")
     parser.add_argument("--decay-shape", help="wsd: shape of the decay (default: linear)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any other field of the schedule; repeatable"
+    )
     parser.add_argument("--level", type=float, default=0.9, help="level of the interval (default: 0.9)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: the fit's)")
-
-
-def names() -> list[str]:
-    """Return the schedules that ``PARAMETERS`` describe."""
-    from rwkv_lab.training import schedules
-
-    found = []
-    for name, schedule in schedules.SCHEDULES.items():
-        parameters = inspect.signature(schedule).parameters.values()
-        required = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-        if required <= set(PARAMETERS):
-            found.append(name)
-    return found
 
 
 def rates_of(args: argparse.Namespace, peak: float, warmup: int) -> "np.ndarray":
     """Return the rate of every update; ``peak`` and ``warmup`` are defaults."""
     from analysis.curves import lr_schedule_io, tables
     from analysis.fit.model import as_rates
-    from rwkv_lab.training import schedules
+    from rwkv_lab.config import registry
 
     if args.schedules is not None:
         rates = lr_schedule_io.schedules_file(Path(args.schedule), args.schedules)
         if rates is None:
-            raise Mistake(f"--schedules {args.schedules} has no schedule '{args.schedule}'")
+            raise UserError(f"--schedules {args.schedules} has no schedule '{args.schedule}'")
         return rates
     if args.schedule.endswith(".csv"):
         if not Path(args.schedule).is_file():
-            raise Mistake(f"--schedule {args.schedule}: no such file")
+            raise UserError(f"--schedule {args.schedule}: no such file")
         columns = tables.read_csv(Path(args.schedule))
         name = tables.pick(columns, tables.RATE_NAMES)
         if name is None:
-            raise Mistake(f"{args.schedule} has no column lr; it has {', '.join(columns)}")
+            raise UserError(f"{args.schedule} has no column lr; it has {', '.join(columns)}")
         return as_rates(columns[name], None, {})
-    known = names()
+    known = registry.names("schedule")
     if args.schedule not in known:
-        raise Mistake(
+        raise UserError(
             f"--schedule '{args.schedule}' is unknown{nearest(args.schedule, known)}; choose one of "
             f"{', '.join(known)}, or a CSV file"
         )
-    taken = inspect.signature(schedules.SCHEDULES[args.schedule]).parameters
-    lr_init = peak if args.lr_init is None else args.lr_init
-    defaults = {"lr_init": peak, "lr_final": lr_init / 10, "warmup_steps": warmup}
-    parameters = {}
-    for name in PARAMETERS:
-        value = getattr(args, name)
-        if value is not None and name not in taken and name.startswith("decay"):
-            raise Mistake(f"--{name.replace('_', '-')} does not apply to --schedule {args.schedule}")
-        value = defaults.get(name) if value is None else value
-        if value is not None and name in taken:
-            parameters[name] = value
+    taken = {field.name for field in fields(registry.get("schedule", args.schedule))}
+    given = {name: value for name in FLAGS if (value := getattr(args, name)) is not None} | dict(map(setting, args.set))
+    unknown = [name for name in given if name not in taken]
+    if unknown:
+        raise UserError(
+            f"schedule {args.schedule} has no field {unknown[0]}; it has {', '.join(sorted(taken - {'name'}))}"
+        )
+    lr_init = given.get("lr_init", peak)
+    defaults = {"lr_init": lr_init, "lr_final": lr_init / 10, "warmup_steps": warmup}
+    parameters = {name: value for name, value in defaults.items() if name in taken} | given
     return as_rates(args.schedule, args.steps, parameters)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Parse ``--set KEY=VALUE``, VALUE in YAML."""
+    import yaml
+
+    key, equals, value = text.partition("=")
+    try:
+        if not equals:
+            raise ValueError
+        return key, yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError):
+        raise UserError(f"--set must be KEY=VALUE, e.g. decay_power=3 (got {text})") from None
 
 
 def run(args: argparse.Namespace) -> int:

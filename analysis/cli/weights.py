@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 SUMMARY = "the time-decay and time_w curves that a run learned"
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from analysis.plots.time_weights import figures, half_life, read
 
     if args.distance < 2:
-        raise Mistake(f"--distance must be at least 2 tokens (got {args.distance})")
+        raise UserError(f"--distance must be at least 2 tokens (got {args.distance})")
     layers = read(args.run)
     folder: Path = args.out or (args.run if args.run.is_dir() else args.run.parent) / "weights"
     table = Table(box=SIMPLE_HEAD, pad_edge=False)

@@ -1,8 +1,8 @@
-"""The page's interactive charts, made with Bokeh.
+"""Interactive charts of the page, made with Bokeh.
 
-The page's script hides groups and changes the axis without any data of its own: the renderers of curves carry tags
-``[kind, group index]`` and their coordinates once for each axis (``x_tokens``, ``x_seconds``, ``x_flops``); the sources
-of the final values have a column ``group`` and one ``alpha``.
+The page's script hides groups and changes the axis: the renderers of curves have tags ``[kind, group index]`` and their
+coordinates once for each axis (``x_tokens``, ``x_seconds``, ``x_flops``); the sources of the final values have the
+columns ``group`` and ``alpha``.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ NOISY = 80  # points of a training loss: each the mean of enough rows to see pas
 
 
 def points_for(runs: int) -> int:
-    """Points of one curve, fewer where there are many runs."""
+    """Return the number of points of one curve; fewer for many runs."""
     return int(np.clip(LARGEST // max(1, runs), 60, 200))
 
 
 def compact(values: np.ndarray) -> np.ndarray:
-    """As float32, which Bokeh writes in half the bytes and which is finer than a screen."""
+    """Return float32, which Bokeh writes in half the bytes and which is finer than a screen."""
     return np.asarray(values, dtype=np.float32)
 
 
@@ -40,7 +40,7 @@ def _padded(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def run_lines(records: Sequence[Record], column: str, points: int, divisors: dict[str, float]) -> dict[str, np.ndarray]:
-    """The curves of ``records`` one after the other with a gap between: ``y`` and an x for each axis."""
+    """Return the curves of ``records`` one after the other with gaps: ``y`` and an x for each axis."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("y", *(f"x_{axis}" for axis in AXES))}
     for record in records:
         y = binned(record, "tokens", column, points)[1]
@@ -55,7 +55,7 @@ def run_lines(records: Sequence[Record], column: str, points: int, divisors: dic
 def mean_lines(
     records: Sequence[Record], column: str, points: int, divisors: dict[str, float]
 ) -> dict[str, np.ndarray]:
-    """For each axis the mean curve ``m_`` and its band ``lo_``, ``hi_`` on ``x_``; NaN past the shorter ones' ends."""
+    """Return for each axis the mean curve ``m_`` and its band ``lo_``, ``hi_`` on ``x_``, padded with NaN."""
     columns: dict[str, np.ndarray] = {}
     for axis in AXES:
         mean = band(records, axis, column, points)
@@ -65,7 +65,7 @@ def mean_lines(
 
 
 def _some(columns: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-    """A few points of a curve, staggered by group, that carry its marker."""
+    """Return a few points of a curve for its markers, staggered by group."""
     every = max(1, len(next(iter(columns.values()))) // MARKS)
     return {name: values[index % every :: every] for name, values in columns.items() if name[:3] not in ("lo_", "hi_")}
 
@@ -91,7 +91,7 @@ def _blank(label: str, x_label: str, x_end: float, y: tuple[float, float], block
 
 
 def polish(fig: Any) -> Any:
-    """The restrained looks every chart shares."""
+    """Set the looks that every chart shares; return the chart."""
     from bokeh.models import NoOverlap
 
     fig.axis.major_label_policy = NoOverlap(min_distance=4)
@@ -109,7 +109,7 @@ def polish(fig: Any) -> Any:
 
 
 def _hovers(lines: list[tuple[str, Any]], quantity: str) -> list[Any]:
-    """A tool for the means of several seeds, which tells their spread, and one for single runs."""
+    """Return a hover tool for means over seeds, with their spread, and one for single runs."""
     from bokeh.models import HoverTool
 
     start = [("group", "$name"), ("at", "@x_tokens{0.[000]}")]
@@ -124,15 +124,15 @@ def _hovers(lines: list[tuple[str, Any]], quantity: str) -> list[Any]:
 
 
 def add(fig: Any, kind: str, index: int, glyph: Any, source: Any) -> Any:
-    """Draws ``glyph`` of ``source``, tagged with what it is and for which group; the renderer.
+    """Draw ``glyph`` of ``source`` with the tags ``[kind, index]``; return the renderer.
 
-    Unlike the figure's own methods it makes no further glyphs for selections, which would double the page.
+    Unlike the figure's methods, it adds no glyphs for selections, which would double the page.
     """
     return fig.add_glyph(source, glyph, tags=[kind, index])
 
 
 def _draw(fig: Any, row: Row, column: str, points: int, divisors: dict[str, float]) -> tuple[str, Any] | None:
-    """Draws a group into ``fig``: each run, the band, the main line, its markers; kind and renderer of that line."""
+    """Draw a group: each run, the band, the main line, its markers; return kind and renderer of that line."""
     from bokeh.models import ColumnDataSource, Line, Scatter, VArea
 
     index, look = row.look, style(row.look)
@@ -163,7 +163,7 @@ def _draw(fig: Any, row: Row, column: str, points: int, divisors: dict[str, floa
 
 
 def _limits(block: Block, column: str) -> tuple[float, float]:
-    """The first view of the y axis."""
+    """Return the first view of the y axis."""
     curves = [binned(record, "tokens", column, 200) for row in block.rows for record in row.group.records]
     known = [(x, y) for x, y in curves if len(x)]
     if column == "lr":
@@ -172,7 +172,7 @@ def _limits(block: Block, column: str) -> tuple[float, float]:
 
 
 def curve_chart(block: Block, number: int, column: str, label: str, points: int) -> Any:
-    """One chart of ``column`` against the switchable axis."""
+    """Return the chart of ``column`` against the switchable axis."""
     units = scales(block)
     divisors = {axis: divisor for axis, (divisor, _, _) in units.items()}
     fig = _blank(label, units["tokens"][2], units["tokens"][1], _limits(block, column), number)
@@ -182,7 +182,7 @@ def curve_chart(block: Block, number: int, column: str, label: str, points: int)
 
 
 def final_chart(block: Block, number: int) -> Any:
-    """Final bits per byte: every seed, the mean and one standard deviation, the best on top."""
+    """Return the chart of final bits per byte: every seed, mean and standard deviation, the best on top."""
     from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d, Scatter, Segment
     from bokeh.plotting import figure
 
@@ -238,7 +238,7 @@ def final_chart(block: Block, number: int) -> Any:
 
 
 def charts(block: Block, number: int, runs: int) -> dict[str, Any]:
-    """Every chart of a block by name; ``runs`` of the whole page set how fine the curves are."""
+    """Return every chart of a block by name; the number of ``runs`` on the page sets how fine the curves are."""
     from bokeh.models import NumeralTickFormatter, PrintfTickFormatter
 
     points = points_for(runs)

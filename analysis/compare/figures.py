@@ -38,12 +38,12 @@ UNITS: dict[str, tuple[tuple[float, float, str], ...]] = {
 
 
 def unit_of(axis: str, largest: float) -> tuple[float, str]:
-    """``(divisor, label)`` that makes numbers up to ``largest`` easy to read."""
+    """Return ``(divisor, label)`` that makes numbers up to ``largest`` easy to read."""
     return next((divisor, label) for least, divisor, label in UNITS[axis] if largest >= least)
 
 
 def scales(block: Block) -> dict[str, tuple[float, float, str]]:
-    """For each axis ``(divisor, end, label)``: the end of the longest run in units of the label."""
+    """Return for each axis ``(divisor, end, label)``, the end of the longest run in units of the label."""
     found = {}
     for axis in AXES:
         spent = [axis_values(record, axis) for row in block.rows for record in row.group.records]
@@ -55,7 +55,7 @@ def scales(block: Block) -> dict[str, tuple[float, float, str]]:
 
 
 def loss_limits(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float] | None:
-    """The range of a loss axis that leaves out the steep start, a sixth of the run; None without any curve."""
+    """Return the range of a loss axis without the steep start, a sixth of the run; None without any curve."""
     end = max((x[-1] for x, _ in curves), default=0.0)
     late = [np.interp(np.linspace(max(x[0], end / 6), x[-1], 50), x, y) for x, y in curves if x[-1] >= end / 6]
     if not late:
@@ -66,7 +66,7 @@ def loss_limits(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, flo
 
 
 def _draw(ax: Any, row: Row, axis: str, column: str, divisor: float, coloured: bool) -> list[tuple[Any, Any]]:
-    """Draws a group and names it for the legend; the curves drawn."""
+    """Draw a group with its name for the legend; return the curves drawn."""
     look = style(row.look)
     drawn: list[tuple[Any, Any]] = []
     colour = look.colour if coloured else GREY
@@ -94,7 +94,7 @@ def _draw(ax: Any, row: Row, axis: str, column: str, divisor: float, coloured: b
 def _panel(ax: Any, block: Block, axis: str, column: str) -> None:
     divisor, _, label = scales(block)[axis]
     drawn = []
-    # Grey for one group alone would save nothing.
+    # One group alone is not worth a grey.
     coloured = COLOURED if len(block.rows) > COLOURED + 1 else len(block.rows)
     for place, row in enumerate(block.rows):
         drawn += _draw(ax, row, axis, column, divisor, coloured=place < coloured)
@@ -108,7 +108,7 @@ def _panel(ax: Any, block: Block, axis: str, column: str) -> None:
 
 
 def legend_columns(labels: list[str]) -> int:
-    """As many columns as fit under the figure, four at most."""
+    """Return as many columns as fit under the figure, four at most."""
     longest = max(map(len, labels), default=0)
     return max(1, min(4, len(labels), int(WIDTH / (0.55 + LETTER * longest))))
 
@@ -152,14 +152,14 @@ def final_figure(block: Block) -> Any:
 
 
 def prefix(comparison: Comparison, block: Block) -> str:
-    """What the file names of a block start with: nothing where there is one corpus."""
+    """Return the start of the file names of a block: the corpus if there are several."""
     if len(comparison.blocks) == 1:
         return ""
     return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in block.corpus) + "_"
 
 
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes every figure as PNG and SVG into ``folder``; their paths. A Mistake where that cannot be written."""
+    """Write every figure as PNG and SVG into ``folder``; return the paths. UserError if that is impossible."""
     named: dict[str, Any] = {}
     with paper():
         for block in comparison.blocks:

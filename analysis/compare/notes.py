@@ -1,4 +1,4 @@
-"""What a reader must know before trusting the comparison, one sentence each."""
+"""Cautions beside a comparison, one sentence each, and how its values were measured."""
 
 import math
 from collections import Counter
@@ -10,40 +10,40 @@ from analysis.compare.significance import BEYOND, against, bartlett, pairwise_ve
 from analysis.compare.summary import Block, Comparison, Criteria
 
 METHOD = (
-    "Final bits per byte are those of the whole held-out text after training; all other values are those of the fixed "
-    "part of it that is measured during training. Verdicts: {test}, on the groups' {metric} values, one a seed; "
-    "p-values adjusted by Holm's method over every pair compared; beyond noise where the adjusted p is below {level:g}."
+    "Final bits per byte are those of the whole held-out text after training, other values those of a fixed part of it "
+    "during training. Verdicts: {test}, on the groups' {metric} values, one a seed; p-values adjusted by Holm's method "
+    "over all pairs; beyond noise: an adjusted p below {level:g}."
 )
-OWN_NOISE = "Welch's t-test, which takes each group's noise from its own seeds and cannot judge a group of one seed"
+OWN_NOISE = "Welch's t-test, with each group's noise from its own seeds (two or more)"
 SHARED_NOISE = "t-test with one noise for all groups, estimated from all of them together"
-UNEQUAL = 0.01  # p of Bartlett's test below which one noise for all groups is a doubtful assumption
+UNEQUAL = 0.01  # p of Bartlett's test below which one noise for all groups is doubtful
 METRIC_NAMES = {"final": "final", "tokens": "equal-tokens", "seconds": "equal-time", "flops": "equal-compute"}
 BUDGETS = (
-    "Values at equal tokens, seconds and FLOPs are read off each run's own curve, between its evaluations linearly. "
-    "Where that is before the run's end, its learning rate has not come down yet: a run planned for that budget would "
-    "end lower."
+    "Values at equal tokens, seconds and FLOPs are interpolated linearly between a run's evaluations. Before the run's "
+    "end its learning rate is still high: a run planned for that budget would end lower."
 )
 
 
-def count(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
+    """Return ``1 run`` or ``2 runs``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def census(records: Sequence[Record]) -> str:
-    """``18 complete, 2 failed, 1 running``."""
+    """Return the number of runs by status, e.g. ``18 complete, 2 failed, 1 running``."""
     counted = Counter(record.status for record in records)
     return ", ".join(f"{counted[status]} {status}" for status in STATUSES if counted[status])
 
 
 def method(comparison: Comparison) -> str:
-    """How values were measured and judged."""
+    """Return how values were measured and tested."""
     criteria = comparison.criteria
     test = SHARED_NOISE if criteria.shared_noise else OWN_NOISE
     return METHOD.format(test=test, metric=METRIC_NAMES[criteria.metric], level=criteria.level)
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """``a, b, c`` or, where there are many, the first and how many more."""
+    """Return ``a, b, c``, or the first ``most`` names and how many more."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
@@ -57,18 +57,18 @@ def _about_runs(records: Sequence[Record]) -> Iterator[str]:
     unfinished = [record for record in records if not record.finished]
     if unfinished:
         yield (
-            f"{len(unfinished)} of {count(len(records), 'run')} did not finish ({census(unfinished)}): "
-            "listed and drawn dotted, counted in no mean."
+            f"{len(unfinished)} of {plural(len(records), 'run')} did not finish ({census(unfinished)}): "
+            "listed, drawn dotted, and left out of every mean."
         )
     stale = [record for record in records if record.status == "stale"]
     if stale:
         yield (
-            f"{len(stale)} of {count(len(records), 'run')} {'is' if len(stale) == 1 else 'are'} stale, made by other "
-            "code than this checkout's: counted, marked 'stale'; rerun=true trains again."
+            f"{len(stale)} of {plural(len(records), 'run')} {'is' if len(stale) == 1 else 'are'} stale: completed by "
+            "code that differs from this checkout's, but counted; rerun=true trains again."
         )
     codes = _distinct([record for record in records if record.finished], "code")
     if len(codes) > 1:
-        yield f"The finished runs were made by {len(codes)} different states of the code; see Environment."
+        yield f"The finished runs come from {len(codes)} different states of the code; see Environment."
 
 
 def _about_measures(records: Sequence[Record]) -> Iterator[str]:
@@ -82,26 +82,26 @@ def _about_measures(records: Sequence[Record]) -> Iterator[str]:
     }
     differing = [f"{name} ({', '.join(map(str, values))})" for name, values in places.items() if len(values) > 1]
     if differing:
-        yield f"Seconds and tokens per second do not compare: the runs differ in {'; '.join(differing)}."
+        yield f"Seconds and tokens per second are not comparable: the runs differ in {'; '.join(differing)}."
     evaluations = _distinct(finished, "result", "eval")
     if len(evaluations) > 1:
         yield (
-            f"Final values come from different evaluations ({'; '.join(map(str, evaluations))}), which may give one "
-            "model more context than another; --metric tokens judges by one that is the same for all."
+            f"Final values come from different evaluations ({'; '.join(map(str, evaluations))}), which may give models "
+            "different context lengths; --metric tokens compares by the same evaluation for all."
         )
-    said = {str(note) for record in records for note in record.fact("data", "notes") or []}
-    yield from sorted(f"Data: {note}" for note in said)
+    about_data = {str(note) for record in records for note in record.fact("data", "notes") or []}
+    yield from sorted(f"Data: {note}" for note in about_data)
 
 
 def _about_noise(block: Block, criteria: Criteria) -> Iterator[str]:
-    """Where criteria by the other notion of noise would say something else."""
+    """Yield differences between the verdicts by own and by shared noise."""
     samples = {row.label: row.values[criteria.metric] for row in block.rows}
     if criteria.shared_noise:
         p = bartlett(samples)
         if p < UNEQUAL:
             yield (
-                f"On {block.corpus}, some groups are steadier than others (Bartlett's test, p = {p:.1g}), against what "
-                "--noise shared supposes: --noise own judges each by its own seeds."
+                f"On {block.corpus}, the groups differ in seed noise (Bartlett's test, p = {p:.1g}), contrary to the "
+                "assumption of --noise shared; --noise own estimates it for each group."
             )
         return
     baseline = criteria.baseline if criteria.baseline in samples else None
@@ -113,8 +113,8 @@ def _about_noise(block: Block, criteria: Criteria) -> Iterator[str]:
     ]
     if more:
         yield (
-            f"On {block.corpus}, few seeds see large differences only. With --noise shared, which takes all groups to "
-            f"be equally steady, these also differ from {block.reference} beyond noise: {listed(more)}."
+            f"On {block.corpus}, if all groups have the same seed noise (--noise shared), these also differ from "
+            f"{block.reference} beyond noise: {listed(more)}."
         )
 
 
@@ -125,29 +125,29 @@ def _about_block(block: Block, criteria: Criteria) -> Iterator[str]:
     known = [length for length in lengths if math.isfinite(length)]
     if len(known) > 1:
         yield (
-            f"{where}, the groups were trained for {min(known):,.0f} to {max(known):,.0f} tokens, and each final value "
-            "is that of a run's own end: --metric tokens, seconds or flops compares at equal budgets."
+            f"{where}, the groups were trained for {min(known):,.0f} to {max(known):,.0f} tokens; --metric tokens, "
+            "seconds or flops compares at equal budgets."
         )
     repeated = [row.label for row in block.rows if sum(r.finished for r in row.group.records) > len(row.group.counted)]
     if repeated:
-        yield f"{where}, a seed was trained more than once and counts once: {listed(repeated)}."
+        yield f"{where}, a seed that was trained more than once counts once: {listed(repeated)}."
     single = [row.label for row in block.rows if len(row.values[metric]) == 1]
     if single and len(block.rows) > 1 and not criteria.shared_noise:
-        yield f"{where}, one seed tells nothing of the noise, so these are not judged: {listed(single)}."
+        yield f"{where}, these groups have one seed, hence no known noise, and are not tested: {listed(single)}."
     if block.seed_freedom:
         yield (
-            f"{where}, the standard deviation between seeds is {block.seed_std:.4f} bits per byte, pooled over the "
-            f"groups ({count(block.seed_freedom, 'degree')} of freedom)."
+            f"{where}, the standard deviation over seeds is {block.seed_std:.4f} bits per byte, pooled over the "
+            f"groups ({plural(block.seed_freedom, 'degree')} of freedom)."
         )
     yield from _about_noise(block, criteria)
     empty = [row.label for row in block.rows if row.group.counted and not row.values[metric]]
     if empty:
-        yield f"{where}, these have no {METRIC_NAMES[metric]} value: {listed(empty)}."
+        yield f"{where}, these groups lack a {METRIC_NAMES[metric]} value: {listed(empty)}."
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Every caution that applies, the weightiest first."""
+    """Return every caution that applies, the weightiest first."""
     found = [*_about_runs(comparison.records), *_about_measures(comparison.records)]
     if len(comparison.blocks) > 1:
-        found.append("Bits per byte of different texts do not compare: each corpus has its own table.")
+        found.append("Bits per byte of different texts are not comparable: each corpus has its own table.")
     return found + [note for block in comparison.blocks for note in _about_block(block, comparison.criteria)]

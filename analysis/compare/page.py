@@ -1,7 +1,7 @@
-"""The comparison as one HTML file that needs nothing but a browser: charts, script and style inside it.
+"""The comparison as one self-contained HTML file.
 
-What runs wrote (sample text, reasons, names) is untrusted: Jinja escapes every value, Bokeh escapes what it embeds, and
-the page's security policy lets it load and send nothing.
+Text written by runs (samples, reasons, names) is untrusted: Jinja and Bokeh escape what they embed, and the
+page's security policy forbids loading and sending anything.
 """
 
 import json
@@ -15,7 +15,7 @@ from analysis.compare import tables
 from analysis.compare.charts import charts
 from analysis.compare.figures import scales
 from analysis.compare.grouping import common
-from analysis.compare.notes import BUDGETS, census, count, method, notes
+from analysis.compare.notes import BUDGETS, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
 from analysis.plots.style import style
@@ -26,24 +26,24 @@ MOST_PAIRS = 300  # rows of the table of pairs; more are in pairs.csv
 
 
 def visible(text: str) -> str:
-    """``text`` with control characters, but for line ends and tabs, replaced by U+FFFD: a page must not hold them."""
+    """Return ``text`` with control characters other than line ends and tabs replaced by U+FFFD."""
     kept = ("\n", "\t")
     return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in kept else c for c in text)
 
 
 def _shown(value: Any) -> Any:
-    """What the template prints of ``value``: text without control characters, our own markup as it is."""
+    """Return ``value`` for the template: text without control characters, markup unchanged."""
     return visible(value) if type(value) is str else value
 
 
 def sample(record: Record, longest: int) -> str:
-    """The start of a run's sample text, and how much was cut."""
+    """Return the start of a run's sample text, and how much was cut."""
     text = visible(record.sample.replace("\r\n", "\n"))
     return text if len(text) <= longest else f"{text[:longest]}\n[{len(text) - longest} more characters in sample.txt]"
 
 
 def _cell(text: str, value: float | str | None = None) -> dict[str, Any]:
-    """A table cell: what it shows and, where that is a number, what it is sorted by."""
+    """Return a table cell: its text, and the value it is sorted by."""
     order = value if isinstance(value, str) or (value is not None and math.isfinite(value)) else None
     return {"text": text, "order": order, "words": isinstance(value, str)}
 
@@ -91,12 +91,12 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
 
 
 def setting(value: Any) -> str:
-    """A value of the configuration as one would type it; a dash where there is none."""
+    """Return a value of the configuration as typed; a dash for None."""
     return tables.NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def yaml(config: dict[str, Any]) -> str:
-    """A resolved configuration as YAML."""
+    """Return a resolved configuration as YAML."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(config))
@@ -126,9 +126,9 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                     _cell(corpus, corpus),
                     _cell(str(tables.NONE if record.seed is None else record.seed), _number(record.seed)),
                     *(_cell(tables.bpb(value), value) for value in (final_value(record), last_measured(record))),
-                    _cell(tables.scaled(tokens), tokens),
-                    _cell(tables.duration(seconds), seconds),
-                    _cell(tables.scaled(speed(record)), speed(record)),
+                    _cell(tables.number(tokens), tokens),
+                    _cell(tables.time(seconds), seconds),
+                    _cell(tables.number(speed(record)), speed(record)),
                 ],
             }
         )
@@ -140,7 +140,7 @@ def _number(value: Any) -> float:
 
 
 def environments(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The distinct surroundings of the runs, the commonest first: facts and the names of the runs made there."""
+    """Return the distinct environments of the runs, the commonest first: facts and the names of their runs."""
     found: dict[str, dict[str, Any]] = {}
     for record in records:
         facts = {key: record.fact(key) for key in ("git", "code", "versions", "hardware", "resolved")}
@@ -161,7 +161,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def render(comparison: Comparison, command: str, made: str) -> str:
-    """The page. ``made`` says when, ``command`` with what it was made."""
+    """Return the page; ``made`` is the time and ``command`` the command line that made it."""
     from bokeh.embed import components
     from bokeh.resources import Resources
     from jinja2 import Environment, StrictUndefined
@@ -181,7 +181,7 @@ def render(comparison: Comparison, command: str, made: str) -> str:
     )
     return environment.from_string(here.joinpath("page.html").read_text()).render(
         title=comparison.title,
-        census=f"{count(len(comparison.records), 'run')}: {census(comparison.records)}",
+        census=f"{plural(len(comparison.records), 'run')}: {census(comparison.records)}",
         command=command,
         made=made,
         notes=notes(comparison),

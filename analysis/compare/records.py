@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis.curves.curve import bin_means
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, find
 
 STATUSES = ("complete", "stale", "running", "interrupted", "failed", "unreadable")
@@ -21,7 +21,7 @@ AXES = ("tokens", "seconds", "flops")
 
 @dataclass(frozen=True)
 class Record:
-    """One run as the comparison sees it. ``status`` is one of ``STATUSES``; ``columns`` those of metrics.csv."""
+    """One run; ``status`` is one of ``STATUSES``, ``columns`` are those of metrics.csv."""
 
     path: Path
     status: str
@@ -33,35 +33,38 @@ class Record:
 
     @property
     def name(self) -> str:
+        """Name of its directory."""
         return self.path.name
 
     @property
     def study(self) -> str:
+        """Name of its study."""
         return self.path.parent.name
 
     @property
     def finished(self) -> bool:
-        """Whether its result counts: it ran to its end, by this code or another."""
+        """Whether it ran to its end, by this code or another; only then its result counts."""
         return self.status in FINISHED
 
     @property
     def seed(self) -> Any:
+        """Seed of its configuration."""
         return self.config.get("seed")
 
     def fact(self, *keys: str) -> Any:
-        """A value of the manifest, ``fact("result", "val_bpb")``; None where it is not there."""
+        """Return a value of the manifest, e.g. ``fact("result", "val_bpb")``; None if it is missing."""
         value: Any = self.manifest
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
     def number(self, *keys: str) -> float:
-        """A number of the manifest, NaN where there is none."""
+        """Return a number of the manifest; NaN if it is missing."""
         value = self.fact(*keys)
         return float(value) if isinstance(value, (int, float)) else float("nan")
 
     def column(self, name: str) -> np.ndarray:
-        """A column of metrics.csv, all NaN where the file has none of that name."""
+        """Return a column of metrics.csv; all NaN if it is missing."""
         if name in self.columns:
             return self.columns[name]
         length = len(next(iter(self.columns.values()), ()))
@@ -74,10 +77,10 @@ def _stale_reason(run: Run) -> str:
 
 
 def read(run: Run, fingerprint: str) -> Record:
-    """The record of ``run``; what cannot be read makes it ``unreadable`` instead of an error."""
+    """Return the record of ``run``, with the status ``unreadable`` if it cannot be read."""
     try:
         manifest, config, status, columns = run.manifest, run.config, run.status, run.metrics()
-    except (Mistake, OSError, AttributeError) as error:
+    except (UserError, OSError, AttributeError) as error:
         return Record(run.path, "unreadable", reason=str(error))
     reason = str(manifest.get("reason") or "")
     if status == "complete" and run.stale(fingerprint):
@@ -88,7 +91,7 @@ def read(run: Run, fingerprint: str) -> Record:
 
 
 def collect(paths: Iterable[Path | str], fingerprint: str) -> list[Record]:
-    """Every run under ``paths`` (runs, studies, or runs/ itself), in the order of their names.
+    """Return every run under ``paths`` (runs, studies, or runs/ itself), by name.
 
     ``fingerprint`` is that of the code at hand: ``rwkv_lab.runs.provenance.code_fingerprint()``.
     """
@@ -96,14 +99,14 @@ def collect(paths: Iterable[Path | str], fingerprint: str) -> list[Record]:
 
 
 def axis_values(record: Record, axis: str) -> np.ndarray:
-    """[rows] of metrics.csv measured in ``axis``: training tokens, training seconds, or training FLOPs."""
+    """Return the rows ``[n]`` of metrics.csv in units of ``axis``: training tokens, seconds or FLOPs."""
     if axis == "flops":
         return record.column("tokens") * record.number("flops_per_token")
     return record.column(axis)
 
 
 def measured(record: Record, axis: str, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows where both are known, x strictly increasing (a repeated x keeps its last row)."""
+    """Return x and y of the rows that have both, x strictly rising (a repeated x keeps its last row)."""
     x, y = axis_values(record, axis), record.column(column)
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
@@ -114,7 +117,7 @@ def measured(record: Record, axis: str, column: str) -> tuple[np.ndarray, np.nda
 
 
 def binned(record: Record, axis: str, column: str, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """``measured`` in at most ``bins`` points, each the mean of its rows, never one row in many."""
+    """Return ``measured`` in at most ``bins`` points, each the mean of its rows."""
     x, y = measured(record, axis, column)
     means, _ = bin_means(np.stack([x, y], axis=1), bins)
     return means[:, 0], means[:, 1]
@@ -122,7 +125,7 @@ def binned(record: Record, axis: str, column: str, bins: int) -> tuple[np.ndarra
 
 @dataclass(frozen=True)
 class Band:
-    """Mean and sample standard deviation over ``n`` runs on a grid ``x``; ``std`` is 0 where n is 1."""
+    """Mean and sample standard deviation over ``n`` runs on a grid ``x``; ``std`` is 0 for one run."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -131,7 +134,7 @@ class Band:
 
 
 def band(records: Sequence[Record], axis: str, column: str, points: int) -> Band | None:
-    """The mean curve of ``records`` where all of them have measurements; None where there are none."""
+    """Return the mean curve of ``records`` over the range that all of them cover; None without measurements."""
     curves = [curve for record in records if len((curve := binned(record, axis, column, points))[0])]
     if not curves:
         return None
@@ -149,7 +152,7 @@ def band(records: Sequence[Record], axis: str, column: str, points: int) -> Band
 
 
 def value_at(record: Record, axis: str, column: str, budget: float) -> float:
-    """``column`` once ``budget`` of ``axis`` is spent, between measurements linearly; NaN outside the measurements."""
+    """Return ``column`` once ``budget`` of ``axis`` is spent, linear between measurements; NaN outside them."""
     x, y = measured(record, axis, column)
     if not len(x) or not np.isfinite(budget) or budget < x[0] or budget > x[-1] * (1 + 1e-9):
         return float("nan")
@@ -157,6 +160,6 @@ def value_at(record: Record, axis: str, column: str, budget: float) -> float:
 
 
 def common_budget(records: Sequence[Record], axis: str, column: str) -> float:
-    """The largest budget of ``axis`` that every one of ``records`` with measurements has spent; NaN without any."""
+    """Return the largest budget of ``axis`` that all ``records`` with measurements have spent; NaN without any."""
     ends = [x[-1] for record in records if len(x := measured(record, axis, column)[0])]
     return float(min(ends)) if ends else float("nan")

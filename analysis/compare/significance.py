@@ -1,13 +1,12 @@
-"""Which differences between groups exceed the seed noise.
+"""Significance: which differences between groups exceed the seed noise.
 
-Welch's t-test for every pair of groups, the p-values adjusted by Holm's method over all pairs judged. Welch's test
-takes the spread of each group from its own seeds, as one configuration may be steadier than another; it is not paired,
-as a seed shared by two architectures draws different weights and makes their results no more alike. Holm's adjustment
-holds whichever pair one looks at afterwards, the best against the second best included. A group of one seed has no
-spread of its own and is not judged: its noise is unknown, not zero.
+Welch's t-test for every pair of groups, the p-values adjusted by Holm's method over all pairs tested. Welch's test
+estimates the spread of each group from its own seeds. It is not paired: one seed draws different weights in two
+architectures, which does not make their results alike. Holm's adjustment remains valid for a pair chosen afterwards,
+such as the best against the second best. A group of one seed has no known spread and is not tested.
 
-On demand all groups are taken to share one noise, estimated from all of them together: three seeds a group then tell
-differences less than half as large, and a single seed is judged too, as far as that assumption holds.
+Optionally all groups share one noise, estimated from all of them: with three seeds a group, differences less than half
+as large are then significant, and single seeds are tested too, if that assumption is right.
 
 Sources: Welch 1947 (Biometrika 34, 28-35); Satterthwaite 1946; Holm 1979 (Scand. J. Statist. 6, 65-70); Bartlett 1937.
 """
@@ -19,12 +18,12 @@ from itertools import combinations
 import numpy as np
 from scipy.special import chdtrc, stdtr, stdtrit
 
-BEYOND, WITHIN, UNJUDGED = "beyond noise", "within noise", "not judged"
+BEYOND, WITHIN, UNJUDGED = "beyond noise", "within noise", "not tested"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Group ``a`` against ``b``: ``difference`` of means a - b, its interval unadjusted, p adjusted by Holm."""
+    """Group ``a`` against ``b``: ``difference`` of means a - b, its unadjusted interval, p adjusted by Holm."""
 
     a: str
     b: str
@@ -40,9 +39,9 @@ UNKNOWN: Test = (float("nan"), float("nan"), float("nan"))
 
 
 def welch(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> Test:
-    """``(p, low, high)``: two-sided p of equal means and the ``level`` interval of mean(x) - mean(y).
+    """Return ``(p, low, high)``: two-sided p of equal means and the ``level`` interval of mean(x) - mean(y).
 
-    NaN where either has fewer than two values or neither has any spread.
+    NaN if either has fewer than two values or neither has any spread.
     """
     nx, ny = len(x), len(y)
     if nx < 2 or ny < 2:
@@ -57,7 +56,7 @@ def welch(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> Test:
 
 
 def pooled_test(x: Sequence[float], y: Sequence[float], noise: tuple[float, int], level: float = 0.95) -> Test:
-    """As ``welch``, with the standard deviation and the degrees of freedom of ``noise`` for both groups."""
+    """Return the result of ``welch`` with standard deviation and degrees of freedom from ``noise`` for both."""
     std, freedom = noise
     if not freedom or std <= 1e-12 * max(abs(np.mean(x)), abs(np.mean(y))):
         return UNKNOWN
@@ -67,7 +66,7 @@ def pooled_test(x: Sequence[float], y: Sequence[float], noise: tuple[float, int]
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p-values in the order given; NaN stay NaN and do not count."""
+    """Return Holm's adjusted p-values in the order given; NaN stay NaN and do not count."""
     values = np.asarray(p, dtype=float)
     adjusted = np.full(values.shape, np.nan)
     known = np.flatnonzero(np.isfinite(values))
@@ -80,10 +79,10 @@ def holm(p: Sequence[float]) -> np.ndarray:
 def pairwise_verdicts(
     samples: Mapping[str, Sequence[float]], baseline: str | None = None, level: float = 0.05, shared: bool = False
 ) -> list[Verdict]:
-    """The verdict on every pair of groups with a value, or on every group against ``baseline`` alone.
+    """Return the verdict on every pair of groups with a value, or on every group against ``baseline``.
 
     ``samples`` maps a group to its values, one a seed. Beyond noise: an adjusted p below ``level``. With ``shared`` all
-    groups are taken to have the same noise.
+    groups have the same noise.
     """
     noise = pooled_std(samples)
     known = {name: values for name, values in samples.items() if len(values)}
@@ -111,7 +110,7 @@ def pairwise_verdicts(
 
 
 def against(verdicts: Sequence[Verdict], reference: str) -> dict[str, Verdict]:
-    """The verdicts on each other group against ``reference``, turned so that the difference is group - reference."""
+    """Return the verdicts on each other group against ``reference``, with the difference as group - reference."""
     turned = {}
     for v in verdicts:
         if v.b == reference:
@@ -122,14 +121,14 @@ def against(verdicts: Sequence[Verdict], reference: str) -> dict[str, Verdict]:
 
 
 def pooled_std(samples: Mapping[str, Sequence[float]]) -> tuple[float, int]:
-    """The seed standard deviation over all groups with two seeds or more, and its degrees of freedom."""
+    """Return the seed standard deviation over all groups of two seeds or more, and its degrees of freedom."""
     spread = [(np.var(values, ddof=1), len(values) - 1) for values in samples.values() if len(values) > 1]
     freedom = sum(n for _, n in spread)
     return (float(np.sqrt(sum(v * n for v, n in spread) / freedom)), freedom) if freedom else (float("nan"), 0)
 
 
 def bartlett(samples: Mapping[str, Sequence[float]]) -> float:
-    """p of all groups with some spread having the same noise, by Bartlett's test; NaN where fewer than two have any."""
+    """Return p of equal noise in all groups, by Bartlett's test; NaN if fewer than two groups have a spread."""
     spread = [(np.var(values, ddof=1), len(values) - 1) for values in samples.values() if len(values) > 1]
     variance, freedom = np.array([(v, n) for v, n in spread if v > 0]).reshape(-1, 2).T
     if len(variance) < 2:

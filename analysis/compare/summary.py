@@ -1,4 +1,4 @@
-"""What the tables, the figures and the page all show: the groups of each corpus with their numbers and verdicts."""
+"""Summary of a comparison: the groups of each corpus with their numbers and verdicts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import numpy as np
 from analysis.compare.grouping import Group, by_corpus, group
 from analysis.compare.records import AXES, Record, common_budget, measured, value_at
 from analysis.compare.significance import Verdict, against, pairwise_verdicts, pooled_std
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.config.errors import UserError, nearest
 
 METRICS = ("final", *AXES)
 QUALITY = "val_bpb"
@@ -16,17 +16,17 @@ QUALITY = "val_bpb"
 
 @dataclass(frozen=True)
 class Criteria:
-    """How groups are ranked and judged."""
+    """How groups are ranked and tested."""
 
     metric: str = "final"  # one of METRICS
-    baseline: str | None = None  # label of the group all others are judged against; None judges every pair
-    level: float = 0.05  # adjusted p below which a difference is beyond noise
-    shared_noise: bool = False  # whether all groups are taken to have the same noise
+    baseline: str | None = None  # label of the group all others are tested against; None: every pair
+    level: float = 0.05  # adjusted p below which a difference exceeds the noise
+    shared_noise: bool = False  # whether all groups have the same noise
 
 
 @dataclass(frozen=True)
 class Row:
-    """A group and its numbers. ``values[metric]`` has one value of val_bpb a counted seed; NaN are left out."""
+    """A group and its numbers; ``values[metric]``: one val_bpb a counted seed, without NaN."""
 
     group: Group
     values: dict[str, list[float]]
@@ -34,14 +34,16 @@ class Row:
     flops_per_token: float
     tokens_per_second: float  # mean over the counted seeds
     peak_memory_bytes: float  # the largest of the counted seeds
-    verdict: Verdict | None = None  # against the reference; None for the reference itself and where there is no value
+    verdict: Verdict | None = None  # against the reference; None for the reference and without a value
     look: int = 0  # number of its looks: a label has the same in every corpus
 
     @property
     def label(self) -> str:
+        """Name of the group."""
         return self.group.label
 
     def mean(self, metric: str) -> float:
+        """Mean over the seeds; NaN without any."""
         values = self.values[metric]
         return float(np.mean(values)) if values else float("nan")
 
@@ -66,7 +68,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All blocks, and every record whatever its state."""
+    """All blocks, and every record in whatever state."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -75,19 +77,19 @@ class Comparison:
 
 
 def last_measured(record: Record) -> float:
-    """The last val_bpb of metrics.csv, that of the fixed held-out part; NaN where nothing was measured."""
+    """Return the last val_bpb of metrics.csv, measured on the fixed held-out part; NaN without any."""
     _, y = measured(record, "tokens", QUALITY)
     return float(y[-1]) if len(y) else float("nan")
 
 
 def final_value(record: Record) -> float:
-    """val_bpb of a finished run as its manifest has it, else the last one of metrics.csv; NaN of an unfinished run."""
+    """Return val_bpb of a finished run from its manifest, else from metrics.csv; NaN of an unfinished run."""
     value = record.number("result", QUALITY)
     return float("nan") if not record.finished else value if np.isfinite(value) else last_measured(record)
 
 
 def speed(record: Record) -> float:
-    """Training tokens a second as the manifest has them, else the median of metrics.csv."""
+    """Return training tokens a second from the manifest, else the median of metrics.csv."""
     value = record.number("result", "tokens_per_second")
     column = record.column("tokens_per_second")
     column = column[np.isfinite(column)]
@@ -95,7 +97,7 @@ def speed(record: Record) -> float:
 
 
 def spent(record: Record, axis: str) -> float:
-    """Tokens or seconds trained so far: the last of metrics.csv, of which a finished run's manifest has the total."""
+    """Return tokens or seconds trained: the total in a finished run's manifest, else the last of metrics.csv."""
     values = record.column(axis)
     values = values[np.isfinite(values)]
     total = record.number(axis) if record.finished else float("nan")
@@ -111,7 +113,7 @@ def _first(values: Sequence[float]) -> float:
 
 
 def make_row(group: Group, budgets: Mapping[str, float]) -> Row:
-    """The numbers of a group, from its counted runs; parameters and FLOPs from any run that knows them."""
+    """Return the numbers of a group from its counted runs; parameters and FLOPs from any run that has them."""
     counted = group.counted
     at = {axis: [value_at(record, axis, QUALITY, budgets[axis]) for record in counted] for axis in AXES}
     speeds = _finite([speed(record) for record in counted])
@@ -132,7 +134,7 @@ def make_block(
     budgets: Mapping[str, float],
     criteria: Criteria,
 ) -> Block:
-    """The groups of one corpus, judged. A budget not given is the largest that every finished run has spent."""
+    """Return the groups of one corpus, tested; a budget not given is the largest that every finished run spent."""
     groups, metric = group(records), criteria.metric
     counted = [record for member in groups for record in member.counted]
     known = {axis: budgets.get(axis, common_budget(counted, axis, QUALITY)) for axis in AXES}
@@ -144,12 +146,12 @@ def make_block(
     verdicts = pairwise_verdicts(samples, chosen, criteria.level, criteria.shared_noise)
     reference = chosen or next((row.label for row in rows if row.values[metric]), None)
     turned = against(verdicts, reference) if reference else {}
-    judged = tuple(replace(row, verdict=turned.get(row.label)) for row in rows)
-    return Block(corpus, judged, known, reference, tuple(verdicts), *pooled_std(samples))
+    tested = tuple(replace(row, verdict=turned.get(row.label)) for row in rows)
+    return Block(corpus, tested, known, reference, tuple(verdicts), *pooled_std(samples))
 
 
 def with_looks(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """``blocks`` with their groups numbered by first appearance, so that a model has one colour on every corpus."""
+    """Return ``blocks`` with groups numbered by first appearance, so that a model has one colour on every corpus."""
     looks: dict[str, int] = {}
     return tuple(
         replace(block, rows=tuple(replace(row, look=looks.setdefault(row.label, len(looks))) for row in block.rows))
@@ -163,13 +165,13 @@ def compare(
     budgets: Mapping[str, float] | None = None,
     criteria: Criteria = Criteria(),
 ) -> Comparison:
-    """Groups, measures, ranks and judges ``records``; a Mistake where the baseline names no group."""
+    """Group, measure, rank and test ``records``; UserError if the baseline is not the name of a group."""
     corpora = by_corpus(records)
     blocks = with_looks([make_block(name, members, budgets or {}, criteria) for name, members in corpora.items()])
     names = [row.label for block in blocks for row in block.rows]
     baseline = criteria.baseline
     if baseline is not None and baseline not in names:
-        raise Mistake(
-            f"--baseline '{baseline}' names no group{nearest(baseline, names)}; the groups are: {', '.join(names)}"
+        raise UserError(
+            f"--baseline '{baseline}' is not a group{nearest(baseline, names)}; choose one of {', '.join(names)}"
         )
     return Comparison(title, blocks, tuple(records), criteria)

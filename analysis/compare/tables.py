@@ -1,4 +1,4 @@
-"""The comparison as text: cells shared by every form of the table, the terminal, Markdown and CSV."""
+"""The comparison as text: table cells, and tables for the terminal, Markdown and CSV."""
 
 import csv
 import io
@@ -6,58 +6,55 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.compare.notes import BUDGETS, METRIC_NAMES, census, count, method, notes
+from analysis.compare.notes import BUDGETS, METRIC_NAMES, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.significance import UNJUDGED
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
+from rwkv_lab.util.units import count, duration
 
 NONE = "–"
-PIPED = 130  # columns of the terminal's tables where there is no terminal
+PIPED = 130  # width of the tables if the output is not a terminal
 
 
-def scaled(value: float, unit: str = "", even: bool = True) -> str:
-    """``1.60 M``: ``value`` in three digits with a decimal prefix; a dash where it is not known.
-
-    Where numbers do not stand under one another, ``even=False`` leaves out zeros that say nothing.
-    """
-    if not math.isfinite(value):
-        return NONE
-    prefixes = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (0.0, ""))
-    # From 999.5 on three digits are a thousand of the next prefix.
-    factor, prefix = next((f or 1.0, prefix) for f, prefix in prefixes if abs(value) >= 0.9995 * f)
-    digits = f"{value / factor:#.3g}".rstrip(".") if even else f"{value / factor:.3g}"
-    return f"{digits} {prefix}{unit}".rstrip()
+def number(value: float, unit: str = "") -> str:
+    """Return ``value`` with three digits and a unit, e.g. ``1.62M``; a dash for NaN."""
+    return f"{count(value)}{unit}" if math.isfinite(value) else NONE
 
 
-def duration(seconds: float) -> str:
-    """``2 h 05 min``, ``3 min 20 s`` or ``8.1 s``."""
-    if not math.isfinite(seconds):
-        return NONE
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+def flops(value: float) -> str:
+    """Return a budget as ``2.5e+15 FLOP``; a dash for NaN."""
+    return f"{value:.3g} FLOP" if math.isfinite(value) else NONE
+
+
+def memory(value: float) -> str:
+    """Return bytes as ``382 MiB``; a dash for NaN."""
+    return f"{value / 2**20:,.0f} MiB" if math.isfinite(value) else NONE
+
+
+def time(seconds: float) -> str:
+    """Return ``1:15`` or ``1:06:40``; a dash for NaN."""
+    return duration(seconds) if math.isfinite(seconds) else NONE
 
 
 def bpb(value: float) -> str:
-    """``1.8312``; a dash where it is not known."""
+    """Return ``1.8312``; a dash for NaN."""
     return f"{value:.4f}" if math.isfinite(value) else NONE
 
 
 def spread(row: Row, metric: str) -> str:
-    """``1.8312 ± 0.0021``; without the spread where there is one seed."""
+    """Return ``1.8312 ± 0.0021``; the mean alone for one seed."""
     mean, std = row.mean(metric), row.std(metric)
     return f"{mean:.4f} ± {std:.4f}" if math.isfinite(std) else bpb(mean)
 
 
 def seeds(row: Row) -> str:
-    """How many seeds count, of how many runs there are where that is more."""
+    """Return the number of seeds that count, and of runs if there are more."""
     counted, runs = len(row.group.counted), len(row.group.records)
     return str(counted) if counted == runs else f"{counted} of {runs}"
 
 
-def judgement(row: Row, block: Block) -> str:
-    """The difference to the reference and whether it exceeds the noise."""
+def against_reference(row: Row, block: Block) -> str:
+    """Return the difference to the reference and whether it exceeds the noise."""
     if row.label == block.reference:
         return "reference"
     verdict = row.verdict
@@ -65,10 +62,11 @@ def judgement(row: Row, block: Block) -> str:
 
 
 def headings(block: Block, comparison: Comparison) -> list[str]:
+    """Return the headings of the main table."""
     budgets = [
-        f"at {scaled(block.budgets['tokens'], even=False)} tokens",
-        f"at {duration(block.budgets['seconds'])}",
-        f"at {scaled(block.budgets['flops'], 'FLOP', even=False)}",
+        f"at {number(block.budgets['tokens'])} tokens",
+        f"at {time(block.budgets['seconds'])}",
+        f"at {flops(block.budgets['flops'])}",
     ]
     reference, metric = "baseline" if comparison.criteria.baseline else "best", comparison.criteria.metric
     judged = "" if metric == "final" else f", {METRIC_NAMES[metric]}"
@@ -76,37 +74,43 @@ def headings(block: Block, comparison: Comparison) -> list[str]:
 
 
 def quality(row: Row, block: Block) -> list[str]:
-    """The cells under ``headings``."""
-    return [row.label, seeds(row), spread(row, "final"), judgement(row, block), *(spread(row, m) for m in METRICS[1:])]
+    """Return the cells under ``headings``."""
+    return [
+        row.label,
+        seeds(row),
+        spread(row, "final"),
+        against_reference(row, block),
+        *(spread(row, m) for m in METRICS[1:]),
+    ]
 
 
 COST_HEADINGS = ["group", "parameters", "FLOPs per token", "tokens/s", "peak memory"]
 
 
 def cost(row: Row) -> list[str]:
-    """The cells under ``COST_HEADINGS``."""
+    """Return the cells under ``COST_HEADINGS``."""
     return [
         row.label,
-        scaled(row.parameters),
-        scaled(row.flops_per_token),
-        scaled(row.tokens_per_second),
-        scaled(row.peak_memory_bytes, "B"),
+        number(row.parameters),
+        number(row.flops_per_token),
+        number(row.tokens_per_second),
+        memory(row.peak_memory_bytes),
     ]
 
 
 def outcome(record: Record) -> str:
-    """Status and, where there is one, its reason."""
+    """Return status and reason."""
     return f"{record.status}: {record.reason}" if record.reason else record.status
 
 
 def print_terminal(comparison: Comparison) -> None:
-    """The tables and notes on standard output, in no more columns than it has."""
+    """Print the tables and notes, no wider than the terminal."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(width=None if Console().is_terminal else PIPED, highlight=False)
     with console.capture() as captured:
-        runs = count(len(comparison.records), "run")
+        runs = plural(len(comparison.records), "run")
         console.print(Text(f"{comparison.title}: {runs} ({census(comparison.records)})"))
         for block in comparison.blocks:
             _print_block(console, block, comparison)
@@ -173,7 +177,7 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(comparison: Comparison, command: str) -> str:
-    """The tables, the notes and how they were made, as Markdown."""
+    """Return the tables, the notes and the command that made them, as Markdown."""
     parts = [f"# {comparison.title}", f"Made by `{command}`: {census(comparison.records)}."]
     for block in comparison.blocks:
         parts += [
@@ -201,7 +205,7 @@ def _plain(value: float) -> object:
 
 
 def groups_csv(comparison: Comparison) -> str:
-    """One row a group, plain numbers in base units."""
+    """Return one CSV row a group, plain numbers in base units."""
     head = ["corpus", "group", "seeds", "runs"]
     for metric in METRICS:
         where = "final" if metric == "final" else f"at_equal_{metric}"
@@ -224,7 +228,7 @@ def groups_csv(comparison: Comparison) -> str:
 
 
 def pairs_csv(comparison: Comparison) -> str:
-    """One row a pair of groups that was judged."""
+    """Return one CSV row a pair of groups tested."""
     rows: list[list[object]] = [["corpus", "group", "against", "difference", "low", "high", "p_holm", "verdict"]]
     for block in comparison.blocks:
         for v in block.verdicts:
@@ -234,7 +238,7 @@ def pairs_csv(comparison: Comparison) -> str:
 
 
 def runs_csv(comparison: Comparison) -> str:
-    """One row a run, in whatever state it is."""
+    """Return one CSV row a run, in whatever state."""
     place = {
         record.path: (block.corpus, row.label)
         for block in comparison.blocks
@@ -256,7 +260,7 @@ def runs_csv(comparison: Comparison) -> str:
 
 
 def pair_rows(block: Block) -> list[list[str]]:
-    """Every pair judged: the two groups, difference, interval, adjusted p and verdict."""
+    """Return every pair: the two groups, difference, interval, adjusted p and verdict."""
     return [
         [
             v.a,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,20 +27,20 @@ class LossCurve:
     def __post_init__(self) -> None:
         step, loss, lr = np.asarray(self.step), np.asarray(self.loss, float), np.asarray(self.lr, float)
         if step.ndim != 1 or loss.shape != step.shape or lr.ndim != 1:
-            raise Mistake(f"{self.name}: step and loss must be one-dimensional and equally long, lr one-dimensional")
+            raise UserError(f"{self.name}: step and loss must be one-dimensional and equally long, lr one-dimensional")
         if len(step) == 0:
-            raise Mistake(f"{self.name}: no point with a finite loss")
+            raise UserError(f"{self.name}: no point with a finite loss")
         if not np.isfinite(loss).all() or not np.isfinite(step).all():
-            raise Mistake(f"{self.name}: step and loss must be finite")
+            raise UserError(f"{self.name}: step and loss must be finite")
         if not np.isfinite(lr).all() or (lr < 0).any() or not (lr > 0).any():
-            raise Mistake(f"{self.name}: every rate must be finite and at least 0, and one above 0")
+            raise UserError(f"{self.name}: every rate must be finite and at least 0, and one above 0")
         if (loss <= 0).any():
-            raise Mistake(f"{self.name}: every loss must be above 0 nats per token")
+            raise UserError(f"{self.name}: every loss must be above 0 nats per token")
         step = np.rint(step).astype(int)
         if (np.diff(step) <= 0).any():
-            raise Mistake(f"{self.name}: steps must rise strictly")
+            raise UserError(f"{self.name}: steps must rise strictly")
         if step[0] < 0 or step[-1] > len(lr):
-            raise Mistake(f"{self.name}: steps must lie between 0 and {len(lr)}, the number of rates in lr")
+            raise UserError(f"{self.name}: steps must lie between 0 and {len(lr)}, the number of rates in lr")
         for key, value in (("step", step), ("loss", loss), ("lr", lr)):
             object.__setattr__(self, key, value)
 

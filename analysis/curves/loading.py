@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis.curves import lr_schedule_io, tables
 from analysis.curves.curve import LossCurve
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.runs import Run, is_run
 
 DENSE = 50  # points from which a held-out loss is worth fitting instead of the training loss
@@ -19,7 +19,7 @@ TIMEOUT = 30  # seconds to wait for wandb
 
 
 def load(path: str | Path, column: str | None = None, schedules: str | Path | None = None) -> LossCurve:
-    """Load one curve; Mistake if ``path`` has none.
+    """Load one curve; UserError if ``path`` has none.
 
     ``path``: a run directory, a CSV or JSONL file, or a wandb run (``wandb:entity/project/id``, an offline folder or a
     .wandb file). ``column``: the loss to read. ``schedules``: for tables, a file of schedules that gives the rates.
@@ -34,10 +34,10 @@ def load(path: str | Path, column: str | None = None, schedules: str | Path | No
             return load_run(path, column)
         records = sorted(path.glob("*.wandb"))
         if not records:
-            raise Mistake(f"{path}: neither a run directory (no metrics.csv) nor an offline wandb run (no .wandb file)")
+            raise UserError(f"{path}: neither a run directory (no metrics.csv) nor an offline wandb run (no .wandb)")
         path = records[0]
     if not path.is_file():
-        raise Mistake(f"{path}: no such file or run directory")
+        raise UserError(f"{path}: no such file or run directory")
     if path.suffix == ".wandb":
         return from_history(*read_offline(path), where=str(path), name=path.stem, column=column)
     if path.name == "metrics.csv":
@@ -124,13 +124,13 @@ def from_columns(
     """
     step_name = tables.pick(columns, tables.STEP_NAMES)
     if step_name is None:
-        raise Mistake(f"{where}: no column 'step' with numbers; it has {', '.join(columns) or 'no columns'}")
+        raise UserError(f"{where}: no column 'step' with numbers; it has {', '.join(columns) or 'no columns'}")
     loss_name = loss_column(columns, column, where)
     rate_name = tables.pick(columns, tables.RATE_NAMES)
     rate = columns[rate_name] if rate_name else np.full(len(columns[step_name]), np.nan)
     (step, loss, rate), notes = tables.clean(columns[step_name], columns[loss_name], rate)
     if len(step) == 0:
-        raise Mistake(f"{where}: no row with a finite step and {loss_name}")
+        raise UserError(f"{where}: no row with a finite step and {loss_name}")
     update = np.maximum(step - 1, 0) if completed else step
     if loss_name == "train_loss":
         step = update
@@ -139,7 +139,7 @@ def from_columns(
         lr = None
     if lr is None:
         if not np.isfinite(rate).any():
-            raise Mistake(f"{where}: no rates: give a column lr, or --schedules FILE with '{name}'")
+            raise UserError(f"{where}: no rates: give a column lr, or --schedules FILE with '{name}'")
         lr = lr_schedule_io.interpolated(update, rate)
         notes.append("rates interpolated between the logged ones")
         if update[0] > 1:
@@ -153,7 +153,7 @@ def loss_column(columns: Mapping[str, np.ndarray], wanted: str | None, where: st
     """Return the column to fit: ``wanted``, else loss, else val_loss if it is dense, else train_loss."""
     if wanted is not None:
         if tables.pick(columns, [wanted]) is None:
-            raise Mistake(
+            raise UserError(
                 f"{where}: no column '{wanted}' with numbers{nearest(wanted, columns)}; it has {', '.join(columns)}"
             )
         return wanted
@@ -161,7 +161,7 @@ def loss_column(columns: Mapping[str, np.ndarray], wanted: str | None, where: st
     dense = held_out is not None and np.count_nonzero(np.isfinite(held_out)) >= DENSE
     found = tables.pick(columns, ["loss", *(["val_loss"] if dense else []), "train_loss", "train/loss", "val_loss"])
     if found is None:
-        raise Mistake(f"{where}: no column loss, val_loss or train_loss; it has {', '.join(columns) or 'no columns'}")
+        raise UserError(f"{where}: no column loss, val_loss or train_loss; it has {', '.join(columns) or 'no columns'}")
     return found
 
 
@@ -173,18 +173,18 @@ class History(NamedTuple):
 
 
 def read_online(path: str) -> History:
-    """Read the wandb run ENTITY/PROJECT/ID; Mistake if it cannot be reached."""
+    """Read the wandb run ENTITY/PROJECT/ID; UserError if it cannot be reached."""
     import wandb
 
     try:
         run = wandb.Api(timeout=TIMEOUT).run(path)
         return History(list(run.scan_history()), dict(run.config))
     except (wandb.Error, ValueError) as error:
-        raise Mistake(f"wandb:{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"wandb:{path}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def read_offline(path: Path) -> History:
-    """Read a .wandb file through ``wandb leet inspect --json``; Mistake if it has no logged rows."""
+    """Read a .wandb file through ``wandb leet inspect --json``; UserError if it has no logged rows."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     rows: list[Mapping[str, Any]] = []
@@ -197,5 +197,5 @@ def read_offline(path: Path) -> History:
             config |= record["run"].get("config", {}).get("update", {})
     if not rows:
         reason = done.stderr.strip().splitlines()
-        raise Mistake(f"{path}: no logged rows in this wandb file{f' ({reason[-1]})' if reason else ''}")
+        raise UserError(f"{path}: no logged rows in this wandb file{f' ({reason[-1]})' if reason else ''}")
     return History(rows, config)

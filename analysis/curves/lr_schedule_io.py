@@ -3,15 +3,16 @@
 Every formula is that of ``rwkv_lab.training.schedules``.
 """
 
-import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config import registry
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
 
 # Kinds of described schedules that decay, with the shape of the decay.
@@ -37,17 +38,17 @@ def from_description(description: Mapping[str, Any], where: str = "schedules.jso
         start = int(description["decay_start"]) if kind in TAILS and kind != "cosine" else warmup
         stages = description["stages"] if kind == "steps" else []
     except KeyError as error:
-        raise Mistake(f"{where}: a schedule lacks {error}") from error
+        raise UserError(f"{where}: a schedule lacks {error}") from error
     if kind not in KINDS:
-        raise Mistake(f"{where}: unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
+        raise UserError(f"{where}: unknown kind '{kind}'; choose one of {', '.join(KINDS)}")
     lr = np.full(total, peak)
     if kind in TAILS and start < total:
         try:
             tail = schedules.rates(
                 "wsd", total - start + 1, lr_init=peak, lr_final=end, decay_fraction=1.0, decay_shape=TAILS[kind]
             )
-        except ValueError as error:
-            raise Mistake(f"{where}: {kind}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{where}: {kind}: {error}") from error
         lr[start:] = tail[:-1]
     for first, rate in stages:
         lr[int(first) :] = rate
@@ -63,12 +64,12 @@ def schedules_file(log: Path, file: Path | None = None) -> np.ndarray | None:
     path = file or log.parent / "schedules.json"
     if not path.is_file():
         if file is not None:
-            raise Mistake(f"--schedules {file}: no such file")
+            raise UserError(f"--schedules {file}: no such file")
         return None
     try:
         described = json.loads(path.read_text(encoding="utf-8"))["schedules"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise Mistake(f"{path}: not a file of schedules (an object with 'schedules')") from error
+        raise UserError(f"{path}: not a file of schedules (an object with 'schedules')") from error
     return from_description(described[log.stem], str(path)) if log.stem in described else None
 
 
@@ -76,20 +77,15 @@ def of_config(schedule: Mapping[str, Any], total: int) -> np.ndarray | None:
     """Return the rates ``[total]`` of a run's ``schedule`` group; None if its file is gone or has another length."""
     parameters = dict(schedule)
     name = parameters.pop("name", None)
-    if name not in schedules.SCHEDULES:
+    if name not in registry.names("schedule"):
         return None
     if name == "fitted":
         path = Path(str(parameters.get("fit", "")))
         proposal = json.loads(path.read_text(encoding="utf-8")).get("proposal") if path.is_file() else None
         lr = np.array(proposal["rates"] if proposal else [], dtype=float)
         return lr if len(lr) == total else None
-    if name == "piecewise":
-        parameters["stages"] = [
-            (stage["until"], stage["lr"], stage["shape"]) if isinstance(stage, Mapping) else tuple(stage)
-            for stage in parameters["stages"]
-        ]
-    known = inspect.signature(schedules.SCHEDULES[name]).parameters
-    return schedules.rates(name, total, **{key: value for key, value in parameters.items() if key in known})
+    known = {field.name for field in fields(registry.get("schedule", str(name)))}
+    return schedules.rates(str(name), total, **{key: value for key, value in parameters.items() if key in known})
 
 
 def interpolated(step: np.ndarray, rate: np.ndarray) -> np.ndarray:

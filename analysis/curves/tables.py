@@ -1,4 +1,4 @@
-"""Rows of a log, as they come: CSV or JSONL with gaps, NaN, repeats, resumed stretches and rows out of order."""
+"""Tables of logged rows: CSV or JSONL with gaps, NaN, repeats, resumed stretches and rows out of order."""
 
 import csv
 import json
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 STEP_NAMES = ("step", "_step", "global_step", "iteration", "trainer/global_step")
 RATE_NAMES = ("lr", "learning_rate", "eta", "train/lr", "train/learning_rate")
 
 
 def _number(text: object) -> float:
-    """The number in a cell; NaN where there is none."""
+    """Return the number in a cell, or NaN."""
     try:
         return float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -23,18 +23,20 @@ def _number(text: object) -> float:
 
 
 def to_columns(rows: Iterable[Mapping[str, object]]) -> dict[str, np.ndarray]:
-    """Columns ``[n]`` of float64 from rows of cells; NaN where a row has no number."""
+    """Return columns ``[n]`` of float64 from rows of cells; NaN for a cell without a number."""
     rows = list(rows)
     names = dict.fromkeys(name for row in rows for name in row if name is not None)
     return {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
 
 
 def read_csv(path: Path) -> dict[str, np.ndarray]:
+    """Read the columns of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
         return to_columns(csv.DictReader(file))
 
 
 def read_jsonl(path: Path) -> dict[str, np.ndarray]:
+    """Read the columns of a JSONL file."""
     rows = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -43,23 +45,23 @@ def read_jsonl(path: Path) -> dict[str, np.ndarray]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise Mistake(f"{path}: line {number} is not JSON ({error.msg})") from error
+                raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from error
             if not isinstance(row, dict):
-                raise Mistake(f"{path}: line {number} is not an object with step, lr and loss")
+                raise UserError(f"{path}: line {number} is not an object with step, lr and loss")
             rows.append(row)
     return to_columns(rows)
 
 
 def pick(columns: Mapping[str, np.ndarray], names: Iterable[str]) -> str | None:
-    """The first of ``names`` that is a column with at least one number."""
+    """Return the first of ``names`` that is a column with at least one number."""
     return next((name for name in names if name in columns and np.isfinite(columns[name]).any()), None)
 
 
 def superseded(step: np.ndarray) -> np.ndarray:
-    """``[n]`` whether a row was logged again after a run was resumed from an earlier step.
+    """Return ``[n]`` whether a row was logged again after the run resumed from an earlier step.
 
-    A later stretch that goes back and repeats a step takes the place of all earlier rows from its first step on. One
-    that goes back and repeats nothing is only out of order.
+    A later stretch that goes back and repeats a step replaces all earlier rows from its first step on. A stretch that
+    goes back without repeating a step is only out of order.
     """
     dropped = np.zeros(len(step), dtype=bool)
     for start in np.flatnonzero(np.diff(step) < 0) + 1:
@@ -72,7 +74,7 @@ def superseded(step: np.ndarray) -> np.ndarray:
 
 
 def clean(step: np.ndarray, *values: np.ndarray) -> tuple[list[np.ndarray], list[str]]:
-    """Steps (integers, rising, none twice) with their ``values``, and one sentence for every kind of row left out.
+    """Return steps (integers, strictly rising) with their ``values``, and one sentence for every kind of row left out.
 
     The first of ``values`` must be a number in every row kept. Of rows with the same step the last one written counts.
     """

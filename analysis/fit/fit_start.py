@@ -1,4 +1,4 @@
-"""Where a fit starts: the first step from which a law is expected to describe the loss.
+"""Start of a fit: the first step from which a law is expected to describe the loss.
 
 Several runs: the start whose fits to all but one run best predict the run left out. One run: the first start after
 which the residuals are about as white as they get.
@@ -14,7 +14,7 @@ from analysis.curves.curve import LossCurve, bin_curve
 from analysis.fit.fitted_law import FittedLaw, fit_one
 from analysis.laws import registry
 from analysis.schedules.features import warmup_steps
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 TIERS = 5  # parts a run is cut into to see whether its loss rises
 MOST_UNKNOWNS = 6  # parameters assumed for a law of the mixture
@@ -108,7 +108,7 @@ def choose(law: str, curves: Sequence[LossCurve], window: int | str) -> tuple[in
         first = int(window)
         few = [c.name for c in curves if (c.step >= first).sum() < 3]
         if first < 0 or few:
-            raise Mistake(f"window: first step {first} leaves fewer than 3 points of {few[0] if few else 'every run'}")
+            raise UserError(f"window {first} leaves fewer than 3 points of {few[0] if few else 'every run'}")
         return first, []
     longest = max(curves, key=lambda curve: len(curve.lr))
     firsts = candidates(curves)
@@ -134,7 +134,7 @@ def choose(law: str, curves: Sequence[LossCurve], window: int | str) -> tuple[in
 def check_window(window: object) -> None:
     """Refuse a ``window`` other than auto or a step."""
     if window != "auto" and (isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 0):
-        raise Mistake(f"window must be auto or the first step to fit, an integer of at least 0 (got {window!r})")
+        raise UserError(f"window must be auto or the first step to fit, an integer of at least 0 (got {window!r})")
 
 
 def _unknowns(name: str) -> int:
@@ -147,20 +147,20 @@ def check_curves(curves: Sequence[LossCurve], law: str, first: int) -> None:
     for key, what in (("batch_size", "batch sizes"), ("column", "columns")):
         values = {str(curve.meta[key]) for curve in curves if curve.meta.get(key) is not None}
         if len(values) > 1:
-            raise Mistake(f"the runs have mixed {what} ({', '.join(sorted(values))}); fit runs that agree")
+            raise UserError(f"the runs have mixed {what} ({', '.join(sorted(values))}); fit runs that agree")
     needed = POINTS_BEYOND + (MOST_UNKNOWNS if law == "auto" else _unknowns(law))
     for curve in curves:
         kept = curve.loss[curve.step >= first]
         if len(kept) < needed:
-            raise Mistake(
+            raise UserError(
                 f"{curve.name}: law {law} needs at least {needed} points from step {first} on (got {len(kept)})"
             )
         tier = max(len(kept) // TIERS, 1)
         begin, end = np.median(kept[:tier]), np.median(kept[-tier:])
         noise = np.median(np.abs(np.diff(kept))) / np.sqrt(tier)
         if end > begin + noise:
-            raise Mistake(f"{curve.name}: the loss rises from {begin:.4f} to {end:.4f}; laws describe losses that fall")
+            raise UserError(f"{curve.name}: the loss rises from {begin:.4f} to {end:.4f}; laws describe falling losses")
     if not varies(curves, first):
-        raise Mistake(
+        raise UserError(
             "the learning rate is constant after warm-up in every run, so its effect is unknown; add a run that decays"
         )

@@ -15,7 +15,7 @@ from analysis.fit.fitted_law import Correlations, FittedLaw, covariance, fit_one
 from analysis.fit.model import FittedModel, Prediction, RunSummary, middle_start, parameters_of
 from analysis.laws import registry
 from analysis.schedules.features import warmup_steps
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 MIXTURE_FRACTIONS = (0.05, 0.1, 0.2)  # first steps of the mixture's fits, as fractions of the shortest run
 DRAWN = 400  # points of a run kept in fit.json for the figures
@@ -190,11 +190,11 @@ def fit(curves: LossCurve | Sequence[LossCurve], law: str = "auto", window: int 
     """Fit ``law`` jointly to ``curves``, losses in nats per token.
 
     ``law``: auto, which is the mixture, or one of ``laws.registry.fittable()``. ``window``: the first step fitted, or
-    auto. Mistake if the curves cannot be fitted: too few points, a constant rate, mixed batch sizes, a rising loss.
+    auto. UserError if the curves cannot be fitted: too few points, a constant rate, mixed batch sizes, a rising loss.
     """
     curves = (curves,) if isinstance(curves, LossCurve) else tuple(curves)
     if not curves:
-        raise Mistake("fit needs at least one curve")
+        raise UserError("fit needs at least one curve")
     registry.check_fittable(law)
     fit_start.check_window(window)
     earliest = int(window) if window != "auto" else fit_start.beginning(curves)

@@ -11,7 +11,7 @@ import numpy as np
 from analysis.fit.error_budget import ErrorBudget, quantile
 from analysis.fit.fit_start import Window
 from analysis.fit.fitted_law import Correlations, FittedLaw, correlated
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
 
 FORMAT = 1
@@ -62,7 +62,7 @@ class Prediction:
     def band(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """Return the interval at every state, two arrays ``[T+1]``."""
         if not 0 < level < 1:
-            raise Mistake(f"level must be between 0 and 1, e.g. 0.9 (got {level})")
+            raise UserError(f"level must be between 0 and 1, e.g. 0.9 (got {level})")
         half = quantile(level) * self.error
         return self.states - half, self.states + half
 
@@ -128,7 +128,7 @@ class FittedModel:
         """
         rates = as_rates(lr, steps, parameters)
         if len(rates) <= self.fit_start:
-            raise Mistake(
+            raise UserError(
                 f"the schedule must be longer than {self.fit_start} updates, the first step fitted (got {len(rates)})"
             )
         at = np.arange(len(rates) + 1)
@@ -179,13 +179,13 @@ class FittedModel:
 
     @staticmethod
     def load(path: str | Path) -> "FittedModel":
-        """Read a fit.json; Mistake if the file is missing or not a fit."""
+        """Read a fit.json; UserError if the file is missing or not a fit."""
         try:
             return FittedModel.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise Mistake(f"{path} cannot be read ({error.strerror})") from error
+            raise UserError(f"{path} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise Mistake(f"{path} is not a fit written by 'python -m analysis fit'") from error
+            raise UserError(f"{path} is not a fit written by 'python -m analysis fit'") from error
 
 
 def middle_start(members: Sequence[FittedLaw]) -> int:
@@ -205,16 +205,11 @@ def as_rates(lr: Any, steps: int | None, parameters: dict[str, Any]) -> np.ndarr
     """Return the rates ``[T]`` of an array, or of a schedule by name or function with its length ``steps``."""
     if isinstance(lr, str) or callable(lr):
         if steps is None or steps < 1:
-            raise Mistake(f"steps must be the length of the schedule in updates, at least 1 (got {steps})")
-        try:
-            if callable(lr):
-                return np.array([lr(step, steps, **parameters) for step in range(steps)], dtype=float)
+            raise UserError(f"steps must be the length of the schedule in updates, at least 1 (got {steps})")
+        if isinstance(lr, str):
             return schedules.rates(lr, steps, **parameters)
-        except KeyError as error:
-            raise Mistake(f"schedule '{lr}' is unknown; choose one of {', '.join(schedules.SCHEDULES)}") from error
-        except (TypeError, ValueError) as error:
-            raise Mistake(f"schedule {lr}: {error}") from error
+        return np.array([lr(step, steps, **parameters) for step in range(steps)], dtype=float)
     rates = np.asarray(lr, dtype=float)
     if rates.ndim != 1 or len(rates) == 0 or not np.isfinite(rates).all() or (rates < 0).any() or not (rates > 0).any():
-        raise Mistake("lr must be one finite rate an update, all at least 0 and one above 0")
+        raise UserError("lr must be one finite rate an update, all at least 0 and one above 0")
     return rates

@@ -9,8 +9,8 @@ optimised.
 import numpy as np
 
 from analysis.laws.law import Law, Nonlinear, Parameters
-from analysis.laws.registry import register
 from analysis.schedules.features import ScheduleFeatures, recurrence
+from rwkv_lab.config.registry import register
 
 MEMORY = 0.999
 
@@ -33,7 +33,7 @@ def nonlinear(eta_max: float) -> tuple[Nonlinear, ...]:
     return (Nonlinear("a", 0.02, 4.0, usual=0.5, spread=0.7, starts=(0.2, 1.2)),)
 
 
-LAW = register(
+LAW = register("law", "annealing")(
     Law(
         name="annealing",
         formula="L = L0 + A S1^-a - C S2",

@@ -9,8 +9,8 @@ kernel is integrated exactly over blocks of updates at one rate each.
 import numpy as np
 
 from analysis.laws.law import Kernel, Law, Nonlinear, Parameters
-from analysis.laws.registry import register
 from analysis.schedules.features import ScheduleFeatures
+from rwkv_lab.config.registry import register
 
 
 def injected_noise(schedule: ScheduleFeatures, tau: float, kappa: float, d: float) -> np.ndarray:
@@ -44,7 +44,7 @@ def kernel(nonlinear: Parameters) -> Kernel:
     return Kernel(lambda u: (1 + u / nonlinear["tau"]) ** -nonlinear["kappa"])
 
 
-LAW = register(
+LAW = register("law", "functional")(
     Law(
         name="functional",
         formula="L = L0 + A S^-a + c sum_k eta_k^2 S_k^-d (1 + (S_t - S_k) / tau)^-kappa",

@@ -8,8 +8,8 @@ Luo et al. 2025, arXiv 2503.12811. Summed over blocks of updates, each block's c
 import numpy as np
 
 from analysis.laws.law import Law, Nonlinear, Parameters
-from analysis.laws.registry import register
 from analysis.schedules.features import ScheduleFeatures
+from rwkv_lab.config.registry import register
 
 
 def change_gain(schedule: ScheduleFeatures, C: float, g: float, b: float) -> np.ndarray:
@@ -43,7 +43,7 @@ def coarsen(nonlinear: Parameters, factor: float) -> dict[str, float]:
     return {**nonlinear, "C": nonlinear["C"] * factor ** nonlinear["g"]}
 
 
-LAW = register(
+LAW = register("law", "multi_power")(
     Law(
         name="multi_power",
         formula="L = L0 + A S^-a + B sum_k (eta_k - eta_{k-1}) (1 - (1 + C eta_k^-g (S_t - S_{k-1}))^-b)",

@@ -10,8 +10,8 @@ import numpy as np
 
 from analysis.laws import vplus
 from analysis.laws.law import Law, Nonlinear, Parameters
-from analysis.laws.registry import register
 from analysis.schedules.features import ScheduleFeatures, recurrence
+from rwkv_lab.config.registry import register
 
 POWER = Nonlinear("p", 0.2, 1.5, usual=1.0, spread=0.15, log=False)
 
@@ -35,7 +35,7 @@ def columns(schedule: ScheduleFeatures, nonlinear: Parameters) -> np.ndarray:
     return np.stack([np.ones(len(schedule.at)), power_time(schedule, rates) ** -nonlinear["a"], lagged], axis=1)
 
 
-LAW = register(
+LAW = register("law", "power_time")(
     Law(
         name="power_time",
         formula="L = L0 + A S^-a + alpha y,  y' = beta s (eta - y),  S = sum of s = eta_ref (eta / eta_ref)^p",

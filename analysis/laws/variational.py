@@ -12,7 +12,7 @@ Fitting is a global search for beta alone, on stretches of updates taken at thei
 polished on every update, so that exact data give exact parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,11 +20,12 @@ import numpy as np
 
 from analysis.curves.curve import LossCurve, bin_curve
 from analysis.laws.law import Law, Nonlinear, Parameters, Solution
-from analysis.laws.registry import register
 from analysis.laws.varpro import OUTLIER, huber_weights, solve_linear
 from analysis.schedules.closed_form import warmup_ramp
 from analysis.schedules.features import ScheduleFeatures, recurrence
+from rwkv_lab.config.registry import register
 
+Solve = Callable[[float], tuple[np.ndarray, np.ndarray]]
 STRETCHES = 300  # of one run in the search
 GRID = 32  # values of beta tried, from a lag of a few updates to one of many runs
 SAME_START = 0.01  # runs whose rates summed to within this share before the window share one L_start
@@ -81,19 +82,20 @@ def best_schedule(linear: Parameters, nonlinear: Parameters, steps: int, eta_max
 
 @dataclass(frozen=True)
 class Segment:
-    """One run from the window's first step on; ``group`` numbers the L_start it has."""
+    """One run from the fit's first step on; runs of one ``group`` share an L_start."""
 
     lr: np.ndarray  # [T - fit_start]
-    at: np.ndarray  # [n] states counted from the window's first step
+    at: np.ndarray  # [n] states counted from the fit's first step
     loss: np.ndarray  # [n]
     group: int
 
     def columns(self, beta: float) -> np.ndarray:
+        """Return the law's columns at the logged states."""
         return columns(ScheduleFeatures(self.lr, self.at), {"beta": beta})
 
     @cached_property
     def stretches(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Their lengths, mean rates, mean losses and point counts, each ``[m]``."""
+        """Stretches of updates: lengths, mean rates, mean losses and point counts, each ``[m]``."""
         at, loss, count = bin_curve(self.at, self.loss, STRETCHES)
         sums = np.concatenate([[0.0], np.cumsum(self.lr)])
         length = np.diff(at, prepend=0)
@@ -102,7 +104,7 @@ class Segment:
 
 
 def segments(curves: Sequence[LossCurve], fit_start: int) -> list[Segment]:
-    """The runs from step ``fit_start`` on; equal groups where the rates summed so far agree."""
+    """Return the runs from step ``fit_start`` on; runs whose rates summed so far agree are one group."""
     starts: list[float] = []
     found = []
     for curve in curves:
@@ -117,7 +119,7 @@ def segments(curves: Sequence[LossCurve], fit_start: int) -> list[Segment]:
 
 
 def _grouped(three: np.ndarray, group: int, groups: int) -> np.ndarray:
-    """Columns ``[n, 2 + groups]`` with L_start's in its group's place."""
+    """Return columns ``[n, 2 + groups]`` with that of L_start in its group's place."""
     wide = np.zeros((len(three), 2 + groups))
     wide[:, :2] = three[:, :2]
     wide[:, 2 + group] = three[:, 2]
@@ -125,10 +127,10 @@ def _grouped(three: np.ndarray, group: int, groups: int) -> np.ndarray:
 
 
 def fit_variational(curves: Sequence[LossCurve], fit_start: int, polish: bool = True) -> Solution:
-    """The law's parameters from ``curves`` jointly, on their points from step ``fit_start`` on.
+    """Return the parameters fitted to ``curves`` jointly, on their points from step ``fit_start`` on.
 
-    Runs that came to the window by different rates have an L_start each: L_start, L_start_2, ... in the order of the
-    curves. ``polish=False`` stops at the search's own precision, about 1e-4.
+    Runs that reached the first step by different rates have an L_start each: L_start, L_start_2, ... in the order of
+    the curves. ``polish=False`` stops at the search's precision, about 1e-4.
     """
     runs = segments(curves, fit_start)
     groups = 1 + max(run.group for run in runs)
@@ -178,8 +180,8 @@ def _solve(wide: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> tuple[np.n
     return coefficients, (wide @ coefficients - loss) * weight
 
 
-def _global_minimum(cost, low: float, high: float) -> float:
-    """The best of a grid, refined by golden sections between its neighbours."""
+def _global_minimum(cost: Callable[[float], float], low: float, high: float) -> float:
+    """Return the minimum of a grid, refined between its neighbours by a bounded scalar search."""
     from scipy.optimize import minimize_scalar
 
     grid = np.linspace(low, high, GRID)
@@ -189,8 +191,8 @@ def _global_minimum(cost, low: float, high: float) -> float:
     return float(minimize_scalar(cost, bounds=bracket, method="bounded", options={"xatol": 1e-5}).x)
 
 
-def _polish(solve, log_beta: float, low: float, high: float) -> float:
-    """Gauss-Newton on the projected residual; its derivative by a secant."""
+def _polish(solve: Solve, log_beta: float, low: float, high: float) -> float:
+    """Minimise by Gauss-Newton on the projected residual, its derivative from a secant."""
     step = 1e-4
     residual = solve(log_beta)[1]
     slope = (solve(log_beta + step)[1] - residual) / step
@@ -211,7 +213,7 @@ def _polish(solve, log_beta: float, low: float, high: float) -> float:
     return log_beta
 
 
-LAW = register(
+LAW = register("law", "variational")(
     Law(
         name="variational",
         formula="L[t+1] = L[t] - beta eta_t (L[t] - L0 - alpha eta_t)",

@@ -1,13 +1,13 @@
-"""The one fitter of all laws: variable projection.
+"""Variable projection, the fitter of every law that does not bring another.
 
 For fixed nonlinear parameters the best linear coefficients follow from a bounded least-squares problem with three
-unknowns, so only the few nonlinear ones are searched (Golub and Pereyra 1973), from several starts, on a log
-scale. The residuals are relative (a log residual to first order) and weighed by Huber's rule, which bounds what
-an outlier can do.
+unknowns, so only the nonlinear ones are searched (Golub and Pereyra 1973), from several starts, on a log scale. The
+residuals are relative and weighted by Huber's rule, which bounds the effect of an outlier.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Data:
 
 
 def solve_linear(columns: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Coefficients ``[k] >= 0`` of the weighted least-squares fit of ``columns [n,k]`` to ``loss [n]``."""
+    """Return the coefficients ``[k] >= 0`` of the weighted least-squares fit of ``columns [n,k]`` to ``loss [n]``."""
     from scipy.optimize import nnls
 
     A, b = columns * weights[:, None], loss * weights
@@ -47,13 +47,13 @@ def solve_linear(columns: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> 
 
 
 def huber_weights(residual: np.ndarray, threshold: float = HUBER) -> np.ndarray:
-    """Weights ``[n]`` in (0, 1] that turn squares into Huber's loss at ``threshold`` robust standard deviations."""
+    """Return weights ``[n]`` in (0, 1] that make squares Huber's loss at ``threshold`` robust standard deviations."""
     scale = 1.4826 * np.median(np.abs(residual))
     return np.minimum(1.0, threshold * max(scale, 1e-12) / np.maximum(np.abs(residual), 1e-300))
 
 
 class Problem:
-    """The residuals of one law on several runs as a function of the coordinates of its nonlinear parameters."""
+    """Residuals of one law on several runs as a function of the coordinates of its nonlinear parameters."""
 
     def __init__(self, law: Law, data: Sequence[Data], parameters: Sequence[Nonlinear], prior: bool):
         self.law, self.data, self.parameters = law, data, parameters
@@ -64,20 +64,22 @@ class Problem:
         self.noise = 1.0
 
     def named(self, z: np.ndarray) -> dict[str, float]:
+        """Return the nonlinear parameters at the coordinates ``z``."""
         return {p.name: p.value(coordinate) for p, coordinate in zip(self.parameters, z, strict=True)}
 
     def columns(self, z: np.ndarray) -> np.ndarray:
+        """Return the law's columns on all runs."""
         nonlinear = self.named(z)
         return np.concatenate([self.law.columns(d.schedule, nonlinear) for d in self.data])
 
     def solve(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Linear coefficients ``[k]`` and the relative residuals ``[n]`` before Huber weighting."""
+        """Return linear coefficients ``[k]`` and the relative residuals ``[n]`` before Huber weighting."""
         columns = self.columns(z)
         coefficients = solve_linear(columns, self.loss, self.base * np.sqrt(self.huber))
         return coefficients, (columns @ coefficients - self.loss) * self.base
 
     def residual(self, z: np.ndarray) -> np.ndarray:
-        """Weighted residuals, then one a prior: a parameter's distance from its usual value, in its usual spread."""
+        """Return weighted residuals, then one a prior: a parameter's distance from its usual value in its spread."""
         fit = np.sqrt(self.huber) * self.solve(z)[1]
         if not self.prior:
             return fit
@@ -95,11 +97,11 @@ def fit_law(
     rounds: int = 2,
     tolerance: float = 1e-8,
 ) -> Solution:
-    """The law's parameters from the runs ``data``, jointly.
+    """Return the law's parameters fitted to the runs ``data`` jointly.
 
-    ``start`` gives nonlinear parameters to set out from, instead of the law's own several starts. With ``prior`` the
-    nonlinear parameters are held near their usual values as firmly as the residuals leave room for: not at all
-    on exact data, firmly where one run cannot determine them.
+    ``start``: nonlinear parameters to set out from, instead of the law's several starts. ``prior``: pull the nonlinear
+    parameters towards their usual values, in proportion to the residuals: not at all on exact data, firmly if one run
+    cannot determine them.
     """
     from scipy.optimize import least_squares
 
@@ -108,7 +110,7 @@ def fit_law(
     problem = Problem(law, data, parameters, prior)
     bounds = np.array([[p.coordinate(p.low) for p in parameters], [p.coordinate(p.high) for p in parameters]])
 
-    def search(z: np.ndarray, evaluations: int = 60):
+    def search(z: np.ndarray, evaluations: int = 60) -> Any:
         return least_squares(
             problem.residual,
             np.clip(z, bounds[0] + 1e-9, bounds[1] - 1e-9),

@@ -10,8 +10,8 @@ floor was added here.
 import numpy as np
 
 from analysis.laws.law import Kernel, Law, Nonlinear, Parameters
-from analysis.laws.registry import register
 from analysis.schedules.features import ScheduleFeatures, recurrence
+from rwkv_lab.config.registry import register
 
 
 def lagged_rate(schedule: ScheduleFeatures, beta: float) -> np.ndarray:
@@ -44,7 +44,7 @@ def kernel(nonlinear: Parameters) -> Kernel:
     return Kernel(lambda u: np.exp(-nonlinear["beta"] * u), nonlinear.get("p", 1.0))
 
 
-LAW = register(
+LAW = register("law", "vplus")(
     Law(
         name="vplus",
         formula="L = L0 + A S^-a + alpha y,  y' = beta eta (eta - y)",

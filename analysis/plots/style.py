@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -49,7 +49,7 @@ def save(figures: Mapping[str, Any], folder: Path) -> list[Path]:
                 folder.mkdir(parents=True, exist_ok=True)
                 figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else None)
             except OSError as error:
-                raise Mistake(f"{path} cannot be written: {error.strerror}") from None
+                raise UserError(f"{path} cannot be written: {error.strerror}") from None
             paths.append(path)
     return paths
 

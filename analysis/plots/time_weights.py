@@ -1,4 +1,4 @@
-"""What a run learned about time, per layer and channel or head.
+"""Time weights that a run learned, by layer and channel or head.
 
 RWKV v2 to v4 learn a decay for each channel: a token ``t`` positions back counts ``exp(-(t - 1) d)`` with
 ``d = exp(time_decay)``, the token at hand ``exp(time_first)`` (Peng, RWKV-LM). RWKV v1 and MHA_pro learn a curve for
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 NAME = re.compile(r"(?:^|\.)blocks\.(\d+)\.(?:\w+\.)*(time_(?:decay|first|w|alpha|beta|gamma))$")
 CHANNELS = 48  # curves drawn in a layer's panel; more are even quantiles of them
@@ -21,7 +21,7 @@ Layers = dict[int, np.ndarray]
 
 
 def by_layer(tensors: Mapping[str, np.ndarray]) -> dict[str, Layers]:
-    """``{"time_decay": {0: [C], ...}, "time_w": {0: [H, ctx_len], ...}, ...}`` from the named weights of a model."""
+    """Return ``{"time_decay": {0: [C], ...}, "time_w": {0: [H, ctx_len], ...}, ...}`` from a model's weights."""
     found: dict[str, Layers] = {}
     for name, tensor in tensors.items():
         match = NAME.search(name)
@@ -33,50 +33,48 @@ def by_layer(tensors: Mapping[str, np.ndarray]) -> dict[str, Layers]:
 
 
 def half_life(time_decay: np.ndarray) -> np.ndarray:
-    """Tokens after which a channel's weight has halved, ln 2 / exp(time_decay)."""
+    """Return the tokens after which a channel's weight has halved, ln 2 / exp(time_decay)."""
     return np.log(2.0) / np.exp(time_decay)
 
 
 def weight_at(time_decay: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """[C, T]: the weight ``exp(-(t - 1) exp(time_decay))`` of tokens ``distance`` [T] >= 1 positions back."""
+    """Return the weight ``[C, T]``, ``exp(-(t - 1) exp(time_decay))`` of tokens ``distance`` [T] >= 1 back."""
     return np.exp(-(distance[None, :] - 1) * np.exp(time_decay)[:, None])
 
 
 def against_distance(time_w: np.ndarray) -> np.ndarray:
-    """[H, T] with distance 0 first; the model keeps the last entry for distance 0."""
+    """Return ``[H, T]`` with distance 0 first; the model stores it last."""
     return time_w[:, ::-1]
 
 
 def read(path: Path) -> dict[str, Layers]:
-    """The time weights of a run directory or a .safetensors file; a Mistake where there are none."""
+    """Read the time weights of a run directory or a .safetensors file; UserError if it has none."""
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         study = next(path.glob("*/run.json"), None)
         what = (
             "does not exist"
             if not path.is_dir()
-            else f"is no run but a folder of runs: name one of them, such as {study.parent}"
+            else f"is a folder of runs: give one of them, e.g. {study.parent}"
             if study
             else "has no model.safetensors: the run has not finished"
         )
-        raise Mistake(f"{path} {what}")
+        raise UserError(f"{path} {what}")
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise Mistake(f"{file} cannot be read as safetensors: {error}") from None
+        raise UserError(f"{file} cannot be read as safetensors: {error}") from None
     layers = by_layer(tensors)
     if "time_decay" not in layers and "time_w" not in layers:
-        raise Mistake(
-            f"{file} has neither time_decay nor time_w: RWKV and MHA_pro learn weights of time, this model none"
-        )
+        raise UserError(f"{file} has neither time_decay nor time_w, the time weights that RWKV and MHA_pro learn")
     return layers
 
 
 def _grid(count: int, x_label: str, y_label: str) -> tuple[Any, list[Any]]:
-    """A figure with a panel for each of ``count`` layers, labelled at its left and lower edge."""
+    """Return a figure with a panel for each of ``count`` layers, labelled at its left and lower edge."""
     from matplotlib.figure import Figure
 
     columns = count if count <= 4 else 3 if count in (5, 6, 9) else 4
@@ -95,14 +93,14 @@ def _grid(count: int, x_label: str, y_label: str) -> tuple[Any, list[Any]]:
 
 
 def _shades(count: int) -> list[Any]:
-    """Colours from dark to light that stay in order for every kind of colour vision and in grey."""
+    """Return ``count`` colours from dark to light, in order for every kind of colour vision and in grey."""
     from matplotlib import colormaps
 
     return [colormaps["viridis"](x) for x in np.linspace(0.0, 0.88, max(1, count))]
 
 
 def decay_figure(decay: Layers, first: Layers) -> Any:
-    """time_decay as learned, the half-lives sorted, and time_first where there is one, against the channel."""
+    """Return the figure of time_decay, the sorted half-lives, and time_first if learned, against the channel."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.2 if first else 6.8, 3.4))
@@ -121,7 +119,7 @@ def decay_figure(decay: Layers, first: Layers) -> Any:
 
 
 def curves_figure(decay: Layers, longest: int) -> Any:
-    """The weight of a token against its distance, a panel a layer, a line a channel from slow to fast."""
+    """Return the figure of a token's weight against its distance: a panel a layer, a line a channel."""
     figure, axes = _grid(len(decay), "distance (tokens)", "weight of a token")
     distance = np.unique(np.geomspace(1, longest, 200).astype(int))
     for ax, (layer, values) in zip(axes, decay.items(), strict=True):
@@ -136,7 +134,7 @@ def curves_figure(decay: Layers, longest: int) -> Any:
 
 
 def heads_figure(time_w: Layers) -> Any:
-    """time_w against the distance, a panel a layer, a line a head."""
+    """Return the figure of time_w against the distance: a panel a layer, a line a head."""
     figure, axes = _grid(len(time_w), "distance (tokens)", "time_w")
     for ax, (layer, values) in zip(axes, time_w.items(), strict=True):
         for head, (colour, curve) in enumerate(zip(_shades(len(values)), against_distance(values), strict=True)):
@@ -148,7 +146,7 @@ def heads_figure(time_w: Layers) -> Any:
 
 
 def factors_figure(kind: str, layers: Layers) -> Any:
-    """A factor of the position, time_alpha, time_beta or time_gamma: a panel a layer, a line a head."""
+    """Return the figure of time_alpha, time_beta or time_gamma against the position: a panel a layer, a line a head."""
     figure, axes = _grid(len(layers), "position (tokens)", kind)
     for ax, (layer, values) in zip(axes, layers.items(), strict=True):
         curves = np.atleast_2d(values)
@@ -162,7 +160,7 @@ def factors_figure(kind: str, layers: Layers) -> Any:
 
 
 def figures(layers: dict[str, Layers], longest: int) -> dict[str, Any]:
-    """Every figure the weights have, by file name; ``longest`` distance of the decay curves in tokens."""
+    """Return every figure of the weights by file name; ``longest``: distance of the decay curves in tokens."""
     made = {}
     if "time_decay" in layers:
         made["time_decay"] = decay_figure(layers["time_decay"], layers.get("time_first", {}))

@@ -15,7 +15,7 @@ import numpy as np
 from analysis.fit.joint import Fit
 from analysis.fit.model import FittedModel, Prediction
 from analysis.schedules import search
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.config.errors import UserError, nearest
 
 LEVEL = 0.9
 
@@ -74,13 +74,13 @@ class Optimum:
 
 def _check(steps: int, eta_max: float, warmup: int, kind: str) -> None:
     if steps != int(steps) or steps < 2:
-        raise Mistake(f"steps must be an integer of at least 2 (got {steps})")
+        raise UserError(f"steps must be an integer of at least 2 (got {steps})")
     if not np.isfinite(eta_max) or eta_max <= 0:
-        raise Mistake(f"eta_max must be a rate above 0, e.g. 6e-4 (got {eta_max})")
+        raise UserError(f"eta_max must be a rate above 0, e.g. 6e-4 (got {eta_max})")
     if warmup != int(warmup) or not 0 <= warmup < steps - 1:
-        raise Mistake(f"warmup must be an integer from 0 to {int(steps) - 2} (got {warmup})")
+        raise UserError(f"warmup must be an integer from 0 to {int(steps) - 2} (got {warmup})")
     if kind not in kinds():
-        raise Mistake(f"kind '{kind}' is unknown{nearest(kind, kinds())}; choose one of {', '.join(kinds())}")
+        raise UserError(f"kind '{kind}' is unknown{nearest(kind, kinds())}; choose one of {', '.join(kinds())}")
 
 
 def best(
@@ -90,7 +90,7 @@ def best(
 
     Its rates never exceed ``eta_max`` (per update; by default the highest of the runs) and do not rise after ``warmup``
     updates. For a law that counts from the fit's first step, it follows the first run's rates up to there. ``kind``:
-    free, or the best of one of the usual shapes. Mistake for a law that is not optimised.
+    free, or the best of one of the usual shapes. UserError for a law that is not optimised.
     """
     model = fit.model if isinstance(fit, Fit) else fit
     eta_max = model.reference if eta_max is None else float(eta_max)
@@ -130,11 +130,11 @@ def propose(
     """Return the optimum for a whole run of ``steps`` updates and its rates ``[steps]``.
 
     A law that counts from the fit's first step keeps the first run's rates before it. ``warmup``: that of the first run
-    by default. Mistake if ``steps`` end before the fit's first step.
+    by default. UserError if ``steps`` end before the fit's first step.
     """
     prefix = len(model.prefix_lrs)
     if steps <= prefix + 1:
-        raise Mistake(f"steps must be above {prefix + 1}, since the fit starts at step {prefix} (got {steps})")
+        raise UserError(f"steps must be above {prefix + 1}, since the fit starts at step {prefix} (got {steps})")
     own = model.runs[0].warmup if prefix == 0 else 0
     warmup = min(own, (steps - prefix) // 2) if warmup is None else warmup
     optimum = best(model, steps - prefix, eta_max, warmup, kind)

@@ -4,9 +4,8 @@ The laws are evaluated on coarse schedules in which one update stands for severa
 regret under the worst of its laws.
 """
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ import numpy as np
 from analysis.fit.fitted_law import FittedLaw
 from analysis.fit.model import FittedModel
 from analysis.schedules.closed_form import warmup_ramp
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config import registry
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
 
 KNOTS = 16  # of a free schedule: rates between them are interpolated on a log scale
@@ -28,7 +28,7 @@ LEAST = 1e-3  # lowest end, as a share of the peak, of a decay that must stay ab
 
 @dataclass(frozen=True)
 class Shape:
-    """A schedule of ``rwkv_lab.training.schedules`` with a peak and an end, as the search varies it."""
+    """A schedule with a peak and an end, as the search varies it; wsd also has the fraction that decays."""
 
     name: str
     numbers: int  # 2: peak and end; 3: also the fraction that decays
@@ -40,23 +40,22 @@ class Shape:
         end = peak * (self.lowest + (1 - self.lowest) * numbers[1] ** 2)
         group = {"name": self.name, "lr_init": float(peak), "lr_final": float(end), "warmup_steps": warmup}
         if self.numbers == 3:
-            group |= {"decay_fraction": float(0.02 + 0.98 * numbers[2]), "decay_shape": "linear"}
+            group["decay_fraction"] = float(0.02 + 0.98 * numbers[2])
         return group
 
 
 def shapes() -> dict[str, Shape]:
-    """Return the schedules that a peak, an end and at most a decaying fraction describe, by name."""
+    """Return the registered schedules that decay from lr_init to lr_final, by name."""
     found = {}
-    for name, schedule in schedules.SCHEDULES.items():
-        parameters = inspect.signature(schedule).parameters
-        required = {key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-        if required == {"lr_init", "lr_final"}:
+    for name, config in registry.members("schedule").items():
+        names = {field.name for field in fields(config)}
+        if {"lr_init", "lr_final"} <= names:
             try:
-                schedule(1, 2, lr_init=1.0, lr_final=0.0)
+                schedules.rates(name, 2, lr_init=1.0, lr_final=0.0)
                 lowest = 0.0
-            except ValueError:
+            except UserError:
                 lowest = LEAST
-            found[name] = Shape(name, 3 if "decay_fraction" in parameters else 2, lowest)
+            found[name] = Shape(name, 3 if "decay_fraction" in names else 2, lowest)
     return found
 
 
@@ -96,7 +95,7 @@ def goal_of(model: FittedModel, steps: int, warmup: int, eta_max: float) -> Goal
     """
     chosen = [m for m in model.members if m.fit_start == model.fit_start and m.definition.optimisable]
     if not chosen:
-        raise Mistake(f"the best schedule of the law {model.law} is not worth training: fit auto or vplus to optimise")
+        raise UserError(f"the law {model.law} is not optimised (its best schedule is not practical); fit auto or vplus")
     memory = [m.definition.forgetting(m.nonlinear) for m in chosen if m.definition.forgetting]
     fastest = max(memory, default=0.0)
     most = LAG / (fastest * eta_max) if fastest else np.inf

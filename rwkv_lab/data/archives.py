@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 BLOCK = 1 << 20
 
@@ -14,13 +14,13 @@ def extract(archive: Path, wanted: Mapping[str, Path], limit: int, key: str) -> 
 
     A member is found by the end of its name (``folder/train.txt``), and only its bytes are used: names with ``..``,
     absolute names and everything unasked-for are ignored, and no more than ``limit`` bytes are written of any member.
-    Raises ``Mistake`` naming ``key`` and the archive."""
+    Raises ``UserError`` naming ``key`` and the archive."""
     try:
         with zipfile.ZipFile(archive) as content:
             for suffix, target in wanted.items():
                 _copy(content, _member(content, suffix, archive, key), target, limit, archive, key)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise Mistake(f"{key}={archive} is no readable zip archive: {error}") from error
+        raise UserError(f"{key}={archive} is no readable zip archive: {error}") from error
 
 
 def _member(content: zipfile.ZipFile, suffix: str, archive: Path, key: str) -> zipfile.ZipInfo:
@@ -31,7 +31,7 @@ def _member(content: zipfile.ZipFile, suffix: str, archive: Path, key: str) -> z
         if _plain(info) and PurePosixPath(info.filename).parts[-len(asked) :] == asked
     ]
     if len(found) != 1:
-        raise Mistake(f"{key}={archive} holds {len(found) or 'no'} files {suffix}: exactly one is expected")
+        raise UserError(f"{key}={archive} holds {len(found) or 'no'} files {suffix}: exactly one is expected")
     return found[0]
 
 
@@ -49,6 +49,6 @@ def _copy(content: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, limit: 
             written += len(block)
             if written > limit:
                 partial.unlink()
-                raise Mistake(f"{key}={archive}: {info.filename} is larger than the {limit} bytes it may have")
+                raise UserError(f"{key}={archive}: {info.filename} is larger than the {limit} bytes it may have")
             file.write(block)
     partial.replace(target)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rwkv_lab.data import sampling
 from rwkv_lab.data.config import ORDERS, DataConfig, TokenizerConfig
-from rwkv_lab.data.corpus import load
+from rwkv_lab.data.dataset import load
 
 CTX_LEN, BATCH, BATCHES = 256, 64, 500
 WORDS = 4096

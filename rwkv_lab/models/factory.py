@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rwkv_lab.errors import Mistake, nearest
+from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.models.config import ModelConfig, ScanConfig, check
 from rwkv_lab.models.lm import LM
 from rwkv_lab.models.registry import MODELS
@@ -16,11 +16,11 @@ from rwkv_lab.models.weights import initialise_from, stretch_time_vectors
 def configure(name: str, **fields: Any) -> ModelConfig:
     """The checked configuration of a model. Raises Mistake for an unknown name or field or an impossible value."""
     if name not in MODELS:
-        raise Mistake(f"model: there is no model {name!r}{nearest(name, MODELS)}; choose one of {', '.join(MODELS)}")
+        raise UserError(f"model: there is no model {name!r}{nearest(name, MODELS)}; choose one of {', '.join(MODELS)}")
     known = [field.name for field in dataclasses.fields(MODELS[name].config)]
     for key in fields:
         if key not in known:
-            raise Mistake(f"model.{key}: {name} has no such field{nearest(key, known)}; it has {', '.join(known)}")
+            raise UserError(f"model.{key}: {name} has no such field{nearest(key, known)}; it has {', '.join(known)}")
     config = MODELS[name].config(**{**fields, "name": name})
     check(config)
     return config
@@ -49,7 +49,7 @@ def build(name: str, *, vocab_size: int, seed: int = 0, backend: str = "auto", *
 def skeleton(config: ModelConfig, vocab_size: int, backend: str = "auto") -> LM:
     """The model of a checked configuration with parameters on the meta device: shapes without memory or values."""
     if vocab_size < 1:
-        raise Mistake(f"vocab_size is {vocab_size}; it must be at least 1")
+        raise UserError(f"vocab_size is {vocab_size}; it must be at least 1")
     architecture = import_module(MODELS[config.name].target)
     with torch.device("meta"):
         blocks = architecture.blocks(config, backend)

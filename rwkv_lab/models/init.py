@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor, nn
 
+from rwkv_lab.models.blocks.tricks import TokenShift
 from rwkv_lab.models.lm import LM
-from rwkv_lab.models.tricks import TokenShift
 
 
 def ratio(part: float, whole: float) -> float:

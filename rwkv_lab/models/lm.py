@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.models.blocks.tricks import HeadQK, l2_wrap
 from rwkv_lab.models.config import HeadsConfig, ModelConfig
-from rwkv_lab.models.tricks import HeadQK, l2_wrap
 
 BlockState = tuple[object, object]
 
@@ -98,7 +98,7 @@ class LM(nn.Module):
     def forward(self, idx: Tensor) -> Tensor:
         """Tokens idx [B,T] -> logits [B,T,V]. Raises Mistake where T exceeds what the model's parameters allow."""
         if self.max_len is not None and idx.shape[1] > self.max_len:
-            raise Mistake(
+            raise UserError(
                 f"{self.config.name}: {idx.shape[1]} tokens are more than model.ctx_len = {self.max_len}, "
                 "the length of its per-position parameters"
             )

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from rwkv_lab.models import init
+from rwkv_lab.models.blocks.tricks import causal_window, merge_heads
 from rwkv_lab.models.config import HeadsConfig
 from rwkv_lab.models.lm import LM, Block
 from rwkv_lab.models.mha_rotary import Attention
-from rwkv_lab.models.original import HEADS_RENAMES, Original
+from rwkv_lab.models.reference_names import HEADS_RENAMES, Original
 from rwkv_lab.models.rwkv_v1 import ChannelMix
-from rwkv_lab.models.tricks import causal_window, merge_heads
 from rwkv_lab.ops.toeplitz import toeplitz_weights
 
 RECURRENT = False

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from rwkv_lab.models import init
+from rwkv_lab.models.blocks.rotary import rotary_angles, rotate
+from rwkv_lab.models.blocks.tricks import TokenShift, merge_heads, split_heads
 from rwkv_lab.models.config import HeadsConfig
 from rwkv_lab.models.lm import LM, Block
-from rwkv_lab.models.original import HEADS_RENAMES, Original
-from rwkv_lab.models.rotary import rotary_angles, rotate
-from rwkv_lab.models.tricks import TokenShift, merge_heads, split_heads
+from rwkv_lab.models.reference_names import HEADS_RENAMES, Original
 
 RECURRENT = False
 FIXED_LENGTH = False

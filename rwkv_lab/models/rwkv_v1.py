@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from rwkv_lab.models import init
+from rwkv_lab.models.blocks.tricks import TinyAttention, TokenShift
 from rwkv_lab.models.config import HeadsConfig, RWKV1Config
 from rwkv_lab.models.lm import LM, Block
-from rwkv_lab.models.original import HEADS_RENAMES, Original
-from rwkv_lab.models.tricks import TinyAttention, TokenShift
+from rwkv_lab.models.reference_names import HEADS_RENAMES, Original
 from rwkv_lab.ops.toeplitz import toeplitz_mix
 
 RECURRENT = False

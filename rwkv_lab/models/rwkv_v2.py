@@ -10,10 +10,10 @@ import torch
 from torch import Generator
 
 from rwkv_lab.models import init
+from rwkv_lab.models.blocks.wkv_mix import SCALES, TimeMix, make_blocks, mixing_flops
 from rwkv_lab.models.config import ScanConfig
 from rwkv_lab.models.lm import LM, Block
-from rwkv_lab.models.original import COLUMN_SHAPES, SCAN_RENAMES, Original
-from rwkv_lab.models.scan_mix import SCALES, TimeMix, make_blocks, mixing_flops
+from rwkv_lab.models.reference_names import COLUMN_SHAPES, SCAN_RENAMES, Original
 
 __all__ = ["FIXED_LENGTH", "ORIGINAL", "RECURRENT", "blocks", "initialise", "mixing_flops"]
 

@@ -6,10 +6,10 @@ The scan keeps a running maximum of the exponents, so that no k overflows; L2Wra
 from torch import Generator
 
 from rwkv_lab.models import init
+from rwkv_lab.models.blocks.wkv_mix import SCALES, curved_time_vectors, make_blocks, mixing_flops
 from rwkv_lab.models.config import ScanConfig
 from rwkv_lab.models.lm import LM, Block
-from rwkv_lab.models.original import SCAN_RENAMES, SCAN_SHAPES, Original
-from rwkv_lab.models.scan_mix import SCALES, curved_time_vectors, make_blocks, mixing_flops
+from rwkv_lab.models.reference_names import SCAN_RENAMES, SCAN_SHAPES, Original
 
 __all__ = ["FIXED_LENGTH", "ORIGINAL", "RECURRENT", "blocks", "initialise", "mixing_flops"]
 

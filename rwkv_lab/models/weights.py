@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.models.lm import LM
-from rwkv_lab.tensorfile import write_tensors
+from rwkv_lab.util.tensorfile import write_tensors
 
 METADATA_KEY = "rwkv_lab.model"
 START_FIELDS = ("init_from", "time_vectors_from")  # how a model began, needless once it has weights
@@ -25,9 +25,9 @@ def weights_file(path: str | Path) -> Path:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         hint = " (a run writes it when it completes)" if path.is_dir() else ""
-        raise Mistake(f"{file}: no such file{hint}")
+        raise UserError(f"{file}: no such file{hint}")
     if file.suffix != ".safetensors":
-        raise Mistake(
+        raise UserError(
             f"{file}: not a .safetensors file; python -m rwkv_lab.convert makes one of an original checkpoint"
         )
     return file
@@ -53,9 +53,9 @@ def load(path: str | Path, backend: str = "auto") -> LM:
         with safe_open(file, "pt") as opened:
             description = (opened.metadata() or {}).get(METADATA_KEY)
     except SafetensorError as error:
-        raise Mistake(f"{file}: not a readable .safetensors file ({error})") from error
+        raise UserError(f"{file}: not a readable .safetensors file ({error})") from error
     if description is None:
-        raise Mistake(f"{file}: it does not say which model it holds; only files written by rwkv_lab do")
+        raise UserError(f"{file}: it does not say which model it holds; only files written by rwkv_lab do")
     fields: dict[str, Any] = json.loads(description)
     vocab_size = fields.pop("vocab_size")
     model = skeleton(configure(**fields), vocab_size, backend).to_empty(device="cpu")
@@ -69,7 +69,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise Mistake(f"{file}: not a readable .safetensors file ({error})") from error
+        raise UserError(f"{file}: not a readable .safetensors file ({error})") from error
 
 
 def require_match(model: LM, tensors: dict[str, Tensor], source: str) -> None:
@@ -79,7 +79,7 @@ def require_match(model: LM, tensors: dict[str, Tensor], source: str) -> None:
         there = tuple(tensors[name].shape) if name in tensors else None
         if own.get(name) != there:
             here = own.get(name)
-            raise Mistake(
+            raise UserError(
                 f"{source}: {name} is {_shape(there)} there and {_shape(here)} in this {model.config.name}; "
                 "vocabulary, sizes and tricks must agree"
                 + (" (and ctx_len, which this parameter depends on)" if _per_position(name) else "")
@@ -117,7 +117,7 @@ def stretch_time_vectors(model: LM, path: str | Path) -> None:
     for vector in sorted({_vector(name) for name, _ in model.named_parameters() if _vector(name)}):
         sources = [tensors[name] for name in sorted(tensors, key=_layer) if _vector(name) == vector]
         if not sources:
-            raise Mistake(f"model.time_vectors_from: {file} has no {vector}; version and token shift must agree")
+            raise UserError(f"model.time_vectors_from: {file} has no {vector}; version and token shift must agree")
         targets = [parameter for name, parameter in model.named_parameters() if _vector(name) == vector]
         shape = (len(targets), targets[0].shape[0])
         with torch.no_grad():

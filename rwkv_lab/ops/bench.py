@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rwkv_lab.errors import Mistake, main_guard
+from rwkv_lab.config.errors import UserError, main_guard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -192,7 +192,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()
     if args.turns < 1:
-        raise Mistake(f"--turns {args.turns}: at least one turn")
+        raise UserError(f"--turns {args.turns}: at least one turn")
     import torch
 
     from rwkv_lab.ops.memory import keep_freed_memory
@@ -214,7 +214,7 @@ def main() -> int:
 
         parts.append(cuda_report(args.turns))
     elif args.only == "cuda":
-        raise Mistake("--only cuda: torch sees no GPU")
+        raise UserError("--only cuda: torch sees no GPU")
     report = "\n\n".join(parts) + "\n"
     print(report, end="")
     if args.out:

@@ -24,7 +24,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from rwkv_lab.errors import Mistake, main_guard
+from rwkv_lab.config.errors import UserError, main_guard
 
 Kind = Literal["cpu", "cuda", "bench"]
 
@@ -197,7 +197,7 @@ def main() -> int:
         try:
             print(f"{kind}: {library(kind, arch, cache)}")
         except BuildFailed as failure:
-            raise Mistake(f"the {kind} kernels cannot be built: {failure}") from failure
+            raise UserError(f"the {kind} kernels cannot be built: {failure}") from failure
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.ops.build import BuildFailed, Kind, library
 
 # steps between two saved states, as in csrc/wkv_cpu.h and csrc/wkv_cuda.h
@@ -59,7 +59,7 @@ def ready(device_type: str, required: bool) -> bool:
     """Whether the kernels for `device_type` can be used; where not, one warning, or Mistake if they are `required`."""
     reason = why_not(device_type)
     if reason is not None and required:
-        raise Mistake(f"ops.backend: native is not possible here ({reason}); use auto or reference")
+        raise UserError(f"ops.backend: native is not possible here ({reason}); use auto or reference")
     if reason is not None:
         warnings.warn(f"slow plain torch in place of the native kernels: {reason}", stacklevel=2)
     return reason is None

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.ops import native
 from rwkv_lab.ops.reference import wkv_reference
 
@@ -19,7 +19,7 @@ def resolve_backend(requested: str, device: torch.device | str) -> Literal["nati
     Mistake for an unknown name, or for native where the kernels cannot be had.
     """
     if requested not in BACKENDS:
-        raise Mistake(f"ops.backend: {requested!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+        raise UserError(f"ops.backend: {requested!r} is not a backend; choose one of {', '.join(BACKENDS)}")
     if requested == "reference":
         return "reference"
     return "native" if native.ready(torch.device(device).type, requested == "native") else "reference"
@@ -57,7 +57,7 @@ def wkv(
     """
     B, _, C = k.shape
     if v.shape != k.shape or w.shape != (C,) or u.shape != (C,) or (state is not None and state.shape != (B, 3, C)):
-        raise Mistake(f"wkv: w and u must be [C], v like k and state [B,3,C] for k {list(k.shape)}")
+        raise UserError(f"wkv: w and u must be [C], v like k and state [B,3,C] for k {list(k.shape)}")
     if v.dtype != k.dtype:
         common = torch.promote_types(k.dtype, v.dtype)
         k, v = k.to(common), v.to(common)

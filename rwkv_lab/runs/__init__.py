@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import lock
 
 STATUSES = ("complete", "running", "interrupted", "failed")
@@ -39,13 +39,13 @@ class Run:
         try:
             manifest = json.loads(file.read_text())
         except (OSError, ValueError) as error:
-            raise Mistake(f"{file} is no readable manifest ({error}): start the run afresh with rerun=true") from None
+            raise UserError(f"{file} is no readable manifest ({error}): start the run afresh with rerun=true") from None
         if not isinstance(manifest, dict) or any(
             not isinstance(manifest.get(key), (kind, type(None))) for key, kind in _KINDS.items()
         ):
-            raise Mistake(f"{file} is no readable manifest: start the run afresh with rerun=true")
+            raise UserError(f"{file} is no readable manifest: start the run afresh with rerun=true")
         if manifest.get("format", 0) > FORMAT:
-            raise Mistake(f"{file} was written by a newer version of rwkv_lab (format {manifest['format']})")
+            raise UserError(f"{file} was written by a newer version of rwkv_lab (format {manifest['format']})")
         return manifest
 
     @cached_property
@@ -57,7 +57,7 @@ class Run:
         try:
             return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
         except Exception as error:
-            raise Mistake(f"{file} cannot be read: {error}") from None
+            raise UserError(f"{file} cannot be read: {error}") from None
 
     @property
     def status(self) -> str:
@@ -100,7 +100,7 @@ def load(path: Path | str) -> Run:
     """The run in the directory ``path``; a Mistake where that is none."""
     path = Path(path)
     if not is_run(path):
-        raise Mistake(f"{path} is not a run directory: it has no run.json")
+        raise UserError(f"{path} is not a run directory: it has no run.json")
     return Run(path.resolve())
 
 
@@ -115,6 +115,6 @@ def find(*paths: Path | str) -> list[Run]:
     for path in map(Path, paths):
         runs = [Run(path.resolve())] if is_run(path) else list(_below(path))
         if not runs:
-            raise Mistake(f"{path} {'has no runs in it' if path.exists() else 'does not exist'}")
+            raise UserError(f"{path} {'has no runs in it' if path.exists() else 'does not exist'}")
         found |= {run.path: run for run in runs}
     return list(found.values())

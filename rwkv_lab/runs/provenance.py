@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from rwkv_lab.paths import REPOSITORY
+from rwkv_lab.util.paths import REPOSITORY
 
 CODE = {"rwkv_lab": "*.py", "csrc": "*.*"}
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import lock
 
 
@@ -22,7 +22,7 @@ def remove(folder: Path) -> bool:
         if not any(folder.parent.iterdir()):
             folder.parent.rmdir()
     except OSError as error:
-        raise Mistake(f"{folder} cannot be removed: {error.strerror}") from None
+        raise UserError(f"{folder} cannot be removed: {error.strerror}") from None
     return True
 
 
@@ -36,5 +36,5 @@ def unlock(folder: Path, force: bool) -> bool:
     try:
         (folder / lock.LOCK_NAME).unlink(missing_ok=True)
     except OSError as error:
-        raise Mistake(f"{folder / lock.LOCK_NAME} cannot be removed: {error.strerror}") from None
+        raise UserError(f"{folder / lock.LOCK_NAME} cannot be removed: {error.strerror}") from None
     return True

@@ -14,9 +14,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from rwkv_lab.config import TrackerConfig
-from rwkv_lab.console import warn
-from rwkv_lab.paths import REPOSITORY
+from rwkv_lab.tracking.config import TrackerConfig
+from rwkv_lab.util.console import warn
+from rwkv_lab.util.paths import REPOSITORY
 
 FINISH_SECONDS = 10
 STOPPED_SECONDS = 0.5

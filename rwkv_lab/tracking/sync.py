@@ -6,9 +6,9 @@ Not wandb's own files: an offline run that was resumed leaves several, and they 
 from pathlib import Path
 from typing import NamedTuple
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run
-from rwkv_lab.tracking import uploads, wandb_run
+from rwkv_lab.tracking import uploads, wandb
 
 
 class Synced(NamedTuple):
@@ -24,17 +24,17 @@ def sync(run: Run, place: Path, mode: str = "online", project: str | None = None
     try:
         if run.status == "running":
             return Synced(run, "running")
-    except Mistake as mistake:
+    except UserError as mistake:
         return Synced(run, "unreadable", str(mistake))
     if uploads.is_whole(run):
         return Synced(run, "whole")
     try:
-        opened = wandb_run.open_run(run, mode, place, project, entity)
+        opened = wandb.open_run(run, mode, place, project, entity)
         known = uploads.read(run).step
-        last = wandb_run.log(opened, wandb_run.rows_after(run, known)) or known
-        wandb_run.close(opened, run)
+        last = wandb.log(opened, wandb.rows_after(run, known)) or known
+        wandb.close(opened, run)
     except Exception as error:
-        return Synced(run, "failed", wandb_run.reason(error))
+        return Synced(run, "failed", wandb.reason(error))
     if mode == "online":
         uploads.write(run, last)
     return Synced(run, "uploaded")

@@ -3,8 +3,8 @@
 import json
 from dataclasses import asdict, dataclass
 
-from rwkv_lab.paths import write_json
 from rwkv_lab.runs import Run
+from rwkv_lab.util.paths import write_json
 
 NAME = "uploaded.json"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from rwkv_lab.errors import Mistake, main_guard, nearest
+from rwkv_lab.config.errors import UserError, main_guard, nearest
 from rwkv_lab.models.registry import MODELS
 from rwkv_lab.ops.bench import CLOCKS, interleave, processor_name
 
@@ -37,7 +37,7 @@ def earlier_route(name: str) -> Iterator[None]:
 
     routes: dict[str, tuple[str, Callable]] = {
         "materialised": ("rwkv_lab.models.rwkv_v1.toeplitz_mix", baselines.materialised_mix),
-        "convolution": ("rwkv_lab.models.scan_mix.wkv", convolution),
+        "convolution": ("rwkv_lab.models.blocks.wkv_mix.wkv", convolution),
     }
     with mock.patch(*routes[BEFORE[name]]):
         yield
@@ -47,13 +47,13 @@ def training_step(model: "nn.Module", batch: int, ctx_len: int, precision: str, 
     """One update of ``model`` on fresh random tokens each time."""
     import torch
 
-    from rwkv_lab.config import OptimizerConfig
-    from rwkv_lab.training import optim
     from rwkv_lab.training.device import Resolved
+    from rwkv_lab.training.optim.adam import AdamConfig
 
     model.to(device).train()
-    optimizer = optim.build(model, OptimizerConfig())
-    optim.set_step(optimizer, OptimizerConfig(), 0, 1e-4)
+    settings = AdamConfig()
+    optimizer = settings.build(model)
+    settings.set_step(optimizer, 0, 1e-4)
     resolved = Resolved(device, precision, "native", torch.get_num_threads())
     generator = torch.Generator().manual_seed(0)
 
@@ -101,7 +101,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """``LxC`` as (layers, channels)."""
     layers, x, channels = text.partition("x")
     if not (x and layers.isdigit() and channels.isdigit() and int(layers) and int(channels)):
-        raise Mistake(f"--sizes: {text} is no size; write LAYERSxCHANNELS, such as 4x128")
+        raise UserError(f"--sizes: {text} is no size; write LAYERSxCHANNELS, such as 4x128")
     return int(layers), int(channels)
 
 
@@ -120,16 +120,16 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     for name in several(args.models):
         if name not in MODELS:
-            raise Mistake(f"--models: {name} is no model{nearest(name, MODELS)}; choose among {', '.join(MODELS)}")
+            raise UserError(f"--models: {name} is no model{nearest(name, MODELS)}; choose among {', '.join(MODELS)}")
     for precision in several(args.precision):
         if precision not in ("fp32", "bf16"):
-            raise Mistake(f"--precision: {precision} is not one of fp32, bf16")
+            raise UserError(f"--precision: {precision} is not one of fp32, bf16")
     if not all(part.isdigit() and int(part) > 1 for part in several(args.ctx)):
-        raise Mistake(f"--ctx {args.ctx}: context lengths are whole numbers above 1")
+        raise UserError(f"--ctx {args.ctx}: context lengths are whole numbers above 1")
     if min(args.turns, args.batch) < 1:
-        raise Mistake("--turns and --batch are at least 1")
+        raise UserError("--turns and --batch are at least 1")
     if args.device == "cuda" and args.clock == "processor":
-        raise Mistake("--clock processor does not see the GPU: use wall")
+        raise UserError("--clock processor does not see the GPU: use wall")
     return args
 
 
@@ -141,7 +141,7 @@ def main() -> int:
     from rwkv_lab.training import device
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise Mistake("--device cuda: torch sees no GPU")
+        raise UserError("--device cuda: torch sees no GPU")
     threads = args.threads or torch.get_num_threads()
     device.apply(device.Resolved(args.device, "fp32", "native", threads))
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor_name()}, {threads} threads"

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from rwkv_lab.errors import Mistake
-from rwkv_lab.paths import write_json
-from rwkv_lab.tensorfile import write_tensors
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.tensorfile import write_tensors
 
 FORMAT = 1
 KEPT = 2
@@ -92,7 +92,7 @@ def _record_hash(record: Mapping[str, Any]) -> str:
 def _read(record: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
     content: dict[str, Any] = json.loads(record.read_text())
     if content.get("format", 0) > FORMAT:
-        raise Mistake(f"{record} was written by a newer version of rwkv_lab: use that version, or rerun=true")
+        raise UserError(f"{record} was written by a newer version of rwkv_lab: use that version, or rerun=true")
     if content.pop("record_sha256") != _record_hash(content):
         raise ValueError("its progress does not match its checksum")
     file = record.with_suffix(".safetensors")

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from rwkv_lab.config import Config, TrainerConfig
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.schema import Config, TrainerConfig
 from rwkv_lab.ops.memory import keep_freed_memory
 from rwkv_lab.runs.provenance import processor_name, usable_cores
 
@@ -32,7 +32,7 @@ def _device(wanted: str) -> str:
         index = int(wanted.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
             seen = torch.cuda.device_count()
-            raise Mistake(f"trainer.device={wanted} is not here: torch sees {seen} CUDA devices; choose cpu or auto")
+            raise UserError(f"trainer.device={wanted} is not here: torch sees {seen} CUDA devices; choose cpu or auto")
     return wanted
 
 
@@ -42,9 +42,9 @@ def _precision(wanted: str, device: str) -> str:
         fast = torch.cuda.get_device_capability(device) >= (8, 0) if cuda else torch.cpu._is_amx_tile_supported()
         return "bf16" if fast else "fp32"
     if wanted == "tf32" and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
-        raise Mistake(f"trainer.precision=tf32 is not available on {device}: choose auto, fp32 or bf16")
+        raise UserError(f"trainer.precision=tf32 is not available on {device}: choose auto, fp32 or bf16")
     if wanted == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise Mistake(f"trainer.precision=bf16 is not available on {device}: choose auto or fp32")
+        raise UserError(f"trainer.precision=bf16 is not available on {device}: choose auto or fp32")
     return wanted
 
 
@@ -62,7 +62,7 @@ def resolve(config: Config, earlier: dict | None = None) -> Resolved:
     )
     for key, before in (earlier or {}).items():
         if asdict(now)[key] != before:
-            raise Mistake(
+            raise UserError(
                 f"the run was started with {key} {before} and would go on with {asdict(now)[key]}, which changes its "
                 "numbers: resume it on the same kind of machine, or start afresh with rerun=true"
             )

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from rwkv_lab import inference
-from rwkv_lab.evaluate import evaluate_full
-from rwkv_lab.paths import write_atomic
+from rwkv_lab.inference import recurrent
+from rwkv_lab.training.evaluate import evaluate_full
 from rwkv_lab.training.trainer import NotFinite, Row, Training
+from rwkv_lab.util.paths import write_atomic
 
 SAMPLE_TEMPERATURE = 0.8
 
@@ -46,7 +46,7 @@ def sample(training: Training) -> str:
     tokenizer = training.corpus.tokenizer
     generator = torch.Generator(training.resolved.device).manual_seed(training.config.seed)
     with training.resolved.autocast():
-        ids = inference.generate(
+        ids = recurrent.generate(
             training.model,
             tokenizer.encode("\n").tolist(),
             length,

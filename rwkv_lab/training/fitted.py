@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ def read_proposal(path: str | Path) -> Proposal:
     try:
         content = json.loads(Path(path).read_text())
     except OSError as error:
-        raise Mistake(f"schedule.fit={path} cannot be read: {error.strerror}") from None
+        raise UserError(f"schedule.fit={path} cannot be read: {error.strerror}") from None
     except ValueError:
-        raise Mistake(f"schedule.fit={path} is not JSON: give the fit.json of 'python -m analysis fit'") from None
+        raise UserError(f"schedule.fit={path} is not JSON: give the fit.json of 'python -m analysis fit'") from None
     proposal: Any = content.get("proposal") if isinstance(content, dict) else None
     try:
         low, high = map(float, proposal["interval"])
@@ -44,7 +44,7 @@ def read_proposal(path: str | Path) -> Proposal:
         )
     except (KeyError, TypeError, ValueError):
         make = "make one with 'python -m analysis fit'"
-        raise Mistake(f"schedule.fit={path} holds no proposed schedule: {make}") from None
+        raise UserError(f"schedule.fit={path} holds no proposed schedule: {make}") from None
     if not read.rates or not all(math.isfinite(rate) and rate >= 0 for rate in read.rates):
-        raise Mistake(f"schedule.fit={path} has rates that are missing, negative or no numbers")
+        raise UserError(f"schedule.fit={path} has rates that are missing, negative or no numbers")
     return read

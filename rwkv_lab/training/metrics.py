@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TextIO
 
-from rwkv_lab.paths import write_atomic
+from rwkv_lab.util.paths import write_atomic
 
 COLUMNS = (
     "step",  # completed updates

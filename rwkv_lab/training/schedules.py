@@ -1,137 +1,261 @@
-"""Learning-rate schedules: pure functions ``name(step, total, ...) -> lr``.
+"""Learning-rate schedules, the only implementation: the trainer, ``analysis`` and every printed recipe use it.
 
-``step`` counts optimiser updates from 0 to ``total - 1``. Every schedule rises linearly over the first ``warmup_steps``
-updates (update i uses ``lr_init * (i + 1) / warmup_steps``), so no update is wasted on a rate of zero, then goes from
-``lr_init`` to ``lr_final`` so that the last update, ``total - 1``, uses ``lr_final`` exactly. Rates are per update, in
-the optimiser's own units. This module imports no torch: the trainer and ``analysis`` share it.
+Updates count from 0 to ``total - 1``. A schedule rises linearly over the first ``warmup_steps`` updates (update i has
+the rate ``lr_init (i + 1) / warmup_steps``), then goes from ``lr_init`` to ``lr_final``, which the last update has
+exactly. Rates are per update, in the optimizer's units. Imports no torch.
+
+    >>> rates("wsd", 5, lr_init=1.0, lr_final=0.0, decay_fraction=0.4)
+    array([1. , 1. , 1. , 0.5, 0. ])
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
+from omegaconf import MISSING
 
-SHAPES = ("constant", "linear", "cosine", "exponential", "sqrt")
+from rwkv_lab.config import registry
+from rwkv_lab.config.derived import total_steps
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.fields import instance, setting, validate
+from rwkv_lab.config.kinds import ScheduleConfig
+from rwkv_lab.config.registry import register
+from rwkv_lab.config.schema import Config
+
+Shape = Literal["constant", "linear", "cosine", "exponential", "sqrt", "power"]
 
 
-def _blend(shape: str, progress: float, start: float, end: float) -> float:
-    """The rate at ``progress`` in [0, 1] on the way from ``start`` to ``end``."""
-    if shape == "constant":
-        return end
-    if shape == "linear":
-        return start + (end - start) * progress
-    if shape == "cosine":
-        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
-    if shape == "sqrt":
-        return start + (end - start) * math.sqrt(progress)
+def blend(shape: Shape, progress: float, start: float, end: float, power: float = 1.0) -> float:
+    """Return the rate at ``progress`` in [0, 1] on the way from ``start`` to ``end``; a constant is at its end."""
+    left = 1 - progress
+    shares = {  # of the way that is left
+        "constant": 0.0,
+        "linear": left,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "sqrt": 1 - math.sqrt(progress),
+        "power": left**power,
+    }
     if shape == "exponential":
-        if start <= 0 or end <= 0:
-            raise ValueError("an exponential decay needs rates above 0 at both ends (lr_init and lr_final)")
         return start * (end / start) ** progress
-    raise ValueError(f"unknown decay shape '{shape}'; choose one of {', '.join(SHAPES)}")
+    return end + (start - end) * shares[shape]
 
 
 def _progress(step: int, first: int, last: int) -> float:
-    """0 at update ``first``, 1 at update ``last``; 1 where the interval is empty."""
+    """Return 0 at update ``first`` and 1 at update ``last``; 1 for an empty interval."""
     return min(1.0, (step - first) / (last - first)) if last > first else 1.0
 
 
-def _warmup(step: int, lr_init: float, warmup_steps: int) -> float | None:
-    return lr_init * (step + 1) / warmup_steps if step < warmup_steps else None
+@dataclass
+class WarmedUp(ScheduleConfig):
+    """What all but a fitted schedule share: the rise to ``lr_init``."""
+
+    lr_init: float = setting(2e-3, low=0)  # rate after the warm-up
+    warmup_steps: int = setting(0, low=0)  # updates of linear rise before it
+
+    def build(self, total: int) -> Callable[[int], float]:
+        """Return the rate of every update of a run of ``total`` updates."""
+        return functools.partial(self.rate, total=total)
+
+    def rate(self, step: int, total: int) -> float:
+        """Return the rate of update ``step`` of ``total``."""
+        if step < self.warmup_steps:
+            return self.lr_init * (step + 1) / self.warmup_steps
+        return self.after_warmup(step, total)
+
+    @abstractmethod
+    def after_warmup(self, step: int, total: int) -> float:
+        """Return the rate of update ``step`` >= ``warmup_steps``."""
+
+    def check_run(self, run: Config) -> None:
+        """Raise UserError for a warm-up longer than the run."""
+        if self.warmup_steps > total_steps(run):
+            raise UserError(
+                f"schedule.warmup_steps={self.warmup_steps} is longer than the run of {total_steps(run)} updates"
+            )
 
 
-def _decay(shape: str, step: int, total: int, lr_init: float, lr_final: float, warmup_steps: int) -> float:
-    rising = _warmup(step, lr_init, warmup_steps)
-    if rising is not None:
-        return rising
-    return _blend(shape, _progress(step, warmup_steps, total - 1), lr_init, lr_final)
-
-
-def constant(step: int, total: int, *, lr_init: float, warmup_steps: int = 0) -> float:
+@register("schedule", "constant")
+@dataclass
+class ConstantConfig(WarmedUp):
     """``lr_init`` throughout."""
-    rising = _warmup(step, lr_init, warmup_steps)
-    return lr_init if rising is None else rising
+
+    name: str = "constant"
+
+    def after_warmup(self, step: int, total: int) -> float:
+        return self.lr_init
 
 
-def linear(step: int, total: int, *, lr_init: float, lr_final: float, warmup_steps: int = 0) -> float:
+@dataclass
+class Decay(WarmedUp):
+    """A decay of one shape over the last ``share`` of the run, after a plateau."""
+
+    lr_final: float = setting(1e-4, low=0)  # rate of the last update
+
+    def decay(self, step: int, total: int, shape: Shape, share: float = 1.0, power: float = 1.0) -> float:
+        """Return the rate of update ``step``; the decay takes the last ``share`` of all ``total`` updates."""
+        first = max(self.warmup_steps, total - 1 - round(share * total))
+        if step < first:
+            return self.lr_init
+        return blend(shape, _progress(step, first, total - 1), self.lr_init, self.lr_final, power)
+
+    def require_positive_ends(self) -> None:
+        """Raise UserError for an exponential decay from or to 0."""
+        for key in ("lr_init", "lr_final"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"schedule.{key} must be above 0 for an exponential decay (got {getattr(self, key)})")
+
+
+@register("schedule", "linear")
+@dataclass
+class LinearConfig(Decay):
     """A straight line."""
-    return _decay("linear", step, total, lr_init, lr_final, warmup_steps)
+
+    name: str = "linear"
+
+    def after_warmup(self, step: int, total: int) -> float:
+        return self.decay(step, total, "linear")
 
 
-def cosine(step: int, total: int, *, lr_init: float, lr_final: float, warmup_steps: int = 0) -> float:
+@register("schedule", "cosine")
+@dataclass
+class CosineConfig(Decay):
     """Half a cosine wave (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
-    return _decay("cosine", step, total, lr_init, lr_final, warmup_steps)
+
+    name: str = "cosine"
+
+    def after_warmup(self, step: int, total: int) -> float:
+        return self.decay(step, total, "cosine")
 
 
-def exponential(step: int, total: int, *, lr_init: float, lr_final: float, warmup_steps: int = 0) -> float:
-    """Geometric decay, the RWKV recipes' choice; both rates must be above 0."""
-    return _decay("exponential", step, total, lr_init, lr_final, warmup_steps)
+@register("schedule", "exponential")
+@dataclass
+class ExponentialConfig(Decay):
+    """Geometric decay, the RWKV recipes' choice."""
+
+    name: str = "exponential"
+
+    def after_warmup(self, step: int, total: int) -> float:
+        return self.decay(step, total, "exponential")
+
+    def check(self) -> None:
+        self.require_positive_ends()
 
 
-def wsd(
-    step: int,
-    total: int,
-    *,
-    lr_init: float,
-    lr_final: float,
-    warmup_steps: int = 0,
-    decay_fraction: float = 0.2,
-    decay_shape: str = "linear",
-) -> float:
+@register("schedule", "wsd")
+@dataclass
+class WSDConfig(Decay):
     """Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): a plateau, then the last ``decay_fraction`` decays."""
-    rising = _warmup(step, lr_init, warmup_steps)
-    if rising is not None:
-        return rising
-    first = max(warmup_steps, total - 1 - round(decay_fraction * total))
-    if step < first:
-        return lr_init
-    return _blend(decay_shape, _progress(step, first, total - 1), lr_init, lr_final)
+
+    name: str = "wsd"
+    decay_fraction: float = setting(0.2, low=0, high=1)  # share of the run that decays
+    decay_shape: Literal["linear", "cosine", "exponential", "sqrt", "power"] = "linear"  # sqrt: 1 - sqrt(progress)
+    decay_power: float = setting(2.0, above=0, hash_default=False)  # of decay_shape=power: (1 - progress)^decay_power
+
+    def after_warmup(self, step: int, total: int) -> float:
+        return self.decay(step, total, self.decay_shape, self.decay_fraction, self.decay_power)
+
+    def check(self) -> None:
+        if self.decay_shape == "exponential":
+            self.require_positive_ends()
 
 
-def piecewise(
-    step: int,
-    total: int,
-    *,
-    lr_init: float,
-    stages: Sequence[tuple[float, float, str]],
-    warmup_steps: int = 0,
-) -> float:
-    """Stages ``(until, lr, shape)``: up to the fraction ``until`` of the run the rate goes to ``lr`` by ``shape``.
+@register("schedule", "power")
+@dataclass
+class PowerConfig(Decay):
+    """A power of the way left: ``lr_final + (lr_init - lr_final) (1 - progress)^power`` after an optional plateau."""
 
-    The first stage starts from ``lr_init``, each later one from the rate its predecessor ended with. ``until`` must
-    rise to 1; a ``constant`` stage holds ``lr`` throughout.
+    name: str = "power"
+    power: float = setting(2.0, above=0)  # 1 is a straight line
+    decay_fraction: float = setting(1.0, low=0, high=1)  # share of the run that decays
+
+    def after_warmup(self, step: int, total: int) -> float:
+        return self.decay(step, total, "power", self.decay_fraction, self.power)
+
+
+@dataclass
+class Stage:
+    """One stage of a piecewise schedule."""
+
+    until: float = setting(MISSING, above=0, high=1)  # fraction of the run at which the stage ends
+    lr: float = setting(MISSING, low=0)  # the rate it ends with; a constant stage holds it throughout
+    shape: Literal["constant", "linear", "cosine", "exponential", "sqrt"] = "linear"
+
+
+@register("schedule", "piecewise")
+@dataclass
+class PiecewiseConfig(WarmedUp):
+    """Stages: up to the fraction ``until`` of the run the rate goes to ``lr`` by ``shape``.
+
+    The first stage starts from ``lr_init``, each later one from the rate its predecessor ended with.
     """
-    rising = _warmup(step, lr_init, warmup_steps)
-    if rising is not None:
-        return rising
-    first, start = warmup_steps, lr_init
-    for until, lr, shape in stages:
-        last = round(until * total) - 1
-        if step <= last:
-            return _blend(shape, _progress(step, first, last), start, lr)
-        first, start = max(last, warmup_steps), lr
-    return start
+
+    name: str = "piecewise"
+    stages: list[Stage] = setting(factory=list)  # in order; the last ends at 1.0
+
+    def after_warmup(self, step: int, total: int) -> float:
+        first, start = self.warmup_steps, self.lr_init
+        for stage in self.stages:
+            last = round(stage.until * total) - 1
+            if step <= last:
+                return blend(stage.shape, _progress(step, first, last), start, stage.lr)
+            first, start = max(last, self.warmup_steps), stage.lr
+        return start
+
+    def check(self) -> None:
+        if not self.stages:
+            raise UserError("schedule.stages is empty: give stages such as {until: 1.0, lr: 1e-4, shape: cosine}")
+        before, rate = 0.0, self.lr_init
+        for i, stage in enumerate(self.stages):
+            if stage.until <= before:
+                raise UserError(f"schedule.stages[{i}].until must be above {before} (got {stage.until})")
+            if stage.shape == "exponential" and not (rate > 0 and stage.lr > 0):
+                raise UserError(f"schedule.stages[{i}].lr must be above 0 at both ends of an exponential stage")
+            before, rate = stage.until, stage.lr
+        if before != 1:
+            raise UserError(f"schedule.stages must end at 1.0: until of the last stage is {before}")
 
 
-def fitted(step: int, total: int, *, rates: Sequence[float]) -> float:
+@register("schedule", "fitted")
+@dataclass
+class FittedConfig(ScheduleConfig):
     """The rates of a schedule file, one an update."""
-    if len(rates) != total:
-        raise ValueError(f"the fitted schedule has {len(rates)} steps and the run has {total}")
-    return float(rates[step])
+
+    name: str = "fitted"
+    fit: str = setting(MISSING, file=True)  # the fit.json of `python -m analysis fit` or `optimal`
+
+    def build(self, total: int) -> Callable[[int], float]:
+        """Return the rate of every update; UserError for a file made for a run of another length."""
+        from rwkv_lab.training.fitted import read_proposal
+
+        given = read_proposal(self.fit).rates
+        if len(given) != total:
+            raise UserError(
+                f"schedule.fit has {len(given)} steps and the run has {total}: set trainer.steps={len(given)}, "
+                f"or make another with 'python -m analysis optimal FIT --steps {total}'"
+            )
+        return given.__getitem__
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {
-    "constant": constant,
-    "linear": linear,
-    "cosine": cosine,
-    "exponential": exponential,
-    "wsd": wsd,
-    "piecewise": piecewise,
-    "fitted": fitted,
-}
+def rates(name: str, total: int, **parameters: Any) -> np.ndarray:
+    """Return every update's rate, float64 ``[total]``, by the schedule ``name``; ``parameters`` are its fields.
+
+    Raises UserError for an unknown name, field or value.
+    """
+    owner = registry.get("schedule", name)
+    try:
+        config = instance(owner, parameters)
+    except TypeError as error:
+        raise UserError(f"schedule={name}: {str(error).partition('() ')[2] or error}") from None
+    validate(config, "schedule.")
+    config.check()
+    rate = config.build(total)
+    return np.array([rate(step) for step in range(total)])
 
 
-def rates(name: str, total: int, **parameters) -> np.ndarray:
-    """Every update's rate, float64 ``[total]``, by the schedule called ``name``."""
-    schedule = SCHEDULES[name]
-    return np.array([schedule(step, total, **parameters) for step in range(total)])
+def parameters_of(config: ScheduleConfig) -> Mapping[str, Any]:
+    """Return the fields of a schedule without its name, as ``rates`` takes them."""
+    return {key: value for key, value in asdict(config).items() if key != "name"}

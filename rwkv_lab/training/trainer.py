@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rwkv_lab.config import Config
+from rwkv_lab.config.schema import Config
 from rwkv_lab.data import Corpus, sampling
-from rwkv_lab.evaluate import Evaluation, evaluate_fixed
 from rwkv_lab.models.lm import LM
-from rwkv_lab.training import checkpoint, distributed, optim
+from rwkv_lab.training import checkpoint
 from rwkv_lab.training.checkpoint import Progress
 from rwkv_lab.training.device import Resolved
-from rwkv_lab.training.distributed import World
-from rwkv_lab.training.interrupt import Stopped, StopRequest
+from rwkv_lab.training.distributed import world
+from rwkv_lab.training.distributed.world import World
+from rwkv_lab.training.evaluate import Evaluation, evaluate_fixed
 from rwkv_lab.training.metrics import MetricsLog
+from rwkv_lab.training.signals import Stopped, StopRequest
 
 Row = dict[str, float | int | None]
 
@@ -78,7 +79,7 @@ def update(training: Training, loss_module: nn.Module, step: int) -> tuple[torch
     total_loss = torch.zeros((), device=training.resolved.device)
     for micro in range(trainer.accumulate):
         x, y = batch(training, step, micro)
-        with distributed.synchronised(loss_module, last=micro == trainer.accumulate - 1):
+        with world.synchronised(loss_module, last=micro == trainer.accumulate - 1):
             with training.resolved.autocast():
                 loss = loss_module(x, y) / trainer.accumulate
             loss.backward()
@@ -94,7 +95,7 @@ def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) 
     before the update that failed wherever that can be known without waiting for the device.
     """
     config, progress, trainer = training.config, training.progress, training.config.trainer
-    loss_module = distributed.wrap(training.model, training.world)
+    loss_module = world.wrap(training.model, training.world)
     on_cpu = training.resolved.device == "cpu"
     training.model.train()
     started = time.monotonic() - progress.seconds
@@ -102,7 +103,7 @@ def train(training: Training, metrics: MetricsLog | None, listeners: Listeners) 
     with StopRequest() as stop:
         for step in range(progress.step, training.total):
             lr = training.lr(step)
-            optim.set_step(training.optimizer, config.optimizer, step, lr)
+            config.optimizer.set_step(training.optimizer, step, lr)
             loss, norm = update(training, loss_module, step)
             done = step + 1
             logs = done % trainer.log_every == 0 or done == training.total

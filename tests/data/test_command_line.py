@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from rwkv_lab.cli.data import configs, main
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import bench
-from rwkv_lab.data.__main__ import configs, main
-from rwkv_lab.errors import Mistake
 
 
 def test_info_shows_the_corpus(tmp_path, cache, capsys):
@@ -46,7 +46,7 @@ def test_keys_are_those_of_run():
     ],
 )
 def test_mistakes(arguments, said):
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         main(arguments)
 
 
@@ -61,7 +61,7 @@ def test_a_mistake_is_one_line_and_exit_code_2():
 
 
 def test_torch_is_not_imported():
-    code = "import sys, rwkv_lab.data, rwkv_lab.data.__main__, rwkv_lab.evaluate; sys.exit('torch' in sys.modules)"
+    code = "import sys, rwkv_lab.data, rwkv_lab.cli.data, rwkv_lab.cli.evaluate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import DataConfig, TokenizerConfig, content_hashes, corpora, load, require_length, source_files
 from rwkv_lab.data.config import DATA_NAMES, ORDERS, TOKENIZER_NAMES
-from rwkv_lab.data.tokenizers import CharTokenizer
-from rwkv_lab.errors import Mistake
+from rwkv_lab.data.tokenizers.text import CharTokenizer
 
 ONCE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 
@@ -172,7 +172,7 @@ def test_bad_files_are_named_with_their_key(tmp_path, cache, content, tokenizer,
         file.write_bytes(content)
     fields = {key: str(file), "val_path": str(other) if key == "train_path" else None}
     data = DataConfig("text", **fields, split=[1, 0], cache_dir=str(cache))
-    with pytest.raises(Mistake, match=f"data.{key}={file}.*{said}") as mistake:
+    with pytest.raises(UserError, match=f"data.{key}={file}.*{said}") as mistake:
         load(data, TokenizerConfig(tokenizer))
     assert "\n" not in str(mistake.value)
 
@@ -188,20 +188,20 @@ def test_binary_files_are_fine_as_bytes(load_text):
 )
 def test_bad_token_ids(tmp_path, cache, values, said):
     data = DataConfig("npy", path=ids(tmp_path, values), split=[1, 0], cache_dir=str(cache))
-    with pytest.raises(Mistake, match=f"data.path=.*{said}"):
+    with pytest.raises(UserError, match=f"data.path=.*{said}"):
         load(data, TokenizerConfig("ids"))
 
 
 def test_pickled_arrays_are_not_opened(tmp_path, cache):
     np.save(tmp_path / "ids.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     data = DataConfig("npy", path=str(tmp_path / "ids.npy"), split=[1, 0], cache_dir=str(cache))
-    with pytest.raises(Mistake, match=r"no readable \.npy file"):
+    with pytest.raises(UserError, match=r"no readable \.npy file"):
         load(data, TokenizerConfig("ids"))
 
 
 def test_token_ids_outside_the_tokenizer(tmp_path, cache):
     data = DataConfig("npy", path=ids(tmp_path, [1, 256]), split=[1, 0], cache_dir=str(cache))
-    with pytest.raises(Mistake, match="token id 256: the tokenizer has 0 to 255"):
+    with pytest.raises(UserError, match="token id 256: the tokenizer has 0 to 255"):
         load(data, TokenizerConfig("byte"))
 
 
@@ -210,21 +210,21 @@ def test_bad_tokenizer_files(load_text, tmp_path, content):
     file = tmp_path / "tokenizer.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(Mistake, match=f"tokenizer.path={file}"):
+    with pytest.raises(UserError, match=f"tokenizer.path={file}"):
         load_text(b"some text", "bpe", path=str(file))
 
 
 def test_text_too_short_for_the_context(load_text):
     corpus = load_text(b"0123456789" * 10, "byte", (0.9, 0.1))
     require_length(corpus, 9)
-    with pytest.raises(Mistake, match=r"model\.ctx_len=10 is too long for the validation text of 10 tokens"):
+    with pytest.raises(UserError, match=r"model\.ctx_len=10 is too long for the validation text of 10 tokens"):
         require_length(corpus, 10)
-    with pytest.raises(Mistake, match=r"model\.ctx_len=90 is too long for the training text"):
+    with pytest.raises(UserError, match=r"model\.ctx_len=90 is too long for the training text"):
         require_length(corpus, 90)
 
 
 def test_more_bytes_asked_for_than_there_are(load_text):
-    with pytest.raises(Mistake, match=r"data\.split asks for 12 bytes, but .* has 10"):
+    with pytest.raises(UserError, match=r"data\.split asks for 12 bytes, but .* has 10"):
         load_text(b"0123456789", "byte", (8, 4))
 
 
@@ -255,7 +255,7 @@ def test_more_bytes_asked_for_than_there_are(load_text):
     ],
 )
 def test_impossible_configs(data, tokenizer, said):
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         load(DataConfig(**({"split": [0.9, 0.1]} | data)), TokenizerConfig(**tokenizer))
 
 

@@ -8,9 +8,9 @@ import zipfile
 
 import pytest
 
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import DataConfig, TokenizerConfig, corpora, load
 from rwkv_lab.data.download import fetch
-from rwkv_lab.errors import Mistake
 
 BODY = b"a file of some length " * 1000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -51,7 +51,7 @@ def test_cut_connection_is_tried_again(server, cache):
 
 def test_connection_always_cut(server, cache):
     server.script["/f"] = [(200, BODY, 5000)]
-    with pytest.raises(Mistake, match="connection was cut"):
+    with pytest.raises(UserError, match="connection was cut"):
         fetch("f", [f"{server.url}/f"], SHA256, cache, "enwik8")
     assert list((cache / "downloads").iterdir()) == []
 
@@ -64,7 +64,7 @@ def test_second_address_when_the_first_has_nothing(server, cache):
 
 def test_wrong_hash_says_which_file_to_put_where(server, cache):
     server.script["/f"] = [(200, BODY + b"!")]
-    with pytest.raises(Mistake) as mistake:
+    with pytest.raises(UserError) as mistake:
         fetch("f", [f"{server.url}/f"], SHA256, cache, "enwik8")
     for part in ("data=enwik8", "another sha256", f"{server.url}/f", str(cache / "downloads" / "f"), "data.path="):
         assert part in str(mistake.value)
@@ -73,13 +73,13 @@ def test_wrong_hash_says_which_file_to_put_where(server, cache):
 
 def test_not_found(server, cache):
     server.script["/f"] = [(404, b"")]
-    with pytest.raises(Mistake, match="the server says 404"):
+    with pytest.raises(UserError, match="the server says 404"):
         fetch("f", [f"{server.url}/f"], SHA256, cache, "enwik8")
     assert len(server.asked) == 1
 
 
 def test_offline(cache):
-    with pytest.raises(Mistake, match="no connection"):
+    with pytest.raises(UserError, match="no connection"):
         fetch("f", ["http://127.0.0.1:9/f"], SHA256, cache, "enwik8")
 
 
@@ -89,7 +89,7 @@ def test_a_file_put_there_by_hand_is_used_if_it_is_the_right_one(cache):
     target.write_bytes(BODY)
     assert fetch("f", [], SHA256, cache, "enwik8") == target
     target.write_bytes(BODY + b"!")
-    with pytest.raises(Mistake, match="not the file expected"):
+    with pytest.raises(UserError, match="not the file expected"):
         fetch("f", [], SHA256, cache, "enwik8")
 
 
@@ -97,7 +97,7 @@ def test_trust_on_first_use(server, cache):
     server.script["/f"] = [(200, BODY), (200, BODY + b"!")]
     target = fetch("f", [f"{server.url}/f"], None, cache, "simplebooks_2")
     target.unlink()
-    with pytest.raises(Mistake, match="another sha256"):
+    with pytest.raises(UserError, match="another sha256"):
         fetch("f", [f"{server.url}/f"], None, cache, "simplebooks_2")
     assert not target.exists()
 
@@ -152,7 +152,7 @@ def test_simplebooks_refused_when_a_part_changed(books, cache):
     books(simplebooks())
     part = cache / "corpora" / "simplebooks_2" / "simplebooks-2-raw" / "valid.txt"
     part.write_text("something else")
-    with pytest.raises(Mistake, match=r"valid\.txt is not the file expected"):
+    with pytest.raises(UserError, match=r"valid\.txt is not the file expected"):
         books(simplebooks())
 
 
@@ -170,20 +170,20 @@ def test_names_inside_an_archive_are_not_trusted(books, tmp_path):
 
 
 def test_archive_without_the_files(books):
-    with pytest.raises(Mistake, match="holds no files"):
+    with pytest.raises(UserError, match="holds no files"):
         books({"../../simplebooks-2-raw/train.txt": "only a hostile name"})
 
 
 def test_archive_with_a_file_too_large(books, monkeypatch):
     monkeypatch.setattr(corpora, "SIMPLEBOOKS_LIMIT", 100)
-    with pytest.raises(Mistake, match="larger than the 100 bytes"):
+    with pytest.raises(UserError, match="larger than the 100 bytes"):
         books(simplebooks())
 
 
 def test_archive_that_is_none(server, cache, monkeypatch):
     monkeypatch.setattr(corpora, "SIMPLEBOOKS_URLS", (f"{server.url}/f",))
     server.script["/f"] = [(200, BODY)]
-    with pytest.raises(Mistake, match="no readable zip archive"):
+    with pytest.raises(UserError, match="no readable zip archive"):
         load(DataConfig("simplebooks_2", cache_dir=str(cache)), TokenizerConfig("char"))
 
 
@@ -192,5 +192,5 @@ def test_enwik8_that_is_another_text_is_refused(server, cache, monkeypatch):
     monkeypatch.setattr(corpora, "ENWIK8_URLS", (f"{server.url}/enwik8.zip",))
     monkeypatch.setattr(corpora, "ENWIK8_ZIP_SHA256", hashlib.sha256(archive).hexdigest())
     server.script["/enwik8.zip"] = [(200, archive)]
-    with pytest.raises(Mistake, match="is not enwik8"):
+    with pytest.raises(UserError, match="is not enwik8"):
         load(DataConfig("enwik8", split=[0.9, 0.05, 0.05], cache_dir=str(cache)), TokenizerConfig("byte"))

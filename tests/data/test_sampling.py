@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import sampling
-from rwkv_lab.errors import Mistake
 
 ORDERS = st.sampled_from(["random", "cube", "sequential"])
 SEEDS = st.integers(0, 2**64 - 1)
@@ -108,10 +108,10 @@ def test_gather_gives_inputs_and_the_tokens_after_them(dtype):
 
 @pytest.mark.parametrize("order", ["random", "cube", "sequential"])
 def test_too_few_tokens(order):
-    with pytest.raises(Mistake, match="at least 17"):
+    with pytest.raises(UserError, match="at least 17"):
         sampling.offsets(order, 16, 16, 0, 0, 1)
 
 
 def test_cube_needs_three_chunks():
-    with pytest.raises(Mistake, match=r"data\.order=cube needs at least 3"):
+    with pytest.raises(UserError, match=r"data\.order=cube needs at least 3"):
         sampling.offsets("cube", 33, 16, 0, 0, 1)

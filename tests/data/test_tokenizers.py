@@ -7,11 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rwkv_lab.data import bpe, from_json, hashing, reading
-from rwkv_lab.data.bpe import BpeTokenizer, read_bpe
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.data import from_json, hashing, reading
 from rwkv_lab.data.reading import Segment
-from rwkv_lab.data.tokenizers import ByteTokenizer, CharTokenizer, IdsTokenizer, char_vocabulary, unknown_in
-from rwkv_lab.errors import Mistake
+from rwkv_lab.data.tokenizers import bpe
+from rwkv_lab.data.tokenizers.bpe import BpeTokenizer, read_bpe
+from rwkv_lab.data.tokenizers.text import ByteTokenizer, CharTokenizer, IdsTokenizer, char_vocabulary, unknown_in
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)
 ONCE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
@@ -76,7 +77,7 @@ def test_stored_with_a_run_and_read_again(make):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "pickle"}', '{"kind": "ids"}'])
 def test_a_stored_tokenizer_that_is_none(text):
-    with pytest.raises(Mistake, match="stored tokenizer"):
+    with pytest.raises(UserError, match="stored tokenizer"):
         from_json(text)
 
 
@@ -145,5 +146,5 @@ def test_ids_without_text():
     tokenizer = IdsTokenizer(10)
     assert tokenizer.encode("3 9").tolist() == [3, 9] and tokenizer.decode([3, 9]) == "3 9"
     for prompt in ("a b", "10", "-1"):
-        with pytest.raises(Mistake):
+        with pytest.raises(UserError):
             tokenizer.encode(prompt)

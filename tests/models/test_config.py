@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rwkv_lab import models
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.models.registry import MODELS
 
 
@@ -34,7 +34,7 @@ from rwkv_lab.models.registry import MODELS
     ],
 )
 def test_mistakes(name, fields, words):
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         models.build(name, vocab_size=5, **fields)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

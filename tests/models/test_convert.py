@@ -10,11 +10,12 @@ import warnings
 import pytest
 import torch
 
-from rwkv_lab import convert, models
-from rwkv_lab.convert import load_original, to_original
-from rwkv_lab.errors import Mistake
-from rwkv_lab.models.checkpoints import read_checkpoint
+from rwkv_lab import models
+from rwkv_lab.cli import convert
+from rwkv_lab.cli.convert import load_original, to_original
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.models.config import HeadsConfig
+from rwkv_lab.models.rwkv_lm_format import read_checkpoint
 
 SMALL = {"n_layer": 3, "n_embd": 16, "ctx_len": 12}
 TYPES = [
@@ -85,7 +86,7 @@ def test_v4_trains_with_l2_wrap_unless_told_otherwise():
 
 def test_gradients_under_original_names():
     model = moved("rwkv_v3")
-    with pytest.raises(Mistake, match="no gradients yet"):
+    with pytest.raises(UserError, match="no gradients yet"):
         to_original(model, grads=True)
     idx = torch.arange(12).unsqueeze(0)
     model.loss(idx, idx).backward()
@@ -106,17 +107,17 @@ def test_gradients_under_original_names():
 )
 def test_checkpoints_that_do_not_fit(change, arguments, words):
     theirs = {key: value for key, value in (to_original(moved("rwkv_v4")) | change).items() if value is not None}
-    with pytest.raises(Mistake, match=words):
+    with pytest.raises(UserError, match=words):
         load_original(theirs, *arguments)
 
 
 def test_sizes_that_contradict_or_lack():
     theirs = to_original(moved("mha_rotary"))
-    with pytest.raises(Mistake, match="n_head must be given"):
+    with pytest.raises(UserError, match="n_head must be given"):
         load_original(theirs, "v1", "MHA_rotary")
-    with pytest.raises(Mistake, match="n_layer is given as 7, but the tensors show 3"):
+    with pytest.raises(UserError, match="n_layer is given as 7, but the tensors show 3"):
         load_original(theirs, "v1", "MHA_rotary", n_head=4, n_layer=7)
-    with pytest.raises(Mistake, match="n_loyer is no size"):
+    with pytest.raises(UserError, match="n_loyer is no size"):
         load_original(theirs, "v1", "MHA_rotary", n_head=4, n_loyer=7)
 
 
@@ -139,7 +140,7 @@ def test_a_place_that_cannot_be_written(arguments, tmp_path):
     models.save(model, tmp_path / "model.safetensors")
     torch.save(to_original(model), tmp_path / "original.pth")
     source = tmp_path if "--to" in arguments else tmp_path / "original.pth"
-    with pytest.raises(Mistake, match=rf"/proc/{arguments[0]} cannot be written: No such file or directory$"):
+    with pytest.raises(UserError, match=rf"/proc/{arguments[0]} cannot be written: No such file or directory$"):
         convert.main([str(source), f"/proc/{arguments[0]}", *arguments[1:]])
 
 
@@ -176,7 +177,7 @@ class Command:
 def test_a_malicious_checkpoint_runs_nothing(tmp_path, write):
     marker, path = tmp_path / "ran", tmp_path / "bad.pth"
     write({"emb.weight": Command(marker)}, path)
-    with warnings.catch_warnings(action="error"), pytest.raises(Mistake, match="not a checkpoint of plain tensors"):
+    with warnings.catch_warnings(action="error"), pytest.raises(UserError, match="not a checkpoint of plain tensors"):
         read_checkpoint(path)
     assert not marker.exists()
 
@@ -185,7 +186,7 @@ def test_a_malicious_checkpoint_runs_nothing(tmp_path, write):
 def test_a_file_that_is_no_checkpoint(tmp_path, content):
     path = tmp_path / "bad.pth"
     path.write_bytes(content)
-    with pytest.raises(Mistake, match="not a checkpoint"):
+    with pytest.raises(UserError, match="not a checkpoint"):
         read_checkpoint(path)
 
 
@@ -203,9 +204,9 @@ def test_initialise_from(tmp_path):
     models.save(source, tmp_path / "model.safetensors")
     longer = models.build("rwkv_v4", vocab_size=19, **(SMALL | {"ctx_len": 48}), init_from=str(tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(longer.parameters(), source.parameters(), strict=True))
-    with pytest.raises(Mistake, match="sizes and tricks must agree"):
+    with pytest.raises(UserError, match="sizes and tricks must agree"):
         models.build("rwkv_v4", vocab_size=20, **SMALL, init_from=str(tmp_path))
-    with pytest.raises(Mistake, match="missing"):
+    with pytest.raises(UserError, match="missing"):
         models.build("rwkv_v3", vocab_size=19, **SMALL, token_shift="none", init_from=str(tmp_path))
 
 
@@ -218,7 +219,7 @@ def test_initialise_from_a_shorter_context(tmp_path, name, fields, longer):
     if longer:
         models.initialise_from(target, tmp_path / "m.safetensors")
     else:
-        with pytest.raises(Mistake, match="ctx_len, which this parameter depends on"):
+        with pytest.raises(UserError, match="ctx_len, which this parameter depends on"):
             models.initialise_from(target, tmp_path / "m.safetensors")
 
 
@@ -236,5 +237,5 @@ def test_time_vectors_of_a_smaller_model(tmp_path):
         torch.testing.assert_close(block.att.time_decay, torch.arange(15) / 2 + 5.0 * i)
     plain = models.build("rwkv_v4", vocab_size=9, n_layer=3, n_embd=15, ctx_len=4)
     assert torch.equal(large.blocks[1].att.value.weight, plain.blocks[1].att.value.weight)
-    with pytest.raises(Mistake, match="version and token shift must agree"):
+    with pytest.raises(UserError, match="version and token shift must agree"):
         models.build("rwkv_v2", vocab_size=9, n_layer=3, n_embd=15, ctx_len=4, time_vectors_from=source)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rwkv_lab import models
-from rwkv_lab.convert import load_original, to_original
+from rwkv_lab.cli.convert import load_original, to_original
 
 VERSIONS = {"rwkv_v2": "v2", "rwkv_v3": "v3", "rwkv_v4": "v4"}
 TYPES = {"rwkv_v1": "RWKV", "mha_rotary": "MHA_rotary", "mha_shift": "MHA_shift", "mha_pro": "MHA_pro"}

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from rwkv_lab.convert import load_original, to_original
-from rwkv_lab.inference import RecurrentModel
+from rwkv_lab.cli.convert import load_original, to_original
+from rwkv_lab.inference.recurrent import RecurrentModel
 
 SIZES = ("vocab_size", "ctx_len", "n_layer", "n_embd", "head_qk_dim", "n_head", "n_attn", "n_ffn")
 CASES = ("v1_rwkv_t32", "v1_mha_rotary_t32", "v3_rwkv_hqk0_t32", "v4_rwkv_hqk0_t32")

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from rwkv_lab import convert, models
+from rwkv_lab import models
+from rwkv_lab.cli import convert
 
 # its own process: importing the package sets global flags of torch
 READ = """

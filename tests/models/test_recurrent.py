@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rwkv_lab import models
-from rwkv_lab.errors import Mistake
-from rwkv_lab.inference import RecurrentModel
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.inference.recurrent import RecurrentModel
 
 SCANS = ("rwkv_v2", "rwkv_v3", "rwkv_v4")
 TRICKS = [
@@ -89,7 +89,7 @@ def test_a_sentence_embedding_is_the_state_after_the_last_token():
 
 @pytest.mark.parametrize("name", ["rwkv_v1", "mha_rotary", "mha_shift", "mha_pro"])
 def test_attention_has_no_recurrent_form(name):
-    with pytest.raises(Mistake, match="no recurrent form"):
+    with pytest.raises(UserError, match="no recurrent form"):
         RecurrentModel(models.build(name, vocab_size=11, n_layer=1, n_embd=8, ctx_len=4))
 
 
@@ -102,7 +102,7 @@ def test_scans_run_beyond_ctx_len(name):
 def test_per_position_parameters_refuse_longer_texts(name):
     model = moved(name)
     assert model(tokens(1, 8)).shape == (1, 8, 11)
-    with pytest.raises(Mistake, match="ctx_len = 8"):
+    with pytest.raises(UserError, match="ctx_len = 8"):
         model(tokens(1, 9))
 
 
@@ -113,5 +113,5 @@ def test_attention_without_them_runs_beyond_ctx_len(name):
 
 @pytest.mark.parametrize("name", ["rwkv_v1", "mha_pro"])
 def test_time_weights_refuse_longer_texts_without_time_out_too(name):
-    with pytest.raises(Mistake, match="ctx_len = 8"):
+    with pytest.raises(UserError, match="ctx_len = 8"):
         moved(name, time_out=False)(tokens(1, 9))

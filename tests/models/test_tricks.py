@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from rwkv_lab import models
+from rwkv_lab.models.blocks.tricks import HeadQK, LearnedShift, TinyAttention, TokenShift, l2_wrap
 from rwkv_lab.models.registry import MODELS
-from rwkv_lab.models.tricks import HeadQK, LearnedShift, TinyAttention, TokenShift, l2_wrap
 
 SMALL = {"n_layer": 2, "n_embd": 16, "ctx_len": 9}
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.ops import build, native
 
 
@@ -113,7 +113,7 @@ def test_no_compiler_is_one_warning_and_the_reference(small, monkeypatch):
             assert native.ready("cpu", False) is False
             assert native.ready("cpu", False) is False
         assert len(caught) == 1
-        with pytest.raises(Mistake, match=r"ops\.backend: native is not possible here"):
+        with pytest.raises(UserError, match=r"ops\.backend: native is not possible here"):
             native.ready("cpu", True)
     finally:
         for cached in (native.ready, native.why_not):

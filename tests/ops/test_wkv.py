@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.ops import resolve_backend, wkv
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
@@ -222,9 +222,9 @@ def test_types_without_a_kernel_go_through_the_reference(device):
 
 def test_mistakes_are_sentences():
     k = torch.zeros(1, 4, 8)
-    with pytest.raises(Mistake, match=r"w and u must be \[C\]"):
+    with pytest.raises(UserError, match=r"w and u must be \[C\]"):
         wkv(torch.zeros(7), torch.zeros(8), k, k)
-    with pytest.raises(Mistake, match="'fast' is not a backend; choose one of auto, native, reference"):
+    with pytest.raises(UserError, match="'fast' is not a backend; choose one of auto, native, reference"):
         wkv(torch.zeros(8), torch.zeros(8), k, k, backend="fast")
-    with pytest.raises(Mistake, match="no kernel for meta"):
+    with pytest.raises(UserError, match="no kernel for meta"):
         resolve_backend("native", "meta")

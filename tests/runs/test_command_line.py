@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_lab.errors import Mistake, main_guard
-from rwkv_lab.paths import write_json
-from rwkv_lab.runs import __main__ as command_line
-from rwkv_lab.runs import describe, load, lock, select
+from rwkv_lab.cli import runs as command_line
+from rwkv_lab.config.errors import UserError, main_guard
+from rwkv_lab.runs import listing, load, lock, select
+from rwkv_lab.util.paths import write_json
 
 RESULT = {"val_loss": 1.5, "val_bpb": 2.25, "train_loss": 1.4, "tokens_per_second": 1234.0, "eval": "windows"}
 
@@ -43,8 +43,7 @@ Command = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["runs", *map(str, arguments)])
-        code = main_guard(command_line.main)
+        code = main_guard(lambda: command_line.main([*map(str, arguments)]))
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -107,7 +106,7 @@ def test_studies_are_named_below_runs(root: Path) -> None:
     assert {run.study for run in select.studies([], root)} == {"one", "two"}
     assert {run.study for run in select.studies(["two"], root)} == {"two"}
     assert select.studies([], root / "nothing") == []
-    with pytest.raises(Mistake, match=r"there is no study oen \(did you mean 'one'\?\)"):
+    with pytest.raises(UserError, match=r"there is no study oen \(did you mean 'one'\?\)"):
         select.studies(["oen"], root)
 
 
@@ -117,9 +116,9 @@ def test_a_run_has_many_names(root: Path, text: str) -> None:
 
 
 def test_names_that_are_none_or_several(root: Path) -> None:
-    with pytest.raises(Mistake, match="mha_pro-enwik8 is the name of 2 runs: one/mha_pro"):
+    with pytest.raises(UserError, match="mha_pro-enwik8 is the name of 2 runs: one/mha_pro"):
         select.one("mha_pro-enwik8", root)
-    with pytest.raises(Mistake, match="there is no run rwkv_v9"):
+    with pytest.raises(UserError, match="there is no run rwkv_v9"):
         select.one("rwkv_v9", root)
 
 
@@ -199,23 +198,23 @@ def test_unlock(command: Command, root: Path) -> None:
 
 def test_age_when_the_clock_went_back() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    assert describe.age("2027-01-01T00:00:00+00:00", now) == 0
-    assert describe.age("2025-12-31T23:00:00+00:00", now) == 3600
-    assert describe.age(None, now) is None
-    assert [describe.ago(seconds) for seconds in (5, 300, 7200, 864000, None)] == ["5 s", "5 min", "2 h", "10 d", "-"]
+    assert listing.age("2027-01-01T00:00:00+00:00", now) == 0
+    assert listing.age("2025-12-31T23:00:00+00:00", now) == 3600
+    assert listing.age(None, now) is None
+    assert [listing.ago(seconds) for seconds in (5, 300, 7200, 864000, None)] == ["5 s", "5 min", "2 h", "10 d", "-"]
 
 
 def test_configuration_that_would_run_code_runs_none(root: Path, tmp_path: Path) -> None:
     folder = root / "one" / "rwkv_v4-builtin-s1-aaaaaaaa"
     (folder / "config.yaml").write_text(f"seed: !!python/object/apply:os.system ['touch {tmp_path / 'ran'}']\n")
-    with pytest.raises(Mistake, match=r"config\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         load(folder).config  # noqa: B018
     assert not (tmp_path / "ran").exists()
 
 
 def test_no_torch(root: Path) -> None:
     probe = (
-        "import sys; sys.argv = ['runs', 'list', sys.argv[1]]; from rwkv_lab.runs.__main__ import main; main();"
+        "import sys; sys.argv = ['runs', 'list', sys.argv[1]]; from rwkv_lab.cli.runs import main; main(sys.argv[1:]);"
         "sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", probe, root], capture_output=True).returncode == 0

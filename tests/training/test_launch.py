@@ -10,12 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from rwkv_lab import torchrun
-from rwkv_lab.children import end_with_parent
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, read_metrics
-from rwkv_lab.training import launch
-from rwkv_lab.training.interrupt import SAME_REQUEST_SECONDS
+from rwkv_lab.sweeps.subprocesses import end_with_parent
+from rwkv_lab.training.distributed import launch, torchrun
+from rwkv_lab.training.signals import SAME_REQUEST_SECONDS
 from tests.lab import TINY, Lab
 
 TWO = ("trainer=ddp", "trainer.processes=2")
@@ -86,7 +85,7 @@ def test_how_many_processes(monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert launch.count(trainer) == 3
     trainer.processes = 4
-    with pytest.raises(Mistake, match=r"trainer\.processes=4 is more than the 3 GPUs here"):
+    with pytest.raises(UserError, match=r"trainer\.processes=4 is more than the 3 GPUs here"):
         launch.count(trainer)
     trainer.device = "cpu"
     assert launch.count(trainer) == 4
@@ -102,7 +101,7 @@ def test_a_rank_knows_who_started_it(monkeypatch) -> None:
 
 
 def test_a_rank_whose_parent_has_died_does_not_begin(monkeypatch) -> None:
-    monkeypatch.setattr("rwkv_lab.children.sys.platform", "elsewhere")
+    monkeypatch.setattr("rwkv_lab.sweeps.subprocesses.sys.platform", "elsewhere")
     end_with_parent(os.getppid())
     with pytest.raises(KeyboardInterrupt):
         end_with_parent(1 if os.getppid() != 1 else 2)

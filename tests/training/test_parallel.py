@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from rwkv_lab import models
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.models.registry import MODELS
-from rwkv_lab.paths import write_json
 from rwkv_lab.runs import read_metrics
-from rwkv_lab.training import device, parallel
-from rwkv_lab.training.distributed import World
+from rwkv_lab.training import device
+from rwkv_lab.training.distributed import parallel
+from rwkv_lab.training.distributed.world import World
+from rwkv_lab.util.paths import write_json
 from tests.lab import TINY, Lab
 
 SHORT = (
@@ -68,7 +69,7 @@ def test_two_processes_train_as_one_and_resume(lab: Lab):
 def test_another_number_of_processes_is_refused(tmp_path):
     write_json(tmp_path / "run.json", {"format": 1, "status": "running", "world_size": 2})
     with pytest.raises(
-        Mistake, match=r"started by 2 processes and would go on with 3.*torchrun --nproc-per-node 2 run.py"
+        UserError, match=r"started by 2 processes and would go on with 3.*torchrun --nproc-per-node 2 run.py"
     ):
         parallel._claim_together(tmp_path, False, Told(0, 3))
     held = parallel._claim_together(tmp_path, False, Told(0, 2))

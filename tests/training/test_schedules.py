@@ -1,5 +1,6 @@
 """Schedules against values worked out by hand, and their common properties."""
 
+import json
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
 
 DECAYS = {
@@ -48,20 +50,27 @@ def test_piecewise_is_the_notes_protocol():
 
 
 def test_piecewise_stages_continue_from_each_other():
-    stages = [(0.5, 0.5, "linear"), (0.75, 2.0, "constant"), (1.0, 0.0, "cosine")]
+    stages = [
+        {"until": 0.5, "lr": 0.5, "shape": "linear"},
+        {"until": 0.75, "lr": 2.0, "shape": "constant"},
+        {"until": 1.0, "lr": 0.0, "shape": "cosine"},
+    ]
     got = schedules.rates("piecewise", 8, lr_init=1.0, stages=stages)
     half = [1, 1 - 0.5 / 3, 1 - 1 / 3, 0.5]
     assert got == pytest.approx([*half, 2, 2, 1, 0], abs=1e-12)
 
 
-def test_fitted_gives_its_rates_and_refuses_another_length():
-    assert schedules.rates("fitted", 3, rates=[3.0, 2.0, 1.0]) == pytest.approx([3, 2, 1])
-    with pytest.raises(ValueError, match="3 steps and the run has 4"):
-        schedules.fitted(0, 4, rates=[3.0, 2.0, 1.0])
+def test_fitted_gives_its_rates_and_refuses_another_length(tmp_path):
+    file = tmp_path / "fit.json"
+    proposal = {"interval": [1, 2], "predicted_final_loss": 1.5, "level": 0.9, "column": "val_loss", "law": "vplus"}
+    file.write_text(json.dumps({"proposal": proposal | {"kind": "wsd", "rates": [3.0, 2.0, 1.0]}}))
+    assert schedules.rates("fitted", 3, fit=str(file)) == pytest.approx([3, 2, 1])
+    with pytest.raises(UserError, match="3 steps and the run has 4"):
+        schedules.rates("fitted", 4, fit=str(file))
 
 
 def test_exponential_to_zero_is_refused():
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(UserError, match=r"schedule\.lr_final"):
         schedules.rates("exponential", 3, lr_init=1e-3, lr_final=0.0)
 
 

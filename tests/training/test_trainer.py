@@ -5,15 +5,16 @@ import functools
 import pytest
 import torch
 
-from rwkv_lab import checks, models
-from rwkv_lab.config import OptimizerConfig
-from rwkv_lab.job import config_text
+from rwkv_lab import models
+from rwkv_lab.config import derived
 from rwkv_lab.runs import read_metrics
-from rwkv_lab.runs.claim import claim
-from rwkv_lab.training import optim, session
-from rwkv_lab.training.distributed import World
-from rwkv_lab.training.interrupt import Stopped
+from rwkv_lab.runs.store import claim
+from rwkv_lab.training import run
+from rwkv_lab.training.distributed.world import World
+from rwkv_lab.training.job import config_text
 from rwkv_lab.training.metrics import MetricsLog
+from rwkv_lab.training.optim.adam import AdamConfig, AdamWConfig
+from rwkv_lab.training.signals import Stopped
 from rwkv_lab.training.trainer import Listeners, NotFinite, Training, train
 from tests.composing import checked, hydra_context
 
@@ -31,7 +32,7 @@ def start(folder, *overrides: str) -> Training:
     config = checked(*TINY, *overrides)
     held = claim(folder, rerun=False)
     try:
-        return session.prepare(config, held, list(overrides), config_text(config), World())
+        return run.prepare(config, held, list(overrides), config_text(config), World())
     finally:
         held.release()
 
@@ -105,11 +106,11 @@ def test_a_number_that_is_none_stops_the_run_before_it_spreads(tmp_path, trigger
 
 
 def test_late_betas_begin_at_their_step():
-    config = OptimizerConfig(betas=[0.9, 0.99], betas_late=[0.8, 0.999], betas_late_step=3)
-    optimizer = optim.build(models.build("rwkv_v4", vocab_size=8, n_layer=1, n_embd=8, ctx_len=4), config)
+    config = AdamConfig(betas=[0.9, 0.99], betas_late=[0.8, 0.999], betas_late_step=3)
+    optimizer = config.build(models.build("rwkv_v4", vocab_size=8, n_layer=1, n_embd=8, ctx_len=4))
     seen = []
     for step in range(5):
-        optim.set_step(optimizer, config, step, lr=1e-3 * step)
+        config.set_step(optimizer, step, lr=1e-3 * step)
         seen.append(optimizer.param_groups[0]["betas"])
         assert all(group["lr"] == 1e-3 * step for group in optimizer.param_groups)
     assert seen == [(0.9, 0.99)] * 3 + [(0.8, 0.999)] * 2
@@ -117,7 +118,7 @@ def test_late_betas_begin_at_their_step():
 
 def test_weight_decay_reaches_linear_weights_only():
     model = models.build("mha_rotary", vocab_size=8, n_layer=1, n_embd=8, ctx_len=4, n_head=2)
-    optimizer = optim.build(model, OptimizerConfig(name="adamw", weight_decay=0.1))
+    optimizer = AdamWConfig(weight_decay=0.1).build(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed = {
         names[id(parameter)]
@@ -135,4 +136,4 @@ def test_weight_decay_reaches_linear_weights_only():
     [(["trainer.steps=7"], 7), (["trainer.steps=null", "trainer.tokens=129", "trainer.batch_size=4"], 3)],
 )
 def test_length_in_steps_or_tokens(overrides, steps):
-    assert checks.total_steps(checked(*TINY, *overrides)) == steps
+    assert derived.total_steps(checked(*TINY, *overrides)) == steps

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from analysis.cli import main
-from rwkv_lab.errors import Mistake
+from analysis.curves import load
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.training import schedules
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,31 @@ def test_predict(fitted, tmp_path, capsys):
     assert main(["predict", str(fitted / "fit.json"), "--schedule", str(schedule), "--out", str(tmp_path)]) == 0
 
 
+def test_predict_takes_any_field_of_a_schedule(fitted, tmp_path):
+    arguments = ["--steps", "600", "--decay-shape", "power", "--set", "decay_power=3", "--out", str(tmp_path)]
+    assert main(["predict", str(fitted), "--schedule", "wsd", *arguments]) == 0
+    with (tmp_path / "predicted_wsd.csv").open() as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    expected = schedules.rates(
+        "wsd", 600, lr_init=3e-3, lr_final=3e-4, warmup_steps=50, decay_shape="power", decay_power=3.0
+    )
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_a_file_of_schedules_gives_the_rates(fitted, logs, tmp_path):
+    described = {"kind": "linear_tail", "total": 400, "warmup": 20, "peak": 2e-3, "end": 0.0, "decay_start": 100}
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"schedules": {"mine": described}}))
+    arguments = ["--schedules", str(file), "--out", str(tmp_path)]
+    assert main(["predict", str(fitted), "--schedule", "mine", *arguments]) == 0
+    with pytest.raises(UserError, match="other"):
+        main(["predict", str(fitted), "--schedule", "other", *arguments])
+    (tmp_path / "mine.csv").write_text("step,loss\n" + "\n".join(f"{i},{3 - i / 400}" for i in range(0, 400, 4)))
+    curve = load(tmp_path / "mine.csv", schedules=file)
+    assert len(curve.lr) == 400
+    assert curve.lr[250] == pytest.approx(1e-3)
+
+
 def test_optimal_writes_a_schedule_file(fitted, tmp_path, capsys):
     assert main(["optimal", str(fitted), "--steps", "700", "--kind", "wsd", "--out", str(tmp_path)]) == 0
     proposal = json.loads((tmp_path / "optimal_wsd_700.json").read_text())["proposal"]
@@ -120,7 +147,7 @@ def test_a_folder_of_runs_is_expanded(tmp_path):
         (tmp_path / "study" / name / "metrics.csv").write_text("step,lr,train_loss\n1,1,1\n")
     assert expand(str(tmp_path / "study")) == [str(tmp_path / "study" / name) for name in ("a", "b")]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Mistake, match="no run below"):
+    with pytest.raises(UserError, match="no run below"):
         expand(str(tmp_path / "empty"))
 
 
@@ -136,7 +163,7 @@ def test_a_folder_of_runs_is_expanded(tmp_path):
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, message):
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         main(arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -156,13 +183,15 @@ def test_a_mistake_exits_with_2_and_a_line(tmp_path):
     [
         (["--schedule", "cosin", "--steps", "10"], "did you mean 'cosine'"),
         (["--schedule", "cosine"], "steps must"),
+        (["--schedule", "cosine", "--steps", "500", "--decay-fraction", "0.1"], "no field decay_fraction"),
+        (["--schedule", "wsd", "--steps", "500", "--set", "decay_power"], "--set must be KEY=VALUE"),
         (["--schedule", "gone.csv"], "no such file"),
         (["--schedule", "wsd", "--steps", "500", "--decay-shape", "square"], "square"),
         (["--schedule", "wsd", "--steps", "10"], "longer than"),
     ],
 )
 def test_a_schedule_that_is_none_is_named(fitted, arguments, message):
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         main(["predict", str(fitted), *arguments])
 
 

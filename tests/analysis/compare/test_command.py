@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from analysis.cli import main
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import find
 
 
@@ -52,7 +52,7 @@ def test_two_studies_and_a_run_share_the_folder_above_them(study, make_run, tmp_
     ("arguments", "said"),
     [
         (["--at-tokens", "many"], "--at-tokens: must be .*got many"),
-        (["--at-seconds", "-1"], "above 0"),
+        (["--at-seconds", "-1"], "--at-seconds.*got -1"),
         (["--level", "5"], "between 0 and 1"),
         (["--baseline", "rwkv_v5"], "did you mean 'rwkv_v4'"),
         (["--out", "run"], "is a run directory"),
@@ -61,20 +61,20 @@ def test_two_studies_and_a_run_share_the_folder_above_them(study, make_run, tmp_
 def test_mistakes_are_one_sentence(study, arguments, said):
     if arguments[-1] == "run":
         arguments = ["--out", str(next(study.iterdir()))]
-    with pytest.raises(Mistake, match=said) as raised:
+    with pytest.raises(UserError, match=said) as raised:
         main(["compare", str(study), *arguments])
     assert "\n" not in str(raised.value)
 
 
 def test_paths_without_a_folder_in_common_need_one(study, monkeypatch):
     monkeypatch.setattr("os.path.commonpath", lambda paths: "/")
-    with pytest.raises(Mistake, match="--out DIR"):
+    with pytest.raises(UserError, match="--out DIR"):
         main(["compare", str(study)])
 
 
 def test_a_folder_that_cannot_be_made(study, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Mistake, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be made"):
         main(["compare", str(study), "--out", str(tmp_path / "file" / "below")])
 
 

@@ -107,4 +107,4 @@ def test_a_hundred_runs_of_a_thousand_rows_stay_below_three_megabytes(make_run, 
 def test_an_empty_study_still_has_its_page(make_run, page):
     make_run(status="failed", part=0.0, sample=None, facts={"flops_per_token": None, "data": None})
     html = page()
-    assert "has no sample" in html and re.search(r"failed", html)
+    assert "wrote no sample" in html and re.search(r"failed", html)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.compare.records import collect
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import lock
 
 
@@ -55,5 +55,5 @@ def test_a_missing_column_or_file_is_no_error(tmp_path, make_run, fingerprint):
 
 
 def test_nothing_to_compare_is_a_mistake(tmp_path, fingerprint):
-    with pytest.raises(Mistake, match="no runs in it"):
+    with pytest.raises(UserError, match="no runs in it"):
         collect([tmp_path], fingerprint)

@@ -7,7 +7,7 @@ import pytest
 from analysis.curves import LossCurve, load, lr_schedule_io, tables
 from analysis.curves.curve import bin_curve
 from analysis.curves.loading import from_history
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
 
 
@@ -58,7 +58,7 @@ def test_the_loss_is_chosen_by_what_is_dense_or_asked_for(tmp_path):
     assert load(path, "train_loss").meta["column"] == "train_loss"
     sparse = write_csv(tmp_path / "b.csv", "step,lr,train_loss,val_loss", rows[:60])
     assert load(sparse).meta["column"] == "train_loss"
-    with pytest.raises(Mistake, match=r"no column 'val_los' with numbers.*val_loss"):
+    with pytest.raises(UserError, match=r"no column 'val_los' with numbers.*val_loss"):
         load(path, "val_los")
 
 
@@ -152,7 +152,7 @@ def test_bin_means_keep_every_point():
     ],
 )
 def test_a_curve_refuses_what_is_none(step, loss, eta, message):
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         LossCurve(np.array(step), np.array(loss), np.array(eta))
 
 
@@ -169,22 +169,22 @@ def test_a_curve_refuses_what_is_none(step, loss, eta, message):
 )
 def test_a_log_that_cannot_be_read_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(Mistake, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load(tmp_path / name)
     assert name in str(caught.value)
 
 
 def test_what_is_not_there_is_said(tmp_path):
-    with pytest.raises(Mistake, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         load(tmp_path / "gone.csv")
-    with pytest.raises(Mistake, match="neither a run directory"):
+    with pytest.raises(UserError, match="neither a run directory"):
         load(tmp_path)
     (tmp_path / "schedules.json").write_text("{}")
-    with pytest.raises(Mistake, match="not a file of schedules"):
+    with pytest.raises(UserError, match="not a file of schedules"):
         load(write_csv(tmp_path / "a.csv", "step,loss", [(1, 2)]))
-    with pytest.raises(Mistake, match="unknown kind 'sawtooth'"):
+    with pytest.raises(UserError, match="unknown kind 'sawtooth'"):
         lr_schedule_io.from_description({"kind": "sawtooth", "total": 1, "peak": 1})
-    with pytest.raises(Mistake, match="lacks 'peak'"):
+    with pytest.raises(UserError, match="lacks 'peak'"):
         lr_schedule_io.from_description({"kind": "cosine", "total": 1})
 
 
@@ -194,7 +194,7 @@ def test_rows_of_a_wandb_run_of_the_lab_follow_the_rules_of_metrics_csv():
     curve = from_history(rows, config, where="wandb:a/b/c", name="c", column=None)
     np.testing.assert_array_equal(curve.step, np.arange(5))
     np.testing.assert_array_equal(curve.lr, np.full(5, 1e-3))
-    with pytest.raises(Mistake, match="wandb:a/b/c"):
+    with pytest.raises(UserError, match="wandb:a/b/c"):
         from_history([{"_step": 1}], {}, where="wandb:a/b/c", name="c", column=None)
 
 

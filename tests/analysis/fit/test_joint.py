@@ -9,7 +9,7 @@ from analysis.curves import LossCurve
 from analysis.fit import FittedModel, fit
 from analysis.fit.error_budget import ErrorBudget, LeftOut
 from analysis.laws import registry
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 PAIR = ("cosine", "wsd")
 
@@ -145,7 +145,7 @@ def varied(loss=None, name="varied", points=200, **meta):
     ],
 )
 def test_what_cannot_be_fitted_is_refused(curves, law, window, message):
-    with pytest.raises(Mistake, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         fit(curves, law, window)
     assert "\n" not in str(caught.value)
 
@@ -158,24 +158,24 @@ def test_what_cannot_be_fitted_is_refused(curves, law, window, message):
         ([math.nan], None, {}, "lr must"),
         ([1e-3, 1e-3], None, {}, "longer than"),
         ("cosine", None, {}, "steps must"),
-        ("cosin", 10, {}, "'cosin' is unknown.*cosine"),
-        ("cosine", 10, {"lr_init": 1e-3}, "lr_final"),
+        ("cosin", 10, {}, "cosin is unknown.*cosine"),
+        ("cosine", 10, {"lr_final": -1.0}, "lr_final"),
         ("exponential", 10, {"lr_init": 1e-3, "lr_final": 0.0}, "above 0"),
     ],
 )
 def test_a_schedule_that_is_none_is_refused(mixture, eta, steps, parameters, message):
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         mixture.predict(eta, steps, **parameters)
 
 
 def test_levels_outside_0_and_1_are_refused(run_of, mixture):
-    with pytest.raises(Mistake, match="level"):
+    with pytest.raises(UserError, match="level"):
         mixture.predict(run_of("vplus", "linear").lr).interval(1.0)
 
 
 def test_a_file_that_is_no_fit_is_refused(tmp_path):
     (tmp_path / "fit.json").write_text('{"a": 1}')
-    with pytest.raises(Mistake, match="not a fit"):
+    with pytest.raises(UserError, match="not a fit"):
         FittedModel.load(tmp_path / "fit.json")
-    with pytest.raises(Mistake, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         FittedModel.load(tmp_path / "gone.json")

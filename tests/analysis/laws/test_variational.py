@@ -79,7 +79,7 @@ def test_the_window_of_one_run_begins_where_the_law_does(recursion):
     found = fit(LossCurve(np.arange(2000), loss, eta), "variational")
     assert 100 <= found.fit_start <= 800
     assert found.params["alpha"] == pytest.approx(300.0, rel=0.03)
-    assert [row.kind for row in found.table] == ["correlation"] * len(found.table)
+    assert [row.kind for row in found.windows] == ["correlation"] * len(found.windows)
 
 
 def test_the_recursion_is_followed_back_before_the_window(recursion):

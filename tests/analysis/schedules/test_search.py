@@ -11,7 +11,7 @@ from analysis.fit import fit
 from analysis.fit.fitted_law import FittedLaw
 from analysis.laws import variational as law_of_peng
 from analysis.schedules import recommended, search
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.training.schedules import rates
 
 PEAK = 3e-3
@@ -173,11 +173,11 @@ def test_a_longer_schedule_is_found_on_a_coarser_one(mixture):
     ],
 )
 def test_what_cannot_be_optimised_is_refused(mixture, arguments, message):
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         recommended.best(mixture, **arguments)
 
 
 def test_the_annealing_law_is_never_optimised(mixture):
     members = tuple(member for member in mixture.members if member.law == "annealing")
-    with pytest.raises(Mistake, match=r"annealing.*auto or vplus"):
+    with pytest.raises(UserError, match=r"annealing.*auto or vplus"):
         recommended.best(replace(mixture.model, law="annealing", members=members), 100)

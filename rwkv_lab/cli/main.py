@@ -1,0 +1,60 @@
+"""``rwkv-lab COMMAND``: the one console script. Each command is a module that is imported when it is chosen."""
+
+import importlib
+import sys
+from typing import NamedTuple
+
+from rwkv_lab.config.errors import UserError, main_guard, nearest
+
+
+class Command(NamedTuple):
+    """Where a command is, and what it does."""
+
+    module: str  # has main(argv) -> exit code or None
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("rwkv_lab.cli.train", "train a model, a sweep or a study (the same as python run.py)"),
+    "runs": Command("rwkv_lab.cli.runs", "list, show, compare, remove and unlock runs"),
+    "evaluate": Command("rwkv_lab.cli.evaluate", "measure the held-out loss of a run"),
+    "generate": Command("rwkv_lab.cli.generate", "continue a text"),
+    "convert": Command("rwkv_lab.cli.convert", "read and write checkpoints of the original implementation"),
+    "data": Command("rwkv_lab.cli.data", "look at a corpus, or prepare its tokens"),
+    "tracking": Command("rwkv_lab.cli.tracking", "upload to the tracker what it does not have yet"),
+    "compare": Command("analysis", "table, figures and page of the runs of a study"),
+    "fit": Command("analysis", "fit a law of loss against learning rate"),
+    "predict": Command("analysis", "predict the loss of a schedule"),
+    "optimal": Command("analysis", "find the best schedule under a fitted law"),
+    "weights": Command("analysis", "draw the time weights a model has learned"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run ``argv`` (without the program's name); return the exit code. Raises UserError for an unknown command."""
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: rwkv-lab COMMAND [argument]...   (rwkv-lab COMMAND --help)\n")
+        print("\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()))
+        return 0
+    if argv[0] == "--version":
+        from rwkv_lab import __version__
+
+        print(f"rwkv_lab {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        likely = nearest(argv[0], COMMANDS)
+        raise UserError(f"{argv[0]} is not a command{likely}: choose one of {', '.join(COMMANDS)}")
+    module = COMMANDS[argv[0]].module
+    if module == "analysis":
+        return int(importlib.import_module("analysis.__main__").main(argv) or 0)
+    return int(importlib.import_module(module).main(argv[1:]) or 0)
+
+
+def run() -> None:
+    """Run the console script."""
+    sys.exit(main_guard(lambda: main(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    run()

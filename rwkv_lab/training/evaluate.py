@@ -1,0 +1,218 @@
+"""Held-out loss and bits per byte: quick and repeatable during training, complete at its end.
+
+python -m rwkv_lab.evaluate RUN [--split test|val] [--device auto|cpu|cuda] [--json]
+
+The functions put the model in evaluation mode for their time, draw nothing at random and leave precision to the
+caller's autocast. Loss is the mean cross-entropy in nats per token, without the penalty terms of training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.data.sampling import gather
+from rwkv_lab.data.token_cache import Split
+
+if TYPE_CHECKING:
+    import torch
+
+    from rwkv_lab.models.lm import LM
+
+# most logits computed at once: half a gigabyte in float32
+LOGITS = 1 << 27
+# texts are read with carried state in up to STREAMS streams at once, each at least STREAM_WINDOWS · ctx_len tokens long
+STREAMS, STREAM_WINDOWS = 16, 16
+
+
+class Evaluation(NamedTuple):
+    """What was measured, over how much text and how."""
+
+    # nats per token
+    loss: float
+    # bits per byte of the evaluated text; nan when the tokens came without text
+    bpb: float
+    # predicted tokens
+    tokens: int
+    # bytes of text behind the predicted tokens; 0 when not known
+    bytes: int
+    # how context was given, in words
+    method: str
+
+
+def bits_per_byte(loss: float, tokens: int, n_bytes: int) -> float:
+    """``loss`` nats per token over ``tokens`` tokens that stand for ``n_bytes`` bytes of text; nan when that is 0."""
+    return loss * tokens / math.log(2) / n_bytes if n_bytes else math.nan
+
+
+def evaluate_fixed(
+    model: LM, split: Split, ctx_len: int, n_tokens: int, batch_size: int, device: torch.device | str | None = None
+) -> Evaluation:
+    """Loss over the first ``n_tokens`` tokens of ``split`` (all of it when it is shorter), in windows of ``ctx_len``
+    that follow each other without overlap: the same text every time. At least one window is read."""
+    length = min(ctx_len, _predicted(split))
+    windows = max(1, min(n_tokens, _predicted(split)) // length)
+    starts = np.arange(windows, dtype=np.int64) * length
+    with _evaluating(model):
+        total = _window_losses(model, split, starts, length, 0, batch_size, device)
+    tokens = windows * length
+    return _evaluation(total, tokens, split, f"first {tokens} tokens in windows of {length}")
+
+
+def evaluate_full(
+    model: LM,
+    split: Split,
+    ctx_len: int,
+    batch_size: int,
+    device: torch.device | str | None = None,
+    n_tokens: int | None = None,
+) -> Evaluation:
+    """Loss over every token of ``split`` but the first: with carried state where the model has a recurrent form, by
+    sliding windows where it has none. At most ``batch_size`` rows are read at once; with ``n_tokens`` only that many
+    tokens from the beginning are predicted, and the method says so."""
+    how = evaluate_carried if model.recurrent else evaluate_sliding
+    if n_tokens is None or n_tokens >= _predicted(split):
+        return how(model, split, ctx_len, batch_size, device)
+    found = how(model, split.first(n_tokens + 1), ctx_len, batch_size, device)
+    return found._replace(method=f"first {n_tokens} tokens, {found.method}")
+
+
+def evaluate_sliding(
+    model: LM, split: Split, ctx_len: int, batch_size: int, device: torch.device | str | None = None
+) -> Evaluation:
+    """Full evaluation by windows of ``ctx_len`` that overlap by half: beyond the first window every token is predicted
+    from at least ctx_len // 2 tokens before it."""
+    tokens = _predicted(split)
+    length = min(ctx_len, tokens)
+    stride = max(1, length // 2)
+    starts = np.arange(0, tokens - length + 1, stride, dtype=np.int64)
+    rest = tokens - length - int(starts[-1])
+    with _evaluating(model):
+        total = _window_losses(model, split, starts[:1], length, 0, batch_size, device)
+        total += _window_losses(model, split, starts[1:], length, length - stride, batch_size, device)
+        if rest:
+            last = np.array([tokens - length], np.int64)
+            total += _window_losses(model, split, last, length, length - rest, batch_size, device)
+    return _evaluation(total, tokens, split, f"sliding windows of {length}, stride {stride}")
+
+
+def evaluate_carried(
+    model: LM, split: Split, ctx_len: int, batch_size: int, device: torch.device | str | None = None
+) -> Evaluation:
+    """Full evaluation with the recurrent state carried through the text.
+
+    The text is read in a few streams at once; each but the first begins ctx_len tokens early, on tokens that another
+    stream predicts, so that nothing is predicted from less than ctx_len tokens but at the start of the text. Raises
+    ``UserError`` for a model without a recurrent form."""
+    import torch
+
+    from rwkv_lab.inference.recurrent import RecurrentModel
+
+    recurrent = RecurrentModel(model)
+    tokens = _predicted(split)
+    streams = max(1, min(tokens // (STREAM_WINDOWS * ctx_len), STREAMS, batch_size))
+    early = ctx_len if streams > 1 else 0
+    step = -(-(tokens - early) // streams)
+    starts = np.arange(streams, dtype=np.int64) * step
+    chunk = max(1, min(ctx_len, LOGITS // (streams * model.vocab_size)))
+    total, state = 0.0, None
+    with _evaluating(model):
+        for done in range(0, step + early, chunk):
+            place = done + np.arange(min(chunk, step + early - done))
+            inputs = starts[:, None] + place  # [B,T]
+            counted = (inputs < tokens) & ((place >= early) | (starts[:, None] == 0))
+            rows = split.tokens[np.minimum(inputs, tokens - 1)].astype(np.int64)
+            targets = split.tokens[np.minimum(inputs, tokens - 1) + 1].astype(np.int64)
+            logits, state = recurrent.prefill(torch.from_numpy(rows).to(device), state)
+            losses = _losses(logits, torch.from_numpy(targets).to(device))
+            total += float(losses[torch.from_numpy(counted).to(device)].sum())
+    shown = f" in {streams} streams, each begun {early} tokens early" if early else ""
+    return _evaluation(total, tokens, split, f"carried state{shown}")
+
+
+def _evaluation(total: float, tokens: int, split: Split, method: str) -> Evaluation:
+    loss, n_bytes = total / tokens, split.bytes_between(1, tokens + 1)
+    return Evaluation(loss, bits_per_byte(loss, tokens, n_bytes), tokens, n_bytes, method)
+
+
+def _predicted(split: Split) -> int:
+    if len(split) < 2:
+        raise UserError(f"the held-out text has {len(split)} tokens: at least 2 are needed to measure a loss")
+    return len(split) - 1
+
+
+def _window_losses(
+    model: LM,
+    split: Split,
+    starts: np.ndarray,
+    length: int,
+    skip: int,
+    batch_size: int,
+    device: torch.device | str | None,
+) -> float:
+    """Summed loss of the targets number ``skip`` and later of each window."""
+    import torch
+
+    total = 0.0
+    batch = max(1, min(batch_size, LOGITS // (length * model.vocab_size)))
+    for first in range(0, len(starts), batch):
+        x, y = (
+            torch.from_numpy(rows).to(device) for rows in gather(split.tokens, starts[first : first + batch], length)
+        )
+        total += float(_losses(model(x)[:, skip:], y[:, skip:]).sum())
+    return total
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """logits [B,T,V], targets [B,T] -> nats [B,T], in float64 so that sums over long texts keep their digits."""
+    import torch.nn.functional as F
+
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").double().view_as(targets)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
+    """The full evaluation of a complete run on its validation or test text, as the run itself computed.
+
+    Raises ``UserError`` when the run has no weights yet, or its corpus no such split."""
+    from rwkv_lab import data, models, runs
+
+    run = runs.load(path)
+    config = run.config
+    data_config, tokenizer_config = data.DataConfig(**config["data"]), data.TokenizerConfig(**config["tokenizer"])
+    tokenizer = data.from_json((run.path / "tokenizer.json").read_text(encoding="utf-8"))
+    corpus = data.load(data_config, tokenizer_config, tokenizer)
+    if corpus.sha256 != run.manifest["data"]["sha256"]:
+        raise UserError(f"the data of {run.name} changed since it was trained: its files have another sha256 now")
+    split = corpus.test if split_name == "test" else corpus.val
+    if split is None:
+        raise UserError(
+            f"data={config['data']['name']} of {run.name} has no {split_name} text: data.split gives it none"
+        )
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device; choose auto or cpu")
+    resolved = run.manifest["resolved"]
+    model = models.load(run.path, resolved["ops_backend"]).to(device)
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=resolved["precision"] == "bf16"):
+        return evaluate_full(model, split, config["model"]["ctx_len"], STREAMS, device)
