@@ -12,7 +12,7 @@ from analysis.curves.curve import LossCurve
 from analysis.curves.loading import load
 from analysis.curves.repair import repair
 from analysis.schedules.features import warmup_steps
-from rwkv_lab.errors import Mistake
+from rwkv_lab.config.errors import UserError
 
 MOST = 24  # cases of one cell and family
 CUTS = (0.1, 0.3, 0.5, 0.7)  # shares of a run after which it is forecast
@@ -98,7 +98,7 @@ def families(paths: Iterable[str | Path]) -> list[Family]:
         if not listed and runs:
             found.append(Family(path.name, path.name, tuple(_run(run) for run in runs)))
         if not listed and not runs:
-            raise Mistake(f"{path}: no family of runs: a folder with a schedules.json, or one of run directories")
+            raise UserError(f"{path}: no family of runs: a folder with a schedules.json, or one of run directories")
     return found
 
 

@@ -47,7 +47,8 @@ def _from_neighbours(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(loss) <= LONG:
         off = loss - np.median(_around(loss), axis=1)
         around = _around(off)
-        return off, 1.4826 * np.median(np.abs(around - np.median(around, axis=1)[:, None]), axis=1)
+        usual = np.median(around, axis=1)  # not 0 where the curve is bent
+        return off - usual, 1.4826 * np.median(np.abs(around - usual[:, None]), axis=1)
     size = len(loss) // (LONG // 4)
     whole = loss[: len(loss) // size * size].reshape(-1, size)
     middle = np.median(whole, axis=1)

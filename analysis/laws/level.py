@@ -21,9 +21,9 @@ import numpy as np
 
 from analysis import constants
 from analysis.laws.law import Law, Nonlinear
-from analysis.laws.registry import register
 from analysis.schedules.blocks import LevelBlocks
 from analysis.schedules.features import ScheduleFeatures
+from rwkv_lab.config.registry import register
 
 UNIT = 1e4  # updates at the reference rate in which S counts
 BEND = 1.5  # m: how sharply the progress of a run saturates in its peak
@@ -92,10 +92,10 @@ def nonlinear(eta_max: float) -> tuple[Nonlinear, ...]:
     )
 
 
-LAW = register(
+LAW = register("law", "level")(
     Law(
         name="level",
-        formula="L = L0 + A S^-a + c S^d N,  N = v_0 + sum_k (v_k - v_{k-1}) (1 - (1 + (S - S_k) / tau)^-b),v = eta^q",
+        formula="L = L0 + A S^-a + c S^d N,  N = v_0 + sum_k (v_k - v_{k-1}) (1 - (1 + (S-S_k)/tau)^-b), v = eta^q",
         source="ours: a level eta^q under a power kernel",
         linear=("L0", "A", "c"),
         nonlinear=nonlinear,
