@@ -78,6 +78,13 @@ class Case:
     running: float | None = None
 
     @property
+    def mode(self) -> str:
+        """How the run asked for is known, see ``level_model.build``."""
+        if self.running is None:
+            return "finished"
+        return "beside" if self.fitted else "running"
+
+    @property
     def curves(self) -> list[LossCurve]:
         """The curves to fit."""
         own = [] if self.running is None else [self.target.cut(self.running)]

@@ -9,7 +9,10 @@ import numpy as np
 
 from analysis import constants
 from analysis.calibrate.families import Case, Family, cases
-from analysis.fit.level_posterior import NAMES, LevelPosterior, fit_posterior, offsets
+from analysis.fit import level_model
+from analysis.fit.level_posterior import NAMES, fit_posterior, offsets
+from analysis.schedules.blocks import LevelBlocks
+from analysis.schedules.features import warmup_steps
 
 WEAK = {"R": 1.2, "a": 0.6, "c": 0.8, "tau": 1.0, "b": 0.8, "p": 0.2, "q": 0.25, "kappa": 0.6, "Q": 0.25, "d": 0.1}
 LEAST = {
@@ -24,7 +27,7 @@ LEAST = {
     "Q": 0.15,
     "d": 0.04,
 }
-MOST = {"b": 0.7, "tau": 0.8}  # spreads beyond which data could not be fitted stably
+MOST = {"R": 0.25, "a": 0.16, "c": 0.17, "b": 0.6, "tau": 0.7}  # spreads beyond which data could not be fitted stably
 INDEPENDENT = 25  # residuals a run counts as where the prior is measured
 BETWEEN = ("kappa", "Q")  # what only runs at several peaks tell
 
@@ -49,13 +52,13 @@ def coordinates(family: Family, numbers: Mapping[str, Any]) -> np.ndarray:
     """Return the law's coordinates ``[10]`` of a family, free of its loss, length and peak: the mean over its lengths.
     What its runs cannot tell is not a number."""
     usable = [run for run in family.runs if not run.broken]
-    loose = weak(numbers)
     found = []
     for steps in sorted({run.steps for run in usable}):
         group = [run for run in usable if run.steps == steps]
         if len({run.kind for run in group} - {"constant"}) + len(group) < 3:
             continue
-        posterior = fit_posterior([run.curve for run in group], numbers=loose)
+        with constants.using(weak(numbers)):
+            posterior = fit_posterior([run.curve for run in group])
         lowest = min(float(run.curve.loss[-1]) for run in group)
         theta = posterior.components[0].theta[1:]
         found.append(theta - offsets(numbers["prior"], lowest, posterior.scale, posterior.reference))
@@ -87,20 +90,26 @@ def measured_prior(
 
 @dataclass(frozen=True)
 class Outcome:
-    """A case with its prediction: ``error`` is predicted minus measured, ``sd`` the posterior's, both in nats."""
+    """A case with its prediction: ``error`` is predicted minus measured, ``half`` half the 90 % interval, in nats."""
 
     case: Case
     error: float
-    sd: float
-    posterior: LevelPosterior
+    half: float
+
+    @property
+    def covered(self) -> bool:
+        """Whether the interval has the measured loss."""
+        return abs(self.error) <= self.half
 
 
-def ask(case: Case, numbers: Mapping[str, Any] | None = None) -> Outcome:
+def ask(case: Case) -> Outcome:
     """Fit a case by the level law and predict the run asked for."""
-    posterior = fit_posterior(case.curves, numbers=numbers)
+    _, z = level_model.leave_out(case.curves, None) if case.running is None else ([], [])
+    model = level_model.build(case.curves, z=z, mode=case.mode)
     at, measured = case.target.final
-    mean, sd = posterior.predict(case.target.curve.lr, at)
-    return Outcome(case, float(mean.mean()) - measured, float(sd[-1]), posterior)
+    lr = case.target.curve.lr
+    mean, _, half = model.at(LevelBlocks(lr, at, warmup_steps(lr)))
+    return Outcome(case, float(mean.mean()) - measured, float(half[-1]))
 
 
 def left_out(families: Sequence[Family], numbers: Mapping[str, Any]) -> tuple[list[Outcome], dict[str, Any]]:
@@ -111,7 +120,8 @@ def left_out(families: Sequence[Family], numbers: Mapping[str, Any]) -> tuple[li
     for group in dict.fromkeys(groups.values()):
         rest = {name: x for name, x in known.items() if groups[name] != group}
         prior = measured_prior(rest, groups, numbers) if rest else dict(numbers)
-        outcomes += [ask(case, prior) for family in families if family.group == group for case in cases(family)]
+        with constants.using(prior):
+            outcomes += [ask(case) for family in families if family.group == group for case in cases(family)]
     return outcomes, measured_prior(known, groups, numbers)
 
 
@@ -121,8 +131,3 @@ def by_cell(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
     for outcome in outcomes:
         found.setdefault(outcome.case.cell, []).append(outcome)
     return found
-
-
-def shipped() -> dict[str, Any]:
-    """Return the constants shipped."""
-    return constants.load()

@@ -39,6 +39,7 @@ class LevelModel:
     jump: float  # nats: largest break
     inflation: float  # g
     peaks: tuple[float, float]  # lowest and highest peak of the runs
+    mode: str = "finished"  # finished | running | beside: which factor applies
 
     def states(self, lr: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return mean, standard deviation and half-width of the 90 % interval ``[T+1]`` at every state of ``lr``."""
@@ -46,16 +47,17 @@ class LevelModel:
         shares = np.concatenate([np.linspace(0, 1, STATES // 2), np.geomspace(1 / steps, 1, STATES // 2)])
         at = np.unique(np.rint(np.concatenate([shares * steps, steps * (1 - shares**2)])).astype(int))
         at = at[at > 0]
-        mean, sd, half = self._at(LevelBlocks(lr, at, warmup_steps(lr)))
+        mean, sd, half = self.at(LevelBlocks(lr, at, warmup_steps(lr)))
         every = np.arange(steps + 1)
         return np.interp(every, at, mean), np.interp(every, at, sd), np.interp(every, at, half)
 
     def final(self, lr: np.ndarray) -> tuple[float, float]:
         """Return the loss after the last update and the half-width of its 90 % interval; cheaper than ``states``."""
-        mean, _, half = self._at(LevelBlocks(lr, np.array([len(lr)]), warmup_steps(lr)))
+        mean, _, half = self.at(LevelBlocks(lr, np.array([len(lr)]), warmup_steps(lr)))
         return float(mean[0]), float(half[0])
 
-    def _at(self, blocks: LevelBlocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def at(self, blocks: LevelBlocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return mean, standard deviation and half-width of the 90 % interval ``[n]`` at the states of ``blocks``."""
         numbers = constants.load()["interval"]
         low, high = self.peaks
         outside = max(np.log(blocks.peak / high), np.log(low / blocks.peak), 0.0)
@@ -67,7 +69,7 @@ class LevelModel:
             variance = np.einsum("ni,ij,nj->n", J, component.cov, J)
             weight.append(component.weight)
             means.append(m)
-            sds.append(np.sqrt(fixed + (numbers["factor"] * self.inflation) ** 2 * variance))
+            sds.append(np.sqrt(fixed + (numbers["factor"][self.mode] * self.inflation) ** 2 * variance))
         w, m, s = np.array(weight)[:, None], np.array(means), np.array(sds)
         mean = (w * m).sum(axis=0)
         sd = np.sqrt((w * (s**2 + (m - mean) ** 2)).sum(axis=0))
@@ -114,7 +116,9 @@ def end_noise(curve: LossCurve) -> float:
 def leave_out(curves: Sequence[LossCurve], first: int | None) -> tuple[list[LeftOut], list[float]]:
     """Predict runs from the others; return the predictions and their errors in posterior standard deviations."""
     floor = constants.load()["interval"]["floor"]
-    some = np.unique(np.linspace(0, len(curves) - 1, MOST_LEFT_OUT).astype(int)) if len(curves) > 1 else []
+    some: Sequence[int] | np.ndarray = (
+        np.unique(np.linspace(0, len(curves) - 1, MOST_LEFT_OUT).astype(int)) if len(curves) > 1 else []
+    )
     found, errors = [], []
     for i in some:
         posterior = fit_posterior([c for j, c in enumerate(curves) if j != i], first)
@@ -127,9 +131,16 @@ def leave_out(curves: Sequence[LossCurve], first: int | None) -> tuple[list[Left
 
 
 def build(
-    curves: Sequence[LossCurve], first: int | None = None, jump: float = 0.0, z: Sequence[float] = ()
+    curves: Sequence[LossCurve],
+    first: int | None = None,
+    jump: float = 0.0,
+    z: Sequence[float] = (),
+    mode: str = "finished",
 ) -> LevelModel:
-    """Fit ``curves`` jointly, from step ``first`` or a share of each run on; ``z`` of runs left out, see above."""
+    """Fit ``curves`` jointly, from step ``first`` or a share of each run on; ``z`` of runs left out, see above.
+
+    ``mode``: finished, if all are; running, if the one asked for is and is alone; beside, if others are finished.
+    """
     numbers = constants.load()["interval"]
     posterior = fit_posterior(curves, first)
     loss = min(float(curve.loss[-1]) for curve in curves)
@@ -137,4 +148,4 @@ def build(
     others = (numbers["left_out"] + float(np.sum(np.square(z)))) / (numbers["left_out"] + len(z))
     peaks = [float(curve.lr.max()) for curve in curves]
     noise = float(np.mean([end_noise(curve) for curve in curves]))
-    return LevelModel(posterior, noise, jump, float(np.sqrt(max(own, others))), (min(peaks), max(peaks)))
+    return LevelModel(posterior, noise, jump, float(np.sqrt(max(own, others))), (min(peaks), max(peaks)), mode)

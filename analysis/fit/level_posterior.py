@@ -6,7 +6,7 @@ by Levenberg-Marquardt, the covariance by Laplace's approximation, and component
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,30 @@ class LevelPosterior:
     def misfit(self) -> float:
         return float(sum(c.weight * c.misfit for c in self.components))
 
+    @property
+    def heaviest(self) -> Component:
+        """The component with the largest weight."""
+        return max(self.components, key=lambda component: component.weight)
+
+    def uncertainty(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Return standard errors of the heaviest component's parameters, and their correlations by pair."""
+        component = self.heaviest
+        linear, nonlinear = self.parameters(component)
+        names = [*linear, *nonlinear]
+        rows = []
+        for i in range(len(NAMES)):
+            moved = replace(component, theta=component.theta + FINITE * np.eye(len(NAMES))[i])
+            a, b = self.parameters(moved)
+            rows.append([((a | b)[name] - (linear | nonlinear)[name]) / FINITE for name in names])
+        J = np.array(rows).T
+        cov = J @ component.cov @ J.T
+        sd = np.sqrt(np.maximum(np.diag(cov), 1e-300))
+        together = cov / np.outer(sd, sd)
+        return (
+            {name: float(x) for name, x in zip(names, sd, strict=True)},
+            {a: {b: float(together[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)},
+        )
+
     def gradients(self, blocks: LevelBlocks) -> list[tuple[np.ndarray, np.ndarray]]:
         """Mean ``[n]`` and its derivatives ``[n,11]`` by the coordinates, for every component."""
         found = []
@@ -169,6 +193,11 @@ class Observed:
     weight: np.ndarray
 
 
+def start_of(curve: LossCurve) -> int:
+    """Return the first step of a run that counts: a share of what is logged, after its warm-up."""
+    return max(warmup_steps(curve.lr) + 1, int(constants.load()["data"]["start"] * curve.step[-1]))
+
+
 def observe(curves: Sequence[LossCurve], first: int | None, numbers: Mapping[str, Any]) -> list[Observed]:
     """The runs binned, each from step ``first`` on (unset: a share of its own length); what repeats an earlier run
     bit for bit, as runs branched from one plateau do, counts once."""
@@ -176,7 +205,7 @@ def observe(curves: Sequence[LossCurve], first: int | None, numbers: Mapping[str
     seen = []
     for curve in curves:
         warmup = warmup_steps(curve.lr)
-        start = max(warmup + 1, int(numbers["start"] * curve.step[-1])) if first is None else first
+        start = start_of(curve) if first is None else first
         new = np.array([(s, x) not in known for s, x in zip(curve.step.tolist(), curve.loss.tolist(), strict=True)])
         known.update(zip(curve.step.tolist(), curve.loss.tolist(), strict=True))
         kept = new & (curve.step >= start)
@@ -280,16 +309,13 @@ def fit_posterior(
     curves: Sequence[LossCurve],
     first: int | None = None,
     wide: bool = True,
-    numbers: Mapping[str, Any] | None = None,
 ) -> LevelPosterior:
     """The level law's posterior from ``curves`` jointly.
 
     ``first``: the first step that counts, else a share of every run. The prior is set for the longest of the
     schedules, which may go further than its log. ``wide=False`` leaves out the components for unusual families.
-    ``numbers``: other constants than
-    those shipped.
     """
-    numbers = numbers or constants.load()
+    numbers = constants.load()
     seen = observe(curves, first, numbers["data"])
     reference = max(float(curve.lr.max()) for curve in curves)
     scale = max(float(curve.lr.sum() / curve.lr.max()) for curve in curves) / UNIT

@@ -8,7 +8,7 @@ from analysis.schedules import recommended
 
 HELD_OUT = {
     "mpl_25m": (("cosine_24000", "wsd_20000_24000"), ("constant_24000", "wsdcon_9"), 0.005, 0.010),
-    "tiny": (("cosine_20000", "wsd_16000_20000"), ("constant_20000", "exp_20000", "linear_20000"), 0.013, 0.020),
+    "tiny": (("cosine_20000", "wsd_16000_20000"), ("constant_20000", "exp_20000", "linear_20000"), 0.013, 0.025),
 }
 
 
