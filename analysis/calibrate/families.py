@@ -14,7 +14,6 @@ from analysis.curves.repair import repair
 from analysis.schedules.features import warmup_steps
 from rwkv_lab.config.errors import UserError
 
-MOST = 24  # cases of one cell and family
 CUTS = (0.1, 0.3, 0.5, 0.7)  # shares of a run after which it is forecast
 FEW = 6  # runs of one peak of which all pairs and triples are fitted
 PLATEAU = 0.3  # share of a run at its peak from which it counts as a plateau with a decay
@@ -81,7 +80,7 @@ class Case:
     def mode(self) -> str:
         """How the run asked for is known, see ``level_model.build``."""
         if self.running is None:
-            return "finished"
+            return "finished" if len(self.fitted) > 1 else "one"
         return "beside" if self.fitted else "running"
 
     @property
@@ -128,8 +127,8 @@ def _described(folder: Path) -> list[Family]:
     ]
 
 
-def cases(family: Family) -> list[Case]:
-    """Return the cases of a family, at most ``MOST`` a cell."""
+def cases(family: Family, most: int) -> list[Case]:
+    """Return the cases of a family, at most ``most`` a cell."""
     runs = family.runs
     usable = [run for run in runs if not run.broken]
     found: list[Case] = []
@@ -139,7 +138,7 @@ def cases(family: Family) -> list[Case]:
             if cell:
                 found.append(Case(cell, family, train, run))
     found += _across_peaks(family, usable) + _single(family, usable) + _running(family, usable)
-    return [case for cell in dict.fromkeys(c.cell for c in found) for case in _some(found, cell)]
+    return [case for cell in dict.fromkeys(c.cell for c in found) for case in _some(found, cell, most)]
 
 
 def _cell(train: Sequence[Run], run: Run) -> str | None:
@@ -153,9 +152,9 @@ def _cell(train: Sequence[Run], run: Run) -> str | None:
     return "length 2x" if ratio <= 2.2 else "length 4x"
 
 
-def _some(found: Sequence[Case], cell: str) -> list[Case]:
+def _some(found: Sequence[Case], cell: str, most: int) -> list[Case]:
     own = [case for case in found if case.cell == cell]
-    return own if len(own) <= MOST else [own[i] for i in np.linspace(0, len(own) - 1, MOST).astype(int)]
+    return own if len(own) <= most else [own[i] for i in np.linspace(0, len(own) - 1, most).astype(int)]
 
 
 def _pairs(runs: Sequence[Run]) -> list[tuple[Run, ...]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis import constants
 from analysis.calibrate.families import Case, Family, cases
-from analysis.fit import level_model
+from analysis.fit import fit, level_model
 from analysis.fit.level_posterior import NAMES, fit_posterior, offsets
 from analysis.schedules.blocks import LevelBlocks
 from analysis.schedules.features import warmup_steps
@@ -29,6 +29,7 @@ LEAST = {
 }
 MOST = {"R": 0.25, "a": 0.16, "c": 0.17, "b": 0.6, "tau": 0.7}  # spreads beyond which data could not be fitted stably
 INDEPENDENT = 25  # residuals a run counts as where the prior is measured
+COVERED = 0.91  # share of the outcomes that 90 % intervals must cover here: other families will be harder
 BETWEEN = ("kappa", "Q")  # what only runs at several peaks tell
 
 
@@ -93,6 +94,7 @@ class Outcome:
     """A case with its prediction: ``error`` is predicted minus measured, ``half`` half the 90 % interval, in nats."""
 
     case: Case
+    law: str
     error: float
     half: float
 
@@ -102,32 +104,92 @@ class Outcome:
         return abs(self.error) <= self.half
 
 
+@dataclass(frozen=True)
+class Row:
+    """The outcomes of a law in one cell and family, in nats; the family ``all`` is the mean over families."""
+
+    cell: str
+    family: str
+    law: str
+    cases: int
+    error: float  # mean absolute
+    bias: float
+    covered: float
+    width: float
+
+
 def ask(case: Case) -> Outcome:
-    """Fit a case by the level law and predict the run asked for."""
+    """Fit a case by the default law and predict the run asked for."""
     _, z = level_model.leave_out(case.curves, None) if case.running is None else ([], [])
     model = level_model.build(case.curves, z=z, mode=case.mode)
     at, measured = case.target.final
     lr = case.target.curve.lr
     mean, _, half = model.at(LevelBlocks(lr, at, warmup_steps(lr)))
-    return Outcome(case, float(mean.mean()) - measured, float(half[-1]))
+    return Outcome(case, "auto", float(mean.mean()) - measured, float(half[-1]))
 
 
-def left_out(families: Sequence[Family], numbers: Mapping[str, Any]) -> tuple[list[Outcome], dict[str, Any]]:
-    """Ask every case under the prior of the other groups; return the outcomes and the constants of all families."""
+def ask_law(case: Case, law: str) -> Outcome:
+    """Fit a case by another law and predict the run asked for."""
+    at, measured = case.target.final
+    prediction = fit(case.curves, law).predict(case.target.curve.lr)
+    low, high = prediction.band()
+    return Outcome(case, law, float(prediction.at(at).mean()) - measured, float(high[at[-1]] - low[at[-1]]) / 2)
+
+
+def left_out(
+    families: Sequence[Family], numbers: Mapping[str, Any], most: int, laws: Sequence[str] = ()
+) -> tuple[list[Outcome], dict[str, Any]]:
+    """Ask every case under the prior of the other groups, at most ``most`` a cell and family.
+
+    Return the outcomes and the constants of all families. Other ``laws`` are asked what a fit of finished runs can.
+    """
     known = {family.name: coordinates(family, numbers) for family in families}
     groups = {family.name: family.group for family in families}
     outcomes = []
     for group in dict.fromkeys(groups.values()):
         rest = {name: x for name, x in known.items() if groups[name] != group}
-        prior = measured_prior(rest, groups, numbers) if rest else dict(numbers)
-        with constants.using(prior):
-            outcomes += [ask(case) for family in families if family.group == group for case in cases(family)]
-    return outcomes, measured_prior(known, groups, numbers)
+        own = [case for family in families if family.group == group for case in cases(family, most)]
+        with constants.using(measured_prior(rest, groups, numbers) if rest else numbers):
+            outcomes += [ask(case) for case in own]
+        outcomes += [ask_law(case, law) for law in laws for case in own if case.mode in ("finished", "one")]
+    result = measured_prior(known, groups, numbers)
+    result["interval"]["factor"] = factors(outcomes, numbers["interval"]["factor"])
+    return outcomes, result
 
 
-def by_cell(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
-    """Return the outcomes of every cell."""
-    found: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        found.setdefault(outcome.case.cell, []).append(outcome)
+def factors(outcomes: Sequence[Outcome], before: Mapping[str, float]) -> dict[str, float]:
+    """Return factors under which ``COVERED`` of the outcomes of every mode are covered, families counting equally."""
+    found = dict(before)
+    for mode in before:
+        own = [o for o in outcomes if o.law == "auto" and o.case.mode == mode]
+        if own:
+            ratio = np.array([abs(o.error) / o.half for o in own])
+            names = [o.case.family.name for o in own]
+            share = np.array([1 / names.count(name) for name in names])
+            order = np.argsort(ratio)
+            reached = np.cumsum(share[order]) / share.sum()
+            found[mode] = round(float(before[mode] * ratio[order][np.searchsorted(reached, COVERED)]), 2)
     return found
+
+
+def summary(outcomes: Iterable[Outcome]) -> list[Row]:
+    """Return one row for every cell, family and law, and one for all families of a cell."""
+    found: dict[tuple[str, str, str], list[Outcome]] = {}
+    for one in outcomes:
+        found.setdefault((one.case.cell, one.case.family.name, one.law), []).append(one)
+    rows = [_row(*key, own) for key, own in found.items()]
+    for cell, law in dict.fromkeys((row.cell, row.law) for row in rows):
+        own = [row for row in rows if (row.cell, row.law) == (cell, law)]
+        if len(own) > 1:
+            mean = {
+                key: float(np.mean([getattr(r, key) for r in own])) for key in ("error", "bias", "covered", "width")
+            }
+            rows.append(Row(cell, "all", law, sum(row.cases for row in own), **mean))
+    return sorted(rows, key=lambda row: (row.cell, row.law))
+
+
+def _row(cell: str, family: str, law: str, own: Sequence[Outcome]) -> Row:
+    error = np.array([one.error for one in own])
+    covered = float(np.mean([one.covered for one in own]))
+    width = float(np.mean([2 * one.half for one in own]))
+    return Row(cell, family, law, len(own), float(np.mean(np.abs(error))), float(np.mean(error)), covered, width)

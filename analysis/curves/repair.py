@@ -4,7 +4,7 @@ A break is a step of the loss that stays although the rate hardly moves: a resta
 size, or two runs in one log.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +18,8 @@ MOST = 0.05  # share of a curve that may be outliers; more is how the curve is
 LONG = 2000  # points up to which every point is compared with its own neighbours
 SIDE = 5  # points on either side of a break
 STEADY = 0.05  # share of the peak by which the rate may move over a break
+LAST = 3  # points at the end that have no neighbours on one side
+FAR_AT_END = 0.1  # nats: least distance of an outlier there, for a decay may steepen
 SHOWN = 3  # outliers named one by one
 
 
@@ -58,6 +60,18 @@ def _from_neighbours(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return off, spread[np.minimum(at // size, len(spread) - 1)]
 
 
+def _far_at_the_end(curve: LossCurve) -> np.ndarray:
+    """Return which points ``[n]`` among the last few are far from where the points before them were heading."""
+    n = len(curve.loss)
+    before = slice(n - 2 * NEIGHBOURS, n - LAST)
+    x, y = curve.step[before].astype(float), curve.loss[before]
+    slope = float(np.median(np.diff(y) / np.diff(x)))
+    level = float(np.median(y - slope * x))
+    spread = _spread(y - slope * x)
+    off = curve.loss - level - slope * curve.step
+    return (np.arange(n) >= n - LAST) & (np.abs(off) > FAR * spread + FAR_AT_END)
+
+
 def outliers(curve: LossCurve) -> np.ndarray:
     """Return the indices of points far from their neighbours, after warm-up and the first tenth."""
     n = len(curve.loss)
@@ -66,6 +80,7 @@ def outliers(curve: LossCurve) -> np.ndarray:
     off, spread = _from_neighbours(curve.loss)
     far = np.abs(off) > FAR * spread + LEAST
     far &= (curve.step > warmup_steps(curve.lr)) & (np.arange(n) >= max(NEIGHBOURS, n // 10))
+    far |= _far_at_the_end(curve)
     found = np.flatnonzero(far)
     return found if len(found) <= max(1, MOST * n) else np.zeros(0, dtype=int)
 
@@ -91,25 +106,24 @@ def breaks(curve: LossCurve) -> list[tuple[int, float]]:
 
 def repair(curve: LossCurve) -> Repaired:
     """Return the curve from its last break on and without outliers, with a note on either."""
+    far = outliers(curve)
+    mask = np.ones(len(curve.step), dtype=bool)
+    mask[far] = False
     notes = []
-    jump = 0.0
-    broken = breaks(curve)
-    for i, size in broken:
-        jump = max(jump, abs(size))
-        notes.append(
-            f"the loss jumps by {size:+.3f} from step {curve.step[i - 1]} to {curve.step[i]} while the rate hardly "
-            "moves (a restart, another batch size, or two runs in one log): only what follows is fitted"
-        )
-    start = max((i for i, _ in broken), default=0)
-    step, loss = curve.step[start:], curve.loss[start:]
-    far = outliers(replace(curve, step=step, loss=loss))
     if len(far):
-        named = ", ".join(f"{loss[i]:.4g} at step {step[i]}" for i in far[:SHOWN])
+        named = ", ".join(f"{curve.loss[i]:.4g} at step {curve.step[i]}" for i in far[:SHOWN])
         more = f" and {len(far) - SHOWN} more" if len(far) > SHOWN else ""
         notes.append(f"left out as outliers: {named}{more}")
+    kept = LossCurve(curve.step[mask], curve.loss[mask], curve.lr, curve.meta)
+    broken = breaks(kept)
+    for i, size in broken:
+        notes.append(
+            f"the loss jumps by {size:+.3f} from step {kept.step[i - 1]} to {kept.step[i]} while the rate hardly "
+            "moves (a restart, another batch size, or two runs in one log): only what follows is fitted"
+        )
     if not notes:
         return Repaired(curve)
-    mask = np.ones(len(step), dtype=bool)
-    mask[far] = False
+    start = broken[-1][0] if broken else 0
     meta = {**curve.meta, "notes": [*curve.notes, *notes]}
-    return Repaired(LossCurve(step[mask], loss[mask], curve.lr, meta), jump)
+    jump = max((abs(size) for _, size in broken), default=0.0)
+    return Repaired(LossCurve(kept.step[start:], kept.loss[start:], kept.lr, meta), jump)
