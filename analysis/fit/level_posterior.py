@@ -24,6 +24,7 @@ POINTS = 40  # a run is binned to
 FINITE = 1e-4  # step of the numerical derivatives
 FARTHEST = 0.7  # a coordinate moves in one iteration
 ITERATIONS = 25
+ENOUGH = 3e-3  # gain of the log-posterior below which a search ends
 ROUNDS = 3  # of reweighing residuals by Huber's rule
 HUBER = 2.5  # robust standard deviations
 
@@ -43,6 +44,38 @@ def losses(theta: np.ndarray, blocks: LevelBlocks, reference: float, scale: floa
     reached = S / scale
     R, a, c = (np.exp(value[name])[:, None] for name in ("R", "a", "c"))
     return value["ell"][:, None] + R * (reached**-a - 1) + c * reached ** value["d"][:, None] * N
+
+
+KERNEL = ("tau", "b", "p", "q")  # parameters of progress and level
+BETWEEN = ("kappa", "Q")  # those that matter to a run whose peak is not the reference
+
+
+def jacobian(theta: np.ndarray, blocks: LevelBlocks, reference: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the loss ``[n]`` for coordinates ``theta [11]`` and its derivatives ``[n,11]`` by them.
+
+    Those by the parameters of progress and level are taken numerically, the others exactly.
+    """
+    moved = [*KERNEL, *(BETWEEN if blocks.peak != reference else ())]
+    at = [NAMES.index(name) for name in moved]
+    batch = np.repeat(theta[None], 1 + len(at), axis=0)
+    batch[np.arange(1, 1 + len(at)), at] += FINITE
+    value = dict(zip(NAMES, batch.T, strict=True))
+    S, N = progress_and_level(
+        blocks,
+        reference,
+        {name: np.exp(value[name]) if name in LOGS else value[name] for name in (*KERNEL, *BETWEEN)},
+    )
+    reached = S / scale
+    v = {name: float(np.exp(x) if name in LOGS else x) for name, x in zip(NAMES, theta, strict=True)}
+    left, level = v["R"] * reached ** -v["a"], v["c"] * reached ** v["d"] * N
+    loss = v["ell"] - v["R"] + left + level  # [1+k,n]
+    log = np.log(reached[0])
+    J = np.zeros((loss.shape[1], len(NAMES)))
+    exact = {"ell": 1.0, "R": left[0] - v["R"], "a": -v["a"] * log * left[0], "c": level[0], "d": log * level[0]}
+    for name, derivative in exact.items():
+        J[:, NAMES.index(name)] = derivative
+    J[:, at] = ((loss[1:] - loss[0]) / FINITE).T
+    return loss[0], J
 
 
 @dataclass(frozen=True)
@@ -119,14 +152,14 @@ class LevelPosterior:
             {a: {b: float(together[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)},
         )
 
+    def mean(self, blocks: LevelBlocks) -> np.ndarray:
+        """Return the mean ``[n]``."""
+        each = [c.weight * losses(c.theta, blocks, self.reference, self.scale)[0] for c in self.components]
+        return np.sum(each, axis=0)
+
     def gradients(self, blocks: LevelBlocks) -> list[tuple[np.ndarray, np.ndarray]]:
         """Mean ``[n]`` and its derivatives ``[n,11]`` by the coordinates, for every component."""
-        found = []
-        for component in self.components:
-            moved = np.vstack([component.theta, component.theta + FINITE * np.eye(len(NAMES))])
-            value = losses(moved, blocks, self.reference, self.scale)
-            found.append((value[0], ((value[1:] - value[0]) / FINITE).T))
-        return found
+        return [jacobian(component.theta, blocks, self.reference, self.scale) for component in self.components]
 
     def predict(self, eta: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation ``[n]`` of the loss at the states ``at`` (rising)."""
@@ -198,25 +231,29 @@ def start_of(curve: LossCurve) -> int:
     return max(warmup_steps(curve.lr) + 1, int(constants.load()["data"]["start"] * curve.step[-1]))
 
 
+def shared(curve: LossCurve, other: LossCurve) -> int:
+    """Return how many points at its beginning a run has in common with another, bit for bit."""
+    n = min(len(curve.step), len(other.step))
+    same = (curve.step[:n] == other.step[:n]) & (curve.loss[:n] == other.loss[:n])
+    return n if same.all() else int(np.argmin(same))
+
+
 def observe(curves: Sequence[LossCurve], first: int | None, numbers: Mapping[str, Any]) -> list[Observed]:
     """The runs binned, each from step ``first`` on (unset: a share of its own length); what repeats an earlier run
     bit for bit, as runs branched from one plateau do, counts once."""
-    known: set[tuple[int, float]] = set()
     seen = []
-    for curve in curves:
-        warmup = warmup_steps(curve.lr)
+    for i, curve in enumerate(curves):
         start = start_of(curve) if first is None else first
-        new = np.array([(s, x) not in known for s, x in zip(curve.step.tolist(), curve.loss.tolist(), strict=True)])
-        known.update(zip(curve.step.tolist(), curve.loss.tolist(), strict=True))
-        kept = new & (curve.step >= start)
+        later = curve.step >= start
+        kept = later & (np.arange(len(curve.step)) >= max((shared(curve, other) for other in curves[:i]), default=0))
         if not kept.any():
             continue
         at, loss, count = bin_curve(curve.step[kept], curve.loss[kept], POINTS)
         at = np.maximum(at, 1)
-        share = kept.sum() / max((curve.step >= start).sum(), 1)
+        share = kept.sum() / later.sum()
         count = count * (at / at[-1]) ** numbers["recent"]
         weight = np.sqrt(numbers["independent"] * share * count / count.sum())
-        seen.append(Observed(LevelBlocks(curve.lr, at, warmup), loss, weight))
+        seen.append(Observed(LevelBlocks(curve.lr, at, warmup_steps(curve.lr)), loss, weight))
     return seen
 
 
@@ -247,10 +284,11 @@ class _Problem:
     def objective(self, theta: np.ndarray, value: np.ndarray) -> float:
         return float(np.sum(((value - self.loss) * self.scaled) ** 2) + np.sum(self.penalty(theta) ** 2))
 
-    def normal(self, theta: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def normal(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hessian ``[11,11]`` and gradient ``[11]``, by Gauss and Newton."""
-        moved = self.model(theta + FINITE * np.eye(len(NAMES)))
-        J = ((moved - value) / FINITE).T * self.scaled[:, None]
+        each = [jacobian(theta, o.blocks, self.reference, self.scale) for o in self.seen]
+        value = np.concatenate([loss for loss, _ in each])
+        J = np.concatenate([J for _, J in each]) * self.scaled[:, None]
         H, g = J.T @ J, J.T @ ((value - self.loss) * self.scaled)
         H[np.arange(1, len(NAMES)), np.arange(1, len(NAMES))] += self.prior.sd**-2
         g[1:] += self.penalty(theta) / self.prior.sd
@@ -266,7 +304,7 @@ class _Problem:
         value = self.model(theta)[0]
         cost, damping = self.objective(theta, value), 1e-3
         for _ in range(ITERATIONS):
-            H, g = self.normal(theta, value)
+            H, g = self.normal(theta)
             for _ in range(6):
                 step = np.linalg.solve(H + damping * np.diag(np.diag(H)), -g)
                 new = np.clip(theta + np.clip(step, -FARTHEST, FARTHEST), self.low, self.high)
@@ -279,7 +317,7 @@ class _Problem:
                 return theta
             gained = cost - new_cost
             theta, value, cost, damping = new, new_value, new_cost, max(damping / 5, 1e-6)
-            if gained < 1e-3:
+            if gained < ENOUGH:
                 break
         return theta
 
@@ -330,7 +368,7 @@ def fit_posterior(
         for _ in range(ROUNDS):
             theta = problem.descend(theta)
             problem.reweigh(theta)
-        H, _ = problem.normal(theta, problem.model(theta)[0])
+        H, _ = problem.normal(theta)
         found.append((theta, np.linalg.inv(H) * part["variance"], problem.misfit(theta)))
         evidence.append(problem.evidence(theta, H) + part["log_weight"])
         if i == 0:

@@ -10,10 +10,10 @@ LEAST = 1e-9  # the lowest rate, as a share of the peak, so that powers stay fin
 class LevelBlocks:
     """A schedule ``eta [T]`` as blocks of updates whose edges include the states ``at [n]`` (rising).
 
-    Edges are dense where a run is young and where its rate changes.
+    ``each`` is how many updates one rate stands for. Edges are dense where a run is young and where its rate changes.
     """
 
-    def __init__(self, eta: np.ndarray, at: np.ndarray, warmup: int, blocks: int = BLOCKS):
+    def __init__(self, eta: np.ndarray, at: np.ndarray, warmup: int, each: float = 1.0):
         at = np.asarray(at, dtype=int)
         steps = int(at[-1])
         warmup = min(warmup, len(eta) - 1)
@@ -23,12 +23,13 @@ class LevelBlocks:
         t = np.arange(steps + 1)
         share = t / max(steps, 1)
         density = share + 0.4 * np.log1p(100 * share) / np.log1p(100) + 1.2 * np.cumsum(moved)
-        regular = np.searchsorted(density, np.linspace(0, density[-1], blocks + 1))
+        regular = np.searchsorted(density, np.linspace(0, density[-1], BLOCKS + 1))
         jumps = np.flatnonzero(moved > JUMP)
         edges = np.unique(np.concatenate([[0, min(warmup, steps)], regular, at, jumps, jumps + 1]).clip(0, steps))
         sums = np.concatenate([[0.0], np.cumsum(eta[:steps])])
-        self.length = np.diff(edges)  # [M]
-        self.rate = np.maximum(np.diff(sums[edges]) / self.length / self.peak, LEAST)  # [M] mean, as share of the peak
+        length = np.diff(edges)
+        self.length = length * each  # [M] updates
+        self.rate = np.maximum(np.diff(sums[edges]) / length / self.peak, LEAST)  # [M] mean, as share of the peak
         level = eta[np.clip(edges - 1, warmup, len(eta) - 1)] / self.peak
         self.level_rate = np.maximum(level, LEAST)  # [M+1] rate whose level a state feels, as share of the peak
         self.index = np.searchsorted(edges, at)  # [n]
