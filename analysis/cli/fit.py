@@ -70,14 +70,16 @@ def run(args: argparse.Namespace) -> int:
     content = result.model.to_dict()
     args.out.mkdir(parents=True, exist_ok=True)
     optimum = None
-    if any(member.definition.optimisable for member in result.members):
+    recommended.write_json(args.out / "fit.json", content)  # before the proposal, which may fail
+    try:
         optimum, rates = recommended.propose(result.model, max(run.steps for run in result.runs))
+    except UserError as error:
+        console.print(f"- no schedule is proposed: {error}", soft_wrap=True, highlight=False)
+    else:
         _tables.print_optimum(console, optimum, recommended.LEVEL)
         content["proposal"] = recommended.as_dict(result.model, optimum, rates)
         recommended.write_schedule(args.out / "schedule.csv", rates, optimum.prediction.loss)
-    else:
-        console.print(f"- no schedule is proposed: the law {result.law} is not optimised; fit auto or vplus")
-    recommended.write_json(args.out / "fit.json", content)
+        recommended.write_json(args.out / "fit.json", content)
     figures = draw_fit(args.out, result, optimum, recommended.LEVEL)
     files = f"fit.json{', schedule.csv' if optimum else ''}, {', '.join(figures)} (.png, .svg)"
     console.print(f"\nwritten to {args.out}/: {files}", soft_wrap=True, highlight=False)
