@@ -9,10 +9,12 @@ exactly. Rates are per update, in the optimizer's units. Imports no torch.
 """
 
 import functools
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -232,7 +234,7 @@ class FittedConfig(ScheduleConfig):
 
     def build(self, total: int) -> Callable[[int], float]:
         """Return the rate of every update; UserError for a file made for a run of another length."""
-        from rwkv_lab.training.fitted import read_proposal
+        from rwkv_lab.training.schedules import read_proposal
 
         given = read_proposal(self.fit).rates
         if len(given) != total:
@@ -244,7 +246,7 @@ class FittedConfig(ScheduleConfig):
 
     def prediction(self) -> Prediction:
         """Return what the law behind the file predicts for the end of the run."""
-        from rwkv_lab.training.fitted import read_proposal
+        from rwkv_lab.training.schedules import read_proposal
 
         return read_proposal(self.fit).prediction
 
@@ -268,3 +270,42 @@ def rates(name: str, total: int, **parameters: Any) -> np.ndarray:
 def parameters_of(config: ScheduleConfig) -> Mapping[str, Any]:
     """Return the fields of a schedule without its name, as ``rates`` takes them."""
     return {key: value for key, value in asdict(config).items() if key != "name"}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A proposed schedule with the loss its law predicts for the last logged step."""
+
+    rates: list[float]  # one rate an update
+    prediction: Prediction
+
+
+def read_proposal(path: str | Path) -> Proposal:
+    """Return the proposal inside a fit.json; UserError naming ``schedule.fit`` if it has none that can be used."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"schedule.fit={path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"schedule.fit={path} is not JSON: give the fit.json of 'python -m analysis fit'") from None
+    proposal: Any = content.get("proposal") if isinstance(content, dict) else None
+    try:
+        low, high = map(float, proposal["interval"])
+        read = Proposal(
+            rates=[float(rate) for rate in proposal["rates"]],
+            prediction=Prediction(
+                final_loss=float(proposal["predicted_final_loss"]),
+                interval=(low, high),
+                level=float(proposal["level"]),
+                column=str(proposal["column"]),
+                law=str(proposal["law"]),
+                kind=str(proposal["kind"]),
+                fit=str(path),
+            ),
+        )
+    except (KeyError, TypeError, ValueError):
+        make = "make one with 'python -m analysis fit'"
+        raise UserError(f"schedule.fit={path} does not have a proposed schedule: {make}") from None
+    if not read.rates or not all(math.isfinite(rate) and rate >= 0 for rate in read.rates):
+        raise UserError(f"schedule.fit={path} has rates that are missing, negative or not finite")
+    return read
