@@ -23,8 +23,8 @@ from filelock import FileLock, Timeout
 from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.ops import cache as store
 from rwkv_lab.ops.toolchain import BuildFailed, Nvcc, find_cxx, find_ninja, find_nvcc, major
-from rwkv_lab.sweeps.subprocesses import end_with_parent
 from rwkv_lab.util.paths import CSRC
+from rwkv_lab.util.subprocesses import end_with_parent
 
 Kind = Literal["cpu", "cuda"]
 

@@ -120,7 +120,7 @@ def test_a_number_that_is_none_stops_the_run_before_it_spreads(tmp_path, trigger
     training = start(tmp_path / "run", "trainer.steps=4")
     if trigger == "weight":
         with torch.no_grad():
-            next(training.model.parameters()).view(-1)[0] = float("nan")
+            training.model.head.weight.view(-1)[0] = float("nan")
     else:
         training.lr = functools.partial(lambda step: float("inf") if step == 1 else 1e-3)
     before = weights(training) if trigger == "weight" else None
