@@ -10,7 +10,7 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.fields import instance
 from rwkv_lab.runs import Run, load
 from rwkv_lab.sweeps.stopping.curves import JobCurve, Peers, best_final, read_curve
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 from tests.composing import checked, hydra_context
 from tests.in_process import Here, make_here, numbers
 from tests.lab import TINY
