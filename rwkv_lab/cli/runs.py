@@ -61,6 +61,9 @@ def _print_rows(rows: Sequence[Row], swept: Sequence[str], ids: bool) -> None:
     if swept:
         header = [key.removesuffix(".name").rpartition(".")[2] for key in swept]
         first = [[listing.short(row.config.get(key)) for key in swept] for row in rows]
+        for cells, row in zip(first, rows, strict=True):
+            # A run without a configuration has nothing else to be known by.
+            cells[0] = cells[0] if row.config else row.run
     else:
         header = ["run"]
         first = [[f"{row.study}/{row.run}" if ids else f"{row.study}/{row.name}"] for row in rows]
