@@ -154,6 +154,7 @@ def summarise(curve: LossCurve) -> RunSummary:
         peak=float(curve.lr.max()),
         end=float(curve.lr[-1]),
         about=dict(curve.meta.get("about", {})),
+        overrides=list(curve.meta.get("overrides", [])),
     )
 
 

@@ -20,6 +20,7 @@ class Proposal:
     column: str  # the measured loss that was fitted: val_loss or train_loss
     law: str
     kind: str
+    setup: dict[str, Any]  # of the runs fitted, as ``runs.setup`` gives it; empty if unknown
 
 
 def read_proposal(path: str | Path) -> Proposal:
@@ -41,6 +42,7 @@ def read_proposal(path: str | Path) -> Proposal:
             column=str(proposal["column"]),
             law=str(proposal["law"]),
             kind=str(proposal["kind"]),
+            setup=dict((content.get("trained") or {}).get("setup") or {}),
         )
     except (KeyError, TypeError, ValueError):
         make = "make one with 'python -m analysis fit'"

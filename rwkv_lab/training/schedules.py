@@ -226,6 +226,25 @@ class FittedConfig(ScheduleConfig):
 
     name: str = "fitted"
     fit: str = setting(MISSING, file=True)  # the fit.json of `python -m analysis fit` or `optimal`
+    fit_any: bool = setting(False, identity=False)  # train it although model, data or batch differ from the runs fitted
+
+    def check_run(self, run: Config) -> None:
+        """Raise UserError for a run whose model, data or batch are not those of the runs fitted."""
+        from rwkv_lab.runs.setup import differences, setup
+        from rwkv_lab.training.fitted import read_proposal
+
+        fitted = read_proposal(self.fit).setup
+        if not fitted or self.fit_any:
+            return
+        own = setup(asdict(run))
+        off = differences(fitted, own)
+        if off:
+            named = ", ".join(f"{key}={own.get(key)} (fitted: {fitted.get(key)})" for key in off[:4])
+            more = f" and {len(off) - 4} more" if len(off) > 4 else ""
+            raise UserError(
+                f"schedule.fit is of runs that differ in {named}{more}: its prediction does not hold for this run; "
+                "train it all the same with schedule.fit_any=true"
+            )
 
     def build(self, total: int) -> Callable[[int], float]:
         """Return the rate of every update; UserError for a file made for a run of another length."""
