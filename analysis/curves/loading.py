@@ -24,7 +24,7 @@ TIMEOUT = 30  # seconds to wait for wandb
 
 @dataclass(frozen=True)
 class Reading:
-    """How a log of another tool is read: the column that counts updates, and if it counts tokens, those of an update."""
+    """How a log of another tool is read: the column that counts updates; tokens of an update, if it counts tokens."""
 
     step_column: str | None = None
     tokens_per_step: int | None = None
@@ -34,7 +34,7 @@ def load(
     path: str | Path,
     column: str | None = None,
     schedules: str | Path | None = None,
-    reading: Reading = Reading(),  # noqa: B008 (frozen)
+    reading: Reading = Reading(),
 ) -> LossCurve:
     """Load one curve; UserError if ``path`` has none.
 
@@ -81,7 +81,7 @@ def load_table(
     path: str | Path,
     column: str | None = None,
     schedules: str | Path | None = None,
-    reading: Reading = Reading(),  # noqa: B008 (frozen)
+    reading: Reading = Reading(),
 ) -> LossCurve:
     """Load a CSV or JSONL file with step, lr and loss, or a log of another tool.
 
@@ -105,7 +105,7 @@ def counted(columns: Mapping[str, np.ndarray], reading: Reading, where: str) -> 
     name = reading.step_column or tables.pick(columns, tables.STEP_NAMES)
     if reading.step_column and tables.pick(columns, [reading.step_column]) is None:
         raise UserError(f"{where}: no column '{name}' with numbers{nearest(str(name), columns)}")
-    if name is None or (name == "step" and not reading.tokens_per_step):
+    if name is None or (name in ("step", "_step") and not reading.tokens_per_step):
         return dict(columns)
     step = columns[name] / (reading.tokens_per_step or 1)
     return {**{key: values for key, values in columns.items() if key not in tables.STEP_NAMES}, "step": step}

@@ -1,6 +1,5 @@
 """Tables of logged rows: CSV or JSONL with gaps, NaN, repeats, resumed stretches and rows out of order."""
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Mapping
