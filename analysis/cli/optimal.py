@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"optimal_{args.kind}_{args.steps}"
     proposal = recommended.as_dict(model, optimum, rates)
-    recommended.write_json(folder / f"{name}.json", {"fit": str(path), "proposal": proposal})
+    recommended.write_json(folder / f"{name}.json", {"fit": str(path), "trained": model.trained, "proposal": proposal})
     recommended.write_schedule(folder / "schedule.csv", rates, optimum.prediction.loss)
     figure = draw_optimum(folder, model, optimum, recommended.LEVEL, name)
     console.print(

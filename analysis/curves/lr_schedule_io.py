@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.curves import tables
+from analysis.curves import foreign, tables
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
@@ -78,7 +78,7 @@ def read_rates(path: Path) -> np.ndarray:
     """Return the rates ``[T]`` of a CSV with a column lr: one row an update, or interpolated between its steps."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    columns = tables.read_csv(path)
+    columns = foreign.read_csv(path)
     name = tables.pick(columns, tables.RATE_NAMES)
     if name is None:
         raise UserError(f"{path} has no column lr; it has {', '.join(columns)}")

@@ -15,6 +15,7 @@ from analysis.fit.fitted_law import FittedLaw, fit_one
 from analysis.laws import registry
 from analysis.schedules.features import warmup_steps
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.runs.setup import differences
 
 TIERS = 5  # parts a run is cut into to see whether its loss rises
 MOST_UNKNOWNS = 6  # parameters that the runs must determine in the default law; the rest have priors
@@ -151,7 +152,7 @@ def check_alike(curves: Sequence[LossCurve]) -> None:
     known = [curve for curve in curves if curve.meta.get("about")]
     for curve in known[1:]:
         first, other = known[0].meta["about"], curve.meta["about"]
-        off = [key for key in sorted({*first, *other}) if first.get(key) != other.get(key)]
+        off = differences(first, other)
         if off:
             named = ", ".join(f"{key} ({first.get(key)} and {other.get(key)})" for key in off[:4])
             more = f" and {len(off) - 4} more" if len(off) > 4 else ""

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.curves.curve import LossCurve, bin_curve
 from analysis.curves.repair import repair
-from analysis.fit import fit_start, level_model, level_posterior
+from analysis.fit import fit_start, level_model, level_posterior, summary
 from analysis.fit.error_budget import ErrorBudget, LeftOut
 from analysis.fit.fit_start import Window
 from analysis.fit.fitted_law import Correlations, FittedLaw, covariance, fit_one
@@ -23,7 +23,7 @@ DRAWN = 400  # points of a run kept in fit.json for the figures
 MISFIT_BINS = 20  # parts of a run over which residuals are averaged before they count as misfit
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit:
     """Result of a fit with the curves it was made from; ``model`` is the part that predicts and is stored.
 
@@ -99,6 +99,16 @@ class Fit:
         """Predict the losses of a schedule; see ``FittedModel.predict``."""
         return self.model.predict(lr, steps, **parameters)
 
+    def __str__(self) -> str:
+        """The fit in at most ten lines."""
+        return summary.text(self.law, self.runs, self.params, self.error_budget, self.fit_start)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The fit as a table, for Jupyter."""
+        return summary.html(self.law, self.runs, self.params, self.error_budget)
+
     def to_json(self) -> str:
         """Return the model as JSON text."""
         return self.model.to_json()
@@ -154,6 +164,7 @@ def summarise(curve: LossCurve) -> RunSummary:
         peak=float(curve.lr.max()),
         end=float(curve.lr[-1]),
         about=dict(curve.meta.get("about", {})),
+        overrides=list(curve.meta.get("overrides", [])),
     )
 
 

@@ -1,7 +1,7 @@
 """The default model: the level law's posterior, with intervals.
 
     sd_k^2 = floor^2 + noise^2 + (0.25 jump)^2 + (peak log r)^2 + (factor g posterior_sd_k)^2        for every component
-    g^2 = max(1 + (misfit / (m loss))^2, (n0 + sum z^2) / (n0 + n))
+    g^2 = 1 + min(misfit / (m loss), 3)^2, and with n > 1 runs its geometric mean with (n0 + sum z^2) / (n0 + n)
 
 The interval is that of the mixture of the components. The posterior's standard deviation grows with the distance from
 the runs: another peak, a lower end, more updates, a run cut short. g makes it honest for a family unlike those the
@@ -25,6 +25,7 @@ from analysis.schedules.features import warmup_steps
 
 STATES = 400  # of a schedule at which the law is evaluated; linear in between
 MOST_LEFT_OUT = 8  # runs predicted from the others
+MOST_MISFIT = 3.0  # in units of what is usual
 MOST_Z = 4.0  # of one run left out
 END = 0.02  # share of a run over which the loss at its end is averaged
 SURE = 0.9  # level at which the width is that of the mixture
@@ -155,8 +156,10 @@ def build(
     numbers = constants.load()["interval"]
     posterior = fit_posterior(curves, first)
     loss = min(float(curve.loss[-1]) for curve in curves)
-    own = 1 + (posterior.misfit / (numbers["misfit"] * loss)) ** 2
-    others = (numbers["left_out"] + float(np.sum(np.square(z)))) / (numbers["left_out"] + len(z))
+    inflation = 1 + min(posterior.misfit / (numbers["misfit"] * loss), MOST_MISFIT) ** 2
+    if len(z):
+        others = (numbers["left_out"] + float(np.sum(np.square(z)))) / (numbers["left_out"] + len(z))
+        inflation = float(np.sqrt(inflation * others))
     peaks = [float(curve.lr.max()) for curve in curves]
     noise = float(np.mean([end_noise(curve) for curve in curves]))
-    return LevelModel(posterior, noise, jump, float(np.sqrt(max(own, others))), (min(peaks), max(peaks)), mode)
+    return LevelModel(posterior, noise, jump, float(np.sqrt(inflation)), (min(peaks), max(peaks)), mode)

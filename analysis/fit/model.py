@@ -36,6 +36,7 @@ class RunSummary:
     peak: float = 0.0  # highest rate; 0 in files that lack it
     end: float = 0.0  # rate of the last update
     about: dict[str, Any] = field(default_factory=dict)  # of a run of this laboratory: what a fit's runs must share
+    overrides: list[str] = field(default_factory=list)  # and the overrides that gave it, without schedule and length
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,12 @@ class FittedModel:
         return parameters_of(self.members)
 
     @property
+    def trained(self) -> dict[str, Any]:
+        """Model, data, tokenizer, batch and the like of the runs, and the overrides that give them; empty for logs."""
+        known = [run for run in self.runs if run.about]
+        return {"setup": known[0].about, "overrides": known[0].overrides} if known else {}
+
+    @property
     def remarks(self) -> list[str]:
         """Cautions about the runs and the parameters, a sentence each."""
         found = [f"{run.name}: {note}" for run in self.runs for note in run.notes]
@@ -158,6 +165,7 @@ class FittedModel:
             "rivals": [rival.to_dict() for rival in self.rivals],
             "evidence": self.error_budget.to_dict(),
             "windows": [row.to_dict() for row in self.windows],
+            "trained": self.trained,
             "runs": [asdict(run) for run in self.runs],
             "level": self.level.to_dict() if self.level else None,
             "lead": list(self.prefix_lrs),

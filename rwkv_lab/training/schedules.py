@@ -231,10 +231,27 @@ class FittedConfig(ScheduleConfig):
 
     name: str = "fitted"
     fit: str = setting(MISSING, file=True)  # the fit.json of `python -m analysis fit` or `optimal`
+    fit_any: bool = setting(False, identity=False)  # train it although model, data or batch differ from the runs fitted
+
+    def check_run(self, run: Config) -> None:
+        """Raise UserError for a run whose model, data or batch are not those of the runs fitted."""
+        from rwkv_lab.runs.setup import differences, setup
+
+        fitted = read_proposal(self.fit).setup
+        if not fitted or self.fit_any:
+            return
+        own = setup(asdict(run))
+        off = differences(fitted, own)
+        if off:
+            named = ", ".join(f"{key}={own.get(key)} (fitted: {fitted.get(key)})" for key in off[:4])
+            more = f" and {len(off) - 4} more" if len(off) > 4 else ""
+            raise UserError(
+                f"schedule.fit is of runs that differ in {named}{more}: its prediction does not hold for this run; "
+                "train it all the same with schedule.fit_any=true"
+            )
 
     def build(self, total: int) -> Callable[[int], float]:
         """Return the rate of every update; UserError for a file made for a run of another length."""
-        from rwkv_lab.training.schedules import read_proposal
 
         given = read_proposal(self.fit).rates
         if len(given) != total:
@@ -246,7 +263,6 @@ class FittedConfig(ScheduleConfig):
 
     def prediction(self) -> Prediction:
         """Return what the law behind the file predicts for the end of the run."""
-        from rwkv_lab.training.schedules import read_proposal
 
         return read_proposal(self.fit).prediction
 
@@ -278,6 +294,7 @@ class Proposal:
 
     rates: list[float]  # one rate an update
     prediction: Prediction
+    setup: dict[str, Any]  # of the runs fitted, as ``runs.setup`` gives it; empty if unknown
 
 
 def read_proposal(path: str | Path) -> Proposal:
@@ -302,6 +319,7 @@ def read_proposal(path: str | Path) -> Proposal:
                 kind=str(proposal["kind"]),
                 fit=str(path),
             ),
+            setup=dict((content.get("trained") or {}).get("setup") or {}),
         )
     except (KeyError, TypeError, ValueError):
         make = "make one with 'python -m analysis fit'"
