@@ -1,5 +1,6 @@
 """The cache folder of downloads and tokens: where it is, its locks, and the errors of writing there."""
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ def cache_dir(data: DataConfig) -> Path:
         return home_expanded(data.cache_dir, "data.cache_dir").absolute()
     from platformdirs import user_cache_path
 
-    folder = user_cache_path("rwkv_lab")
-    if not folder.is_absolute():
-        raise UserError("data.cache_dir must be given: the home folder is not known (HOME is not set)")
-    return folder
+    with contextlib.suppress(RuntimeError):
+        folder = user_cache_path("rwkv_lab")
+        if folder.is_absolute():
+            return folder
+    raise UserError("data.cache_dir must be given: the home folder is not known (HOME is not set)")
 
 
 @contextmanager

@@ -67,6 +67,8 @@ def prepare(context: RunContext, world: World) -> Training:
     lr = lineage.rates(config)
     resolved = device.resolve(config, context.manifest.get("resolved") if context.resuming else None)
     device.apply(resolved)
+    if context.resuming and (sentence := device.another_card(context.manifest.get("hardware", {}), resolved)):
+        warn(sentence)
     saved = checkpoint.newest(path / "checkpoints", warn) if context.resuming else None
     corpus = _corpus(context, stored=saved is not None)
     data.require_length(corpus, config.model.ctx_len)
