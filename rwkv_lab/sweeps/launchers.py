@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 MOST_JOBS_A_GPU = 64
+LISTING_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,28 @@ def launcher_policy(launcher: Mapping[str, Any], cores: int) -> LauncherSpec:
 
 
 def visible_gpus(drivers: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
-    """Return the NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the NVIDIA GPUs this process may use, a MIG GPU as its parts, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
+    if listed := _listed_gpus():
+        return listed
     return [str(i) for i in range(len(list(drivers.iterdir())))] if drivers.is_dir() else []
+
+
+def _listed_gpus() -> list[str]:
+    """Return what nvidia-smi lists: the UUID of each part, or the number of a whole GPU; empty without nvidia-smi."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=LISTING_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    names: list[list[str]] = []
+    for line in done.stdout.splitlines():
+        if found := re.match(r"GPU (\d+):", line):
+            names.append([found[1]])
+        elif names and (found := re.search(r"MIG .*\(UUID: (MIG-[^)]+)\)", line)):
+            names[-1].append(found[1])
+    return [name for whole, *parts in names for name in parts or [whole]]
 
 
 @contextmanager

@@ -125,7 +125,6 @@ def train(context: RunContext, world: "World") -> Outcome:
     A UserError found before training leaves the status of an earlier session as it is.
     """
     from rwkv_lab.training import session
-    from rwkv_lab.training.distributed.launch import LOST_TOUCH
     from rwkv_lab.training.distributed.world import lost_touch
     from rwkv_lab.training.signals import Stopped
     from rwkv_lab.training.trainer import NotFinite, StoppedEarly
@@ -153,7 +152,7 @@ def train(context: RunContext, world: "World") -> Outcome:
     except Exception as error:
         if world.size > 1 and lost_touch(error):
             context.fail("another process of the run ended")
-            return Outcome(LOST_TOUCH)
+            return Outcome(torchrun.LOST_TOUCH)
         context.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         traceback.print_exc()
         return Outcome(FAILED)

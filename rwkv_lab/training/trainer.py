@@ -18,6 +18,7 @@ from rwkv_lab.training.checkpoint import Progress
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.device import Resolved
 from rwkv_lab.training.distributed import world
+from rwkv_lab.training.distributed.vote import Vote
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.early_stop import EarlyStop
 from rwkv_lab.training.evaluate import Evaluation
@@ -27,7 +28,7 @@ from rwkv_lab.util import console
 
 
 class NotFinite(Exception):
-    """The loss or the gradient is infinite or NaN; the message says which, where and what to try."""
+    """The loss, the gradient or a weight is infinite or NaN; the message names it, the update and what to try."""
 
 
 class StoppedEarly(Exception):
@@ -102,15 +103,16 @@ def train(
 
     Raises ``Stopped`` after a requested stop and ``StoppedEarly`` after a verdict, both with a checkpoint saved, and
     ``NotFinite``, with the weights as they were before the update that failed wherever that can be known without
-    waiting for the device.
+    waiting for the device. What is saved is finite.
     """
     config, progress, trainer = training.config, training.progress, training.config.trainer
+    training.world.meet()
     loss_module = world.wrap(training.model, config.objective.loss, training.world)
     on_cpu = training.resolved.device == "cpu"
     training.model.train()
     started = time.monotonic() - progress.seconds
     logged_seconds, logged_tokens = progress.seconds, progress.tokens
-    with StopSignals(None, None, lasting=Stopped) as stop:
+    with StopSignals(None, None, lasting=Stopped) as stop, Vote(training.world, trainer.timeout) as vote:
         for step in range(progress.step, training.total):
             lr = training.lr(step)
             config.optimizer.set_lr(training.optimizers, step, lr)
@@ -120,7 +122,8 @@ def train(
             evaluates = bool(trainer.eval_every) and done % trainer.eval_every == 0 and done < training.total
             saves = bool(trainer.checkpoint_every) and done % trainer.checkpoint_every == 0
             saves |= bool(trainer.keep_every) and done % trainer.keep_every == 0
-            if on_cpu or logs or saves or evaluates:
+            known = on_cpu or logs or saves or evaluates
+            if known:
                 require_finite(step, loss.item(), norm.item(), lr)
             for optimizer in training.optimizers:
                 optimizer.step()
@@ -151,11 +154,14 @@ def train(
                     live.val_bpb = row["val_bpb"]
             if live is not None and (on_cpu or logs):
                 live.update(done, progress.tokens, loss.item(), lr)
-            stopping = training.world.any(stop.requested, training.resolved.device)
+            stopping = vote.cast(stop.requested)
             given_up = ""
             if evaluates and config.stop is not None:
                 given_up = training.world.broadcast(rule.reason_to_stop() if rule is not None else "")
             if saves or stopping or given_up or (done == training.total):
+                if not known:
+                    require_finite(step, loss.item(), norm.item(), lr)
+                require_finite_weights(training.model, step, lr)
                 save(training, log)
                 started = time.monotonic() - progress.seconds
             if stopping:
@@ -168,10 +174,21 @@ def require_finite(step: int, loss: float, norm: float, lr: float) -> None:
     """Raise ``NotFinite`` if the loss or the gradient norm of update ``step`` is infinite or NaN."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
-        raise NotFinite(
-            f"the {what} became {value} at step {step + 1} with lr {lr:.3g}; "
-            "try a lower schedule.lr_init, more schedule.warmup_steps, or trainer.precision=fp32"
-        )
+        raise _not_finite(what, value, step, lr)
+
+
+def require_finite_weights(model: nn.Module, step: int, lr: float) -> None:
+    """Raise ``NotFinite`` if a weight is infinite or NaN after update ``step``."""
+    largest = nn.utils.get_total_norm(list(model.parameters()), math.inf).item()
+    if not math.isfinite(largest):
+        raise _not_finite("largest weight", largest, step, lr)
+
+
+def _not_finite(what: str, value: float, step: int, lr: float) -> NotFinite:
+    return NotFinite(
+        f"the {what} became {value} at step {step + 1} with lr {lr:.3g}; "
+        "try a lower schedule.lr_init, more schedule.warmup_steps, or trainer.precision=fp32"
+    )
 
 
 def evaluate(training: Training) -> Evaluation:

@@ -223,6 +223,8 @@ VALUES = [
     ("", "trainer.steps=2.5", "trainer.steps", "positive integer"),
     ("", "trainer.precision=FP32", "trainer.precision=FP32", "'fp32'"),
     ("", "trainer.processes=2", "trainer.processes=2", "trainer=ddp"),
+    ("trainer=ddp", "trainer.device=cuda:0", "trainer.device=cuda:0", "trainer.device=cuda)"),
+    ("trainer=ddp", "trainer.timeout=0", "trainer.timeout", "at least 1"),
     ("trainer=ddp", "trainer.processes=0", "trainer.processes", "at least 1"),
     ("trainer=ddp", "trainer.processes=3", "trainer.batch_size=8", "3 processes", "multiple of 3"),
     ("", "trainer.clip=.nan", "trainer.clip", "nan"),

@@ -8,7 +8,6 @@ import pytest
 
 from rwkv_lab.cli.data import configs, main
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.data import bench
 
 
 def test_info_shows_the_corpus(tmp_path, cache, capsys):
@@ -77,8 +76,6 @@ def test_a_file_in_place_of_a_corpus(file, command, word):
         (["info", "builtin", "data.split=most"], "split"),
         (["info", "builtin", "data.path=a"], "data.path is unknown.*data=text"),
         (["info", "data.path=a,b"], r"data\.path=a,b is several values"),
-        (["bench", "lots"], "whole number of megabytes"),
-        (["bench", "²"], "whole number of megabytes"),
     ],
 )
 def test_mistakes(arguments, said):
@@ -99,11 +96,6 @@ def test_a_mistake_is_one_line_and_exit_code_2():
 def test_torch_is_not_imported():
     code = "import sys, rwkv_lab.data, rwkv_lab.cli.data, rwkv_lab.cli.evaluate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_bench_prints_a_table():
-    said = bench.table(1)
-    assert all(f"| {name} |" in said for name in ("char", "byte", "random", "cube", "sequential"))
 
 
 def test_a_bpe_tokenizer_is_trained_and_used(tmp_path, cache, capsys):

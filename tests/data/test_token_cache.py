@@ -221,11 +221,12 @@ def test_memory_of_tokenising_does_not_grow_with_the_text(tmp_path, cache):
             run_python(f"""
                 import resource
                 from pathlib import Path
-                from rwkv_lab.data import bench, load
+                from benchmarks.data import synthetic_text
+                from rwkv_lab.data import load
                 from rwkv_lab.data.corpora.text import TextConfig
                 from rwkv_lab.data.tokenizers.char import CharConfig
                 text = Path({str(tmp_path)!r}) / "text{megabytes}"
-                bench.synthetic_text(text, {megabytes})
+                synthetic_text(text, {megabytes})
                 load(TextConfig(path=str(text), split=[1, 0], cache_dir={str(cache)!r}), CharConfig())
                 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
             """)
@@ -239,14 +240,6 @@ def run_python(code):
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True
     ).stdout
-
-
-def test_synthetic_text_is_text_of_the_size_asked_for(tmp_path):
-    from rwkv_lab.data.bench import synthetic_text
-
-    synthetic_text(tmp_path / "a", 2)
-    assert len((tmp_path / "a").read_bytes()) == 2_000_000
-    assert "é" in (tmp_path / "a").read_text(encoding="utf-8")
 
 
 def test_split_without_lengths():

@@ -321,5 +321,16 @@ class TestSharing:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         assert launchers.visible_gpus(tmp_path) == ["0", "1"]
         assert launchers.visible_gpus(tmp_path / "nowhere") == []
+        # One cut into two parts, one whole.
+        (tmp_path / "nvidia-smi").write_text(
+            "#!/bin/sh\n"
+            "echo 'GPU 0: A card (UUID: GPU-1)'\n"
+            "echo '  MIG 3g.40gb     Device  0: (UUID: MIG-a)'\n"
+            "echo '  MIG 3g.40gb     Device  1: (UUID: MIG-b)'\n"
+            "echo 'GPU 1: A card (UUID: GPU-2)'\n"
+        )
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        assert launchers.visible_gpus(tmp_path / "nowhere") == ["MIG-a", "MIG-b", "1"]
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-5")
         assert launchers.visible_gpus(tmp_path) == ["2", "GPU-5"]

@@ -1,5 +1,6 @@
 """The loop in this process, on a tiny model: accumulation, resuming, late betas, decay groups, non-finite numbers."""
 
+import dataclasses
 import functools
 import os
 import signal
@@ -11,7 +12,7 @@ from rwkv_lab import models
 from rwkv_lab.config import derived, registry
 from rwkv_lab.runs import read_metrics
 from rwkv_lab.runs.store import acquire_run
-from rwkv_lab.training import session
+from rwkv_lab.training import session, trainer
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.metrics import MetricsLog
@@ -119,7 +120,7 @@ def test_a_number_that_is_none_stops_the_run_before_it_spreads(tmp_path, trigger
     training = start(tmp_path / "run", "trainer.steps=4")
     if trigger == "weight":
         with torch.no_grad():
-            next(training.model.parameters()).view(-1)[0] = float("nan")
+            training.model.head.weight[0, 0] = float("nan")
     else:
         training.lr = functools.partial(lambda step: float("inf") if step == 1 else 1e-3)
     before = weights(training) if trigger == "weight" else None
@@ -129,6 +130,31 @@ def test_a_number_that_is_none_stops_the_run_before_it_spreads(tmp_path, trigger
         assert all(
             torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in weights(training).items()
         )
+
+
+@pytest.mark.parametrize("where", ["loss", "weights"])
+def test_stopped_between_rows_after_a_nan_nothing_is_saved(tmp_path, monkeypatch, where):
+    """As on a GPU, whose numbers are looked at for a row only."""
+    settings = ("trainer.steps=40", "trainer.log_every=20", "trainer.eval_every=0", "trainer.checkpoint_every=4")
+    training = start(tmp_path / "run", *settings)
+    training.resolved = dataclasses.replace(training.resolved, device="cpu:0")
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    update = trainer.update
+
+    def spoiled(training, module, step):
+        loss, norm = update(training, module, step)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if where == "weights":
+                training.lr = lambda step: 1e-3
+                for group in training.optimizers[0].param_groups:
+                    group["lr"] = float("nan")
+        return (loss * float("nan") if where == "loss" and step == 5 else loss), norm
+
+    monkeypatch.setattr(trainer, "update", spoiled)
+    with pytest.raises(NotFinite, match="at step 6"):
+        finish(training)
+    assert [path.stem for path in (tmp_path / "run" / "checkpoints").glob("*.json")] == ["step-000000004"]
 
 
 def test_late_betas_begin_at_their_step():

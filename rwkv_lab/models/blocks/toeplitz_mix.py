@@ -66,7 +66,7 @@ class ToeplitzMix(nn.Module):
         factors = (self.time_w, self.time_alpha, self.time_beta)
         past = 0
         if state is None:
-            y = toeplitz_mix(*factors, ev)
+            y = self.mix(ev)
         else:
             past = state.ev.shape[1]
             n = n + state.e_sum.unsqueeze(1)
@@ -79,6 +79,10 @@ class ToeplitzMix(nn.Module):
             beside, tiny = self.tiny_att(xv, None if state is None else (state.tiny_k, state.tiny_v))
             out = out + beside
         return out * self.time_gamma[past : past + x.shape[1]], ToeplitzState(x[:, -1], ev, n[:, -1], *tiny)
+
+    def mix(self, ev: Tensor) -> Tensor:
+        """sum_{u<=t} W[h,t,u] ev_u for ev [B,T,H,S] -> [B,T,H,S]."""
+        return toeplitz_mix(self.time_w, self.time_alpha, self.time_beta, ev)
 
 
 class WeightedAttention(Attention):
@@ -104,9 +108,11 @@ class WeightedAttention(Attention):
         scores = torch.baddbmm(
             future, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1.0 / math.sqrt(q.shape[-1])
         )  # [B*H,T,U]
-        att = torch.softmax(scores, dim=-1).unflatten(0, (-1, self.n_head))  # [B,H,T,U]
+        # Under autocast the softmax gives float32, and [B,H,T,U] is what this model's time goes to.
+        att = torch.softmax(scores, dim=-1).to(v.dtype).unflatten(0, (-1, self.n_head))  # [B,H,T,U]
         factors = (self.time_w, self.time_alpha, self.time_beta)
-        att = att * (toeplitz_weights(*factors, T) if T == U else toeplitz_rows(*factors, U - T, T))
+        weights = toeplitz_weights(*factors, T) if T == U else toeplitz_rows(*factors, U - T, T)
+        att = att * weights.to(v.dtype)
         att = F.conv2d(att, self.head_mix)  # a convolution runs several times as fast as M @ att
         return self.output(merge_heads(att @ v)) * self.time_gamma[U - T : U], state
 

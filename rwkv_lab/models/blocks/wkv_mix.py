@@ -55,8 +55,12 @@ class WKVMix(nn.Module):
         k, v, r = self.key(xk), self.value(xv), self.receptance(xr)  # [B,T,C]
         exact = torch.promote_types(self.time_decay.dtype, torch.float32)
         w, u = -torch.exp(self.time_decay.to(exact)), self.time_first.to(exact)  # [C]
-        y, sums = wkv(w, u, k, v, sums, self.den_eps, self.k_max, backend=self.backend)
+        y, sums = self.scan(w, u, k, v, sums)
         return self.output(torch.sigmoid(r) * y), WKVState(x[:, -1], sums)
+
+    def scan(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor]:
+        """wkv_t for w, u [C] and k, v [B,T,C] after sums [B,3,C] -> [B,T,C] and the sums after it."""
+        return wkv(w, u, k, v, sums, self.den_eps, self.k_max, backend=self.backend)
 
     def embedding(self, state: WKVState) -> tuple[Tensor, Tensor]:
         """Return the last input [B,C] and a/b [B,C], the average of the values as the next token would weight them."""

@@ -18,9 +18,6 @@ from rwkv_lab.training.signals import STOPPED, StopSignals, end_process
 from rwkv_lab.util.paths import train_command
 from rwkv_lab.util.subprocesses import killed_by
 
-LOST_TOUCH = 3  # how a rank ends whose counterpart is gone, so that one sentence can be said for all of them
-SAVING_SECONDS = 600  # for ranks that have been told to stop
-
 
 def run(config: Config, path: Path) -> tuple[int, float]:
     """Run this command again in ``trainer.processes`` ranks; return exit code and final val_loss, or infinity."""
@@ -45,7 +42,7 @@ def run(config: Config, path: Path) -> tuple[int, float]:
         max_restarts=0,
         # Requests to stop are ours: elastic hands them on as they come, and SIGINT finds a rank's Python starting up.
         signals_to_handle="SIGQUIT",
-        shutdown_timeout=SAVING_SECONDS,
+        shutdown_timeout=round(config.trainer.timeout),
     )
     try:
         with StopSignals(again=end_process):
@@ -90,7 +87,9 @@ def _end(failures: Mapping[int, Any], processes: int) -> int:
     # Elastic itself ends the others, by SIGTERM at once and by SIGKILL much later.
     at_once = in_order[0][1].timestamp + 1
     killed = [item for item in in_order if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
-    said = [failure.exitcode for _, failure in in_order if failure.exitcode > 0 and failure.exitcode != LOST_TOUCH]
+    said = [
+        failure.exitcode for _, failure in in_order if failure.exitcode > 0 and failure.exitcode != torchrun.LOST_TOUCH
+    ]
     if killed and killed[0][1].timestamp <= at_once:
         rank, failure = killed[0]
         reason = f"process {rank + 1} of {processes} was {killed_by(-failure.exitcode)}"

@@ -20,7 +20,7 @@ def run(config: Config, path: Path, work: Callable[[RunHandle, World], tuple[int
         with _one_voice(world):
             code, loss = work(held, world)
         if code in torchrun.ENDED_TOGETHER or held.state == "locked":
-            leave()
+            leave(world)
         # Otherwise this rank may be the only one that failed: elastic stops the others, which wait for it in vain.
         return code, loss
     finally:

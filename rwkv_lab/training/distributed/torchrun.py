@@ -7,6 +7,7 @@ _RUN_ID = "TORCHELASTIC_RUN_ID"
 
 # Exit codes of a run all of whose ranks end alike and have left their process group.
 ENDED_TOGETHER = (0, 130)
+LOST_TOUCH = 3  # how a rank ends whose counterpart is gone, so that one sentence can be said for all of them
 
 
 def ranks() -> int:

@@ -26,6 +26,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    side: Any = None  # the processes' group on the CPU, for all that is not gradients
 
     @property
     def writes(self) -> bool:
@@ -36,7 +37,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.side)
         return box[0]
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
@@ -46,13 +47,10 @@ class World:
             value /= self.size
         return value
 
-    def any(self, flag: bool, device: str) -> bool:
-        """Whether any rank raises ``flag``."""
-        if self.size == 1:
-            return flag
-        raised = torch.tensor(int(flag), device=device)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-        return bool(raised.item())
+    def meet(self) -> None:
+        """Waits until every rank is here, so that none waits for another inside a GPU's collective."""
+        if self.size > 1:
+            dist.barrier(group=self.side)
 
 
 def join(trainer: TrainerConfig) -> World:
@@ -68,20 +66,26 @@ def join(trainer: TrainerConfig) -> World:
         if local >= seen:
             raise UserError(f"torchrun started more processes than the {seen} GPUs here: lower --nproc-per-node")
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
-    return World(dist.get_rank(), dist.get_world_size())
+    card = torch.device("cuda", torch.cuda.current_device()) if cuda else None
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=card)
+    side = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return World(dist.get_rank(), dist.get_world_size(), side)
+
+
+class LostTouch(Exception):
+    """Another rank has died or does not answer."""
 
 
 def lost_touch(error: Exception) -> bool:
     """Return whether ``error`` is what a rank sees when another one ends."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return isinstance(error, (LostTouch, dist.DistError)) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def leave() -> None:
+def leave(world: World) -> None:
     """Leaves the process group once every rank is here; gloo aborts at exit in a tenth of all runs without this."""
     gc.collect()
     try:
-        dist.barrier()
+        world.meet()
     except Exception as error:
         # What there was to save together is saved.
         if not lost_touch(error):

@@ -1,4 +1,4 @@
-"""Speed of tokenising a text and of reading batches from its tokens."""
+"""python -m benchmarks.data [MEGABYTES]: speed of tokenising a text and of reading batches from its tokens."""
 
 import resource
 import subprocess
@@ -11,6 +11,7 @@ from typing import get_type_hints
 import numpy as np
 
 from rwkv_lab.config import registry
+from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.config.fields import choices
 from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
 from rwkv_lab.data import sampling
@@ -43,7 +44,7 @@ def table(megabytes: int) -> str:
         synthetic_text(text, megabytes)
         for name in ("char", "byte"):
             # a process of its own, so that its peak memory is its own
-            command = [sys.executable, "-m", "rwkv_lab.data.bench", str(text), folder, name]
+            command = [sys.executable, "-m", "benchmarks.data", str(text), folder, name]
             seconds, peak = map(
                 float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
             )
@@ -74,5 +75,20 @@ def _tokenise(text: str, folder: str, tokenizer: str) -> None:
     print(time.perf_counter() - started, peak)
 
 
+def _megabytes(arguments: list[str]) -> int:
+    size = int(arguments[0]) if len(arguments) == 1 and arguments[0].isdecimal() else 0 if arguments else 100
+    if size < 1:
+        raise UserError(f"MEGABYTES must be one positive integer, e.g. 100 (got {' '.join(arguments)})")
+    return size
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) == 3:
+        _tokenise(*arguments)
+    else:
+        print(table(_megabytes(arguments)))
+    return 0
+
+
 if __name__ == "__main__":
-    _tokenise(*sys.argv[1:])
+    sys.exit(main_guard(lambda: main(sys.argv[1:])))

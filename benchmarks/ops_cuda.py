@@ -1,19 +1,23 @@
-"""The GPU rows of the benchmark: our kernels against one thread per channel and a convolution (csrc/bench_cuda.cu).
+"""The GPU rows of the benchmark: our kernels against one thread per channel and a convolution (bench_cuda.cu).
 
-Inputs rotate through several copies, together larger than the L2 cache, so that every turn reads from memory.
+Inputs rotate through several copies, together larger than the L2 cache, so that every turn reads from memory. The turns
+of a clocked run are one CUDA graph, so that what the CPU needs to start them does not count.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.baselines import curve
+from benchmarks.timing import Row, Run, interleave
 from rwkv_lab.ops import resolve_backend
-from rwkv_lab.ops.baselines import curve
-from rwkv_lab.ops.bench import Row, interleave, table
-from rwkv_lab.ops.build import library
+from rwkv_lab.ops.build import CSRC, NVCC_FLAGS, Recipe, build
+from rwkv_lab.ops.native import architecture
 
+SOURCE = Path(__file__).with_name("bench_cuda.cu")
 SHAPES = [
     ((8, 1024, 2048), torch.bfloat16),
     ((12, 1024, 512), torch.float32),
@@ -21,7 +25,13 @@ SHAPES = [
     ((1, 16384, 256), torch.float32),
 ]
 ROTATE_BYTES = 256 << 20
+TURNS_A_GRAPH = 20
 Turn = Callable[[int], object]
+
+
+def recipe(arch: str, cuda: str | None) -> Recipe:
+    """The library of the kernels ours are timed against."""
+    return Recipe(f"bench_cuda-{arch}", {}, {SOURCE: (*NVCC_FLAGS, f"-arch={arch}", f"-I{CSRC}")}, (), cuda)
 
 
 def pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
@@ -37,13 +47,33 @@ def checked(code: int) -> None:
         raise RuntimeError(f"a baseline kernel failed to launch: CUDA error {code}")
 
 
-def event_clock(run: Callable[[], object]) -> float:
+def captured(run: Run, turns: int = TURNS_A_GRAPH) -> Run:
+    """``turns`` turns of ``run`` as one CUDA graph, to be replayed."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(turns):
+            run()
+    return graph.replay
+
+
+def event_clock(run: Run) -> float:
+    """Milliseconds of ``run`` on the GPU."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
     end.record()
     end.synchronize()
     return start.elapsed_time(end)
+
+
+def graph_clock(run: Run) -> float:
+    """Milliseconds of a turn of a run made by ``captured``."""
+    return event_clock(run) / TURNS_A_GRAPH
 
 
 def rotating(turn: Turn, copies: int) -> Callable[[], object]:
@@ -59,7 +89,7 @@ def rotating(turn: Turn, copies: int) -> Callable[[], object]:
 
 def copy_bandwidth() -> float:
     source, target = (torch.empty(1 << 28, dtype=torch.uint8, device="cuda") for _ in range(2))
-    taken = interleave({"copy": lambda: target.copy_(source)}, 11, event_clock)["copy"]
+    taken = interleave({"copy": captured(lambda: target.copy_(source))}, 11, graph_clock)["copy"]
     return 2 * source.numel() / (taken * 1e-3)
 
 
@@ -106,26 +136,36 @@ def convolution_turn(kernels: ctypes.CDLL, B: int, T: int, C: int) -> Turn:
     return turn
 
 
-def cuda_report(turns: int) -> str:
-    """The table of all GPU rows, headed by the device's name and its copy bandwidth."""
+def head() -> str:
+    """The card's name, torch's version and the copy bandwidth."""
+    return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copies at {copy_bandwidth() / 1e12:.2f} TB/s"
+
+
+def cuda_rows(turns: int) -> Iterator[list[Row]]:
+    """The rows of one shape after another."""
     resolve_backend("native", "cuda")
-    arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    kernels = ctypes.CDLL(str(library("bench", arch)))
+    arch = architecture(torch.device("cuda"))
+    kernels = ctypes.CDLL(str(build(recipe(arch, torch.version.cuda))))
     bandwidth = copy_bandwidth()
+    for shape, dtype in SHAPES:
+        yield shape_rows(kernels, shape, dtype, turns, bandwidth)
+
+
+def shape_rows(
+    kernels: ctypes.CDLL, shape: tuple[int, int, int], dtype: torch.dtype, turns: int, bandwidth: float
+) -> list[Row]:
+    B, T, C = shape
+    turn_of, copies = scan_turns(kernels, B, T, C, dtype)
+    if T <= 1024 and dtype == torch.float32:
+        turn_of["convolution forward"] = convolution_turn(kernels, B, T, C)
+    runs = {name: captured(rotating(turn, copies)) for name, turn in turn_of.items()}
+    taken = interleave(runs, turns, graph_clock)
     rows = []
-    for (B, T, C), dtype in SHAPES:
-        turn_of, copies = scan_turns(kernels, B, T, C, dtype)
-        if T <= 1024 and dtype == torch.float32:
-            turn_of["convolution forward"] = convolution_turn(kernels, B, T, C)
-        taken = interleave(
-            {name: rotating(turn, copies) for name, turn in turn_of.items()}, max(turns, 20), event_clock
-        )
-        for name in ("native", "sequential", "convolution"):
-            if f"{name} forward" not in taken:
-                continue
-            forward, backward = taken[f"{name} forward"], taken.get(f"{name} backward", float("nan"))
-            share = 8 * B * T * C * dtype.itemsize / ((forward + backward) * 1e-3) / bandwidth
-            kind = str(dtype).removeprefix("torch.")
-            rows.append(Row("wkv", f"{B}x{T}x{C}", kind, name, forward, backward, share if name == "native" else None))
-    head = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copies at {bandwidth / 1e12:.2f} TB/s"
-    return f"{head}\n\n{table(rows)}"
+    for name in ("native", "sequential", "convolution"):
+        if f"{name} forward" not in taken:
+            continue
+        forward, backward = taken[f"{name} forward"], taken.get(f"{name} backward", float("nan"))
+        share = 8 * B * T * C * dtype.itemsize / ((forward + backward) * 1e-3) / bandwidth
+        kind = str(dtype).removeprefix("torch.")
+        rows.append(Row("wkv", f"{B}x{T}x{C}", kind, name, forward, backward, share if name == "native" else None))
+    return rows

@@ -1,64 +1,21 @@
-"""python -m rwkv_lab.ops.bench: times the kernels against other ways to compute the same, interleaved in one run.
+"""python -m benchmarks.ops: times the kernels against other ways to compute the same, interleaved in one run.
 
 Rows: the scan on the CPU against depthwise convolution, a loop over time and FFT; RWKV v1's time weights against the
-materialised matrix; on a GPU the scan against one thread per channel and a convolution kernel (`bench_cuda.py`). Every
+materialised matrix; on a GPU the scan against one thread per channel and a convolution kernel (`ops_cuda.py`). Every
 contender gets the same inputs, threads and number of turns, and the turns alternate.
 """
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from benchmarks.timing import CLOCKS, Clock, Row, Run, interleave, table
 from rwkv_lab.config.errors import UserError, main_guard
+from rwkv_lab.runs.provenance import processor_name
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Run = Callable[[], object]
-Clock = Callable[[Run], float]
-
-
-class Row(NamedTuple):
-    """One contender: median milliseconds of forward and backward, and the share of the copy bandwidth it moves at."""
-
-    op: str
-    shape: str
-    dtype: str
-    contender: str
-    forward: float
-    backward: float
-    of_copy: float | None
-
-
-def interleave(runs: dict[str, Run], turns: int, clock: Clock) -> dict[str, float]:
-    """Median milliseconds of every run; one turn each to warm up, then `turns` rounds of one turn each."""
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(turns):
-        for name, run in runs.items():
-            times[name].append(clock(run))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def wall_clock(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) * 1e3
-
-
-def processor_clock(run: Run) -> float:
-    """Processor time of all threads: what to compare where other programs keep the machine busy; use one thread."""
-    start = time.process_time()
-    run()
-    return (time.process_time() - start) * 1e3
-
-
-CLOCKS = {"wall": wall_clock, "processor": processor_clock}
 
 
 def copy_bandwidth(clock: Clock, bytes_each: int = 1 << 28) -> float:
@@ -112,7 +69,8 @@ def time_contenders(
 def scan_rows(turns: int, bandwidth: float, clock: Clock) -> list[Row]:
     import torch
 
-    from rwkv_lab.ops import baselines, wkv
+    from benchmarks import baselines
+    from rwkv_lab.ops import wkv
 
     def ours(w: "Tensor", u: "Tensor", k: "Tensor", v: "Tensor") -> "Tensor":
         return wkv(w, u, k, v, None, baselines.EPS, baselines.K_MAX)[0]
@@ -136,7 +94,7 @@ def scan_rows(turns: int, bandwidth: float, clock: Clock) -> list[Row]:
 def toeplitz_rows(turns: int, bandwidth: float, clock: Clock) -> list[Row]:
     import torch
 
-    from rwkv_lab.ops.baselines import materialised_mix
+    from benchmarks.baselines import materialised_mix
     from rwkv_lab.ops.toeplitz import toeplitz_mix
 
     rows = []
@@ -149,47 +107,15 @@ def toeplitz_rows(turns: int, bandwidth: float, clock: Clock) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """The rows in Markdown; beside each how many times as long as the first of its shape it takes, both ways."""
-    lines = [
-        "| op | shape | type | way | forward ms | backward ms | of copy bandwidth | takes |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |",
-    ]
-    ours: dict[tuple[str, str, str], float] = {}
-    for row in rows:
-        total = row.forward + row.backward
-        first = ours.setdefault((row.op, row.shape, row.dtype), total)
-        share = "" if row.of_copy is None else f"{row.of_copy:.0%}"
-        times = "1" if total == first else f"{total / first:.1f}x"
-        lines.append(
-            f"| {row.op} | {row.shape} | {row.dtype} | {row.contender} | {row.forward:.3g} | {row.backward:.3g} "
-            f"| {share} | {times} |"
-        )
-    return "\n".join(lines)
-
-
-def processor_name() -> str:
-    """The processor's own name for itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m rwkv_lab.ops.bench", description="Times the kernels; prints a table."
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description="Times the kernels; prints a table.")
     parser.add_argument("--turns", type=int, default=5, help="turns of every contender (default 5)")
     parser.add_argument("--threads", type=int, help="torch's CPU threads (default: all cores)")
     parser.add_argument(
         "--clock", choices=list(CLOCKS), default="wall", help="wall, or processor time on a busy machine"
     )
     parser.add_argument("--only", choices=["wkv", "toeplitz", "cuda"], help="just these rows")
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    parser.add_argument("--out", type=Path, help="also add the tables to this file")
     args = parser.parse_args()
     if args.turns < 1:
         raise UserError(f"--turns {args.turns}: at least one turn")
@@ -200,26 +126,34 @@ def main() -> int:
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
-    parts = []
-    if args.only != "cuda":
-        bandwidth = copy_bandwidth(CLOCKS[args.clock])
-        head = f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        rows = [] if args.only == "toeplitz" else scan_rows(args.turns, bandwidth, CLOCKS[args.clock])
-        rows += [] if args.only == "wkv" else toeplitz_rows(args.turns, bandwidth, CLOCKS[args.clock])
-        parts.append(
-            f"{head}, copies at {bandwidth / 1e9:.1f} GB/s, median of {args.turns}, {args.clock} time\n\n{table(rows)}"
-        )
-    if args.only in (None, "cuda") and torch.cuda.is_available():
-        from rwkv_lab.ops.bench_cuda import cuda_report
-
-        parts.append(cuda_report(args.turns))
-    elif args.only == "cuda":
+    if args.only == "cuda" and not torch.cuda.is_available():
         raise UserError("--only cuda: torch sees no GPU")
-    report = "\n\n".join(parts) + "\n"
-    print(report, end="")
-    if args.out:
-        args.out.write_text(report)
+    for part in parts(args.only, args.turns, args.clock):
+        print(f"{part}\n", flush=True)
+        if args.out:
+            with open(args.out, "a") as file:
+                file.write(f"{part}\n\n")
     return 0
+
+
+def parts(only: str | None, turns: int, clock: str) -> Iterator[str]:
+    """The parts of the report, each as soon as it is measured."""
+    import torch
+
+    if only != "cuda":
+        bandwidth = copy_bandwidth(CLOCKS[clock])
+        threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+        yield f"{processor_name()}, {threads}, copies at {bandwidth / 1e9:.1f} GB/s, median of {turns}, {clock} time"
+        if only != "toeplitz":
+            yield table(scan_rows(turns, bandwidth, CLOCKS[clock]))
+        if only != "wkv":
+            yield table(toeplitz_rows(turns, bandwidth, CLOCKS[clock]))
+    if only in (None, "cuda") and torch.cuda.is_available():
+        from benchmarks.ops_cuda import cuda_rows, head
+
+        yield head()
+        for rows in cuda_rows(turns):
+            yield table(rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m rwkv_lab.training.bench: tokens per second of whole training steps, interleaved in one run.
+"""python -m benchmarks.training: tokens per second of whole training steps, interleaved in one run.
 
 Each step is that of the trainer: forward, backward, clipping, Adam. Beside the model as it is ("ours") stands the same
 model by the route its operation had before there was a kernel for it: v2 to v4 by depthwise convolution, v1 by the
@@ -6,44 +6,21 @@ materialised matrix of time weights. Random tokens: no corpus is read.
 """
 
 import argparse
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
-from unittest import mock
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from benchmarks.timing import CLOCKS, interleave
+from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, main_guard, nearest
-from rwkv_lab.config.registry import names
-from rwkv_lab.ops.bench import CLOCKS, interleave, processor_name
+from rwkv_lab.runs.provenance import processor_name
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from rwkv_lab.models.lm import LM
 
 VOCABULARY = 136
-BEFORE = {
-    "rwkv_v1": "materialised",
-    "rwkv_v2": "convolution",
-    "rwkv_v3": "convolution",
-    "rwkv_v4": "convolution",
-}
 
 
-@contextlib.contextmanager
-def earlier_route(name: str) -> Iterator[None]:
-    """Within it, ``name`` computes its operation as ``BEFORE`` says."""
-    from rwkv_lab.ops import baselines
-
-    def convolution(w: "Tensor", u: "Tensor", k: "Tensor", v: "Tensor", *_: Any, **__: Any) -> tuple["Tensor", None]:
-        return baselines.by_convolution(w, u, k, v), None
-
-    routes: dict[str, tuple[str, Callable]] = {
-        "materialised": ("rwkv_lab.models.blocks.toeplitz_mix.toeplitz_mix", baselines.materialised_mix),
-        "convolution": ("rwkv_lab.models.blocks.wkv_mix.wkv", convolution),
-    }
-    with mock.patch(*routes[BEFORE[name]]):
-        yield
-
-
-def training_step(model: "nn.Module", batch: int, ctx_len: int, precision: str, device: str) -> Callable[[], None]:
+def training_step(model: "LM", batch: int, ctx_len: int, precision: str, device: str) -> Callable[[], None]:
     """One update of ``model`` on fresh random tokens each time."""
     import torch
 
@@ -73,19 +50,19 @@ def training_step(model: "nn.Module", batch: int, ctx_len: int, precision: str, 
 
 def row(name: str, size: tuple[int, int], ctx_len: int, precision: str, args: argparse.Namespace) -> str:
     """One row of the table: tokens per second as it is and, where there was another, by the earlier route."""
+    from benchmarks.baselines import take_earlier_route
     from rwkv_lab import models
 
     L, C = size
-    model = models.build(name, vocab_size=VOCABULARY, n_layer=L, n_embd=C, ctx_len=ctx_len, head_qk_dim=0)
-    step = training_step(model, args.batch, ctx_len, precision, args.device)
 
-    def before() -> None:
-        with earlier_route(name):
-            step()
+    def contender(earlier: bool) -> Callable[[], None] | None:
+        model = models.build(name, vocab_size=VOCABULARY, n_layer=L, n_embd=C, ctx_len=ctx_len, head_qk_dim=0)
+        if earlier and not take_earlier_route(model):
+            return None
+        return training_step(model, args.batch, ctx_len, precision, args.device)
 
-    runs: dict[str, Callable[[], object]] = {"ours": step}
-    if name in BEFORE and not args.ours_only:
-        runs["before"] = before
+    contenders = {"ours": contender(earlier=False), "before": None if args.ours_only else contender(earlier=True)}
+    runs: dict[str, Callable[[], object]] = {way: step for way, step in contenders.items() if step is not None}
     taken = interleave(runs, args.turns, CLOCKS[args.clock])
     speed = {way: args.batch * ctx_len / (taken[way] * 1e-3) for way in taken}
     cells = [name, f"L{L} D{C}", str(ctx_len), precision, f"{speed['ours']:,.0f}"]
@@ -107,8 +84,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rwkv_lab.training.bench", description="Times training steps.")
-    parser.add_argument("--models", default=",".join(names("model")), help="comma-separated (default: all)")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description="Times training steps.")
+    parser.add_argument("--models", default=",".join(registry.names("model")), help="comma-separated (default: all)")
     parser.add_argument("--sizes", default="4x128", help="LAYERSxCHANNELS, comma-separated (default 4x128)")
     parser.add_argument("--ctx", default="256", help="context lengths, comma-separated (default 256)")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or both, comma-separated (default fp32)")
@@ -120,10 +97,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ours-only", action="store_true", help="leave the earlier routes out")
     args = parser.parse_args()
     for name in several(args.models):
-        if name not in names("model"):
-            raise UserError(
-                f"--models: {name} is no model{nearest(name, names('model'))}; choose among {', '.join(names('model'))}"
-            )
+        if name not in registry.names("model"):
+            known = registry.names("model")
+            raise UserError(f"--models: {name} is not a model{nearest(name, known)}: choose among {', '.join(known)}")
     for precision in several(args.precision):
         if precision not in ("fp32", "bf16"):
             raise UserError(f"--precision: {precision} is not one of fp32, bf16")

@@ -1,9 +1,12 @@
-"""The other ways to compute the scan that the benchmark times it against, in plain torch."""
+"""The other ways to compute the scan and the time weights that benchmarks time ours against, in plain torch."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rwkv_lab.models.blocks.toeplitz_mix import ToeplitzMix
+from rwkv_lab.models.blocks.wkv_mix import WKVMix
+from rwkv_lab.models.lm import LM
 from rwkv_lab.ops.reference import wkv_reference
 from rwkv_lab.ops.toeplitz import toeplitz_weights
 
@@ -48,3 +51,28 @@ def by_loop(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def materialised_mix(w: Tensor, alpha: Tensor, beta: Tensor, x: Tensor) -> Tensor:
     """`toeplitz_mix` through the whole matrix of time weights."""
     return torch.einsum("htu,buhs->bths", toeplitz_weights(w, alpha, beta, x.shape[1]), x)
+
+
+class ConvolutionMix(WKVMix):
+    """The time mix of v2, v3 and v4 by convolution; for whole sequences only."""
+
+    def scan(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor]:
+        return by_convolution(w, u, k, v), w.new_empty(0)
+
+
+class MaterialisedMix(ToeplitzMix):
+    """The time mix of v1 through the whole matrix of time weights."""
+
+    def mix(self, ev: Tensor) -> Tensor:
+        return materialised_mix(self.time_w, self.time_alpha, self.time_beta, ev)
+
+
+EARLIER: dict[type, type] = {WKVMix: ConvolutionMix, ToeplitzMix: MaterialisedMix}
+
+
+def take_earlier_route(model: LM) -> bool:
+    """Lets the model compute its operation as it was done before there was a kernel; False if it has none of those."""
+    mixes = [module for module in model.modules() if type(module) in EARLIER]
+    for module in mixes:
+        module.__class__ = EARLIER[type(module)]
+    return bool(mixes)

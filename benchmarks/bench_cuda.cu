@@ -29,8 +29,8 @@ __global__ void sequential_forward_kernel(int B, int T, int C, const float* w, c
 
 template <class Number>
 __global__ void sequential_backward_kernel(int B, int T, int C, const float* w, const float* u, const Number* k,
-                                           const Number* v, const float* scratch, const Number* gy, float* gw, float* gu,
-                                           Number* gk, Number* gv) {
+                                           const Number* v, const float* scratch, const Number* gy, float* gw,
+                                           float* gu, Number* gk, Number* gv) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= B * C) return;
     const int c = i % C;
@@ -49,7 +49,8 @@ __global__ void sequential_backward_kernel(int B, int T, int C, const float* w, 
     gw[i] = gw_sum, gu[i] = gu_sum;
 }
 
-// y_t = sum_{u<=t} curve[t-u] x_u for x, y [B,C,T], curve [C,T]: a block per (sequence, channel), both rows in shared memory.
+// y_t = sum_{u<=t} curve[t-u] x_u for x, y [B,C,T], curve [C,T]: a block per (sequence, channel), both rows in shared
+// memory.
 __global__ void convolution_kernel(int T, int C, const float* curve, const float* x, float* y) {
     extern __shared__ float shared[];
     float *curve_row = shared, *x_row = shared + T;
@@ -86,7 +87,8 @@ extern "C" int sequential_forward(bool half, int B, int T, int C, const float* w
     return with_type(half, [&](auto number) {
         using Number = decltype(number);
         sequential_forward_kernel<<<blocks(B, C), CHANNELS_PER_BLOCK, 0, stream>>>(
-            B, T, C, w, u, static_cast<const Number*>(k), static_cast<const Number*>(v), static_cast<Number*>(y), scratch);
+            B, T, C, w, u, static_cast<const Number*>(k), static_cast<const Number*>(v), static_cast<Number*>(y),
+            scratch);
     });
 }
 
