@@ -114,7 +114,7 @@ def _filter(key: str, value: str, rows: Sequence[Row]) -> Callable[[Row], bool]:
 
 
 def _same(value: Any, text: str) -> bool:
-    """Whether a configured value equals what was typed: 4e-3 is 0.004, null is None."""
+    """Return whether a configured value equals what was typed: 4e-3 is 0.004, null is None."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             return float(text) == value

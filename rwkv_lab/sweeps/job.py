@@ -69,7 +69,7 @@ def stop_marker(root: Path, sweep: int) -> Path:
 
 
 def is_over(status: str, config: Config) -> bool:
-    """Whether a job of ``status`` needs no work: complete, or stopped early while a stop rule is set."""
+    """Return whether a job of ``status`` needs no work: complete, or stopped early while a stop rule is set."""
     return not config.rerun and (status == "complete" or (status == "stopped early" and config.stop is not None))
 
 
