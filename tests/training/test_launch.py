@@ -109,20 +109,20 @@ def test_a_rank_whose_parent_has_died_does_not_begin(monkeypatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("overrides", "sentence"),
+    ("overrides", "key"),
     [
-        (["seed=x"], "seed=x is not a whole number"),
-        (["trainer.processes=3"], "trainer.batch_size=8 cannot be shared by 3 processes"),
-        (["model.init_from={lab}/garbage"], "garbage: not a .safetensors file"),
-        (["schedule.warmup_steps=1000", "trainer.steps=2"], "schedule.warmup_steps=1000 is longer than the run"),
+        (["seed=x"], "seed must be"),
+        (["trainer.processes=3"], "trainer.batch_size=8"),
+        (["model.init_from={lab}/garbage"], "model.init_from="),
+        (["schedule.warmup_steps=1000", "trainer.steps=2"], "schedule.warmup_steps"),
     ],
 )
-def test_a_mistake_is_one_sentence(lab: Lab, overrides: list[str], sentence: str) -> None:
+def test_a_mistake_is_one_sentence(lab: Lab, overrides: list[str], key: str) -> None:
     (lab.root / "garbage").write_bytes(b"garbage" * 100)
     words = [override.format(lab=lab.root) for override in overrides]
     done = lab.run(*TINY, *TWO, *words, "study=mistaken", expect=2)
     assert done.stderr.startswith("error: ")
-    assert sentence in done.stderr
+    assert key in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert not list((lab.runs / "mistaken").glob("*/run.json"))
@@ -133,10 +133,10 @@ def test_a_mistake_of_a_job_in_a_sweep(lab: Lab) -> None:
     (lab.root / "garbage").write_bytes(b"garbage" * 100)
     words = ("debug=smoke", *TINY, *TWO, f"model.init_from={lab.root}/garbage,null", "study=half_mistaken")
     done = lab.run("-m", *words, expect=1)
-    assert "1 complete, 1 failed" in done.stdout
+    assert done.stdout.endswith("1 complete, 1 left out\n")
+    assert done.stdout.count("not a .safetensors file") == 1
     assert "Traceback" not in done.stdout + done.stderr
-    reasons = [Run(path.parent).manifest["reason"] for path in (lab.runs / "half_mistaken").glob("*/run.json")]
-    assert sum("not a .safetensors file" in str(reason) for reason in reasons) == 1
+    lab.only_run("half_mistaken")
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_a_killed_process_is_said_and_takes_the_others_along(lab: Lab, which: in
     os.kill(ranks[which], signal.SIGKILL)
     _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
-    assert err.startswith(f"failed: process {which + 1} of 2 was killed by SIGKILL, perhaps for want of memory; the ")
+    assert err.startswith(f"failed: process {which + 1} of 2 was killed by SIGKILL")
     assert err.count("\n") == 1
     wait_for_the_end(ranks)
     assert Run(run.path).status in ("failed", "interrupted")
