@@ -36,7 +36,7 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path) -
     monkeypatch.chdir(repository)
     overrides = load(folder).manifest["overrides"]
     with hydra_context():
-        composed = compose(*overrides)
+        composed = compose(*overrides, f"runs_dir={folder.parent.parent}")
     return lambda: run_here(composed, overrides).exit_code, folder
 
 

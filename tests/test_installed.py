@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from rwkv_lab.runs.provenance import code_fingerprint
 from tests.lab import TINY, make_lab
 
 BUILD_FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 DATA = {"conf": "*.yaml", "csrc": "*.*", "experiments": "*.yaml"}
 # A fit needs more rows than debug=smoke writes.
 CURVE = ("trainer.steps=60", "trainer.eval_every=1", "trainer.eval_tokens=512", "trainer.final_tokens=512")
+
+WHERE = """
+import analysis, rwkv_lab
+from rwkv_lab.runs.provenance import code_fingerprint
+print(analysis.__file__, rwkv_lab.__file__, code_fingerprint())
+"""
 
 
 def build_wheel(repository: Path, folder: Path) -> Path:
@@ -85,8 +92,10 @@ def test_an_installed_copy_works_in_an_empty_folder(installed, tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    where = run("python", "-c", "import rwkv_lab, analysis; print(rwkv_lab.__file__, analysis.__file__)")
-    assert all(Path(file).is_relative_to(installed.parent) for file in where.split())
+    *where, fingerprint = run("python", "-c", WHERE).split()
+    assert all(Path(file).is_relative_to(installed.parent) for file in where)
+    # Runs of the checkout count as runs of the same code.
+    assert fingerprint == code_fingerprint()
     # Each job is a process of its own, started as the command that trains one model.
     run("rwkv-lab", "train", "-m", "seed=1,2", "study=probe", "debug=smoke", *TINY, *CURVE)
     runs = sorted(str(path.parent.relative_to(here)) for path in here.glob("runs/probe/*/run.json"))

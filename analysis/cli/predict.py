@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rates_of(args: argparse.Namespace, peak: float, warmup: int) -> "np.ndarray":
     """Return the rate of every update; ``peak`` and ``warmup`` are defaults."""
-    from analysis.curves import lr_schedule_io, tables
+    from analysis.curves import lr_schedule_io
     from analysis.fit.model import as_rates
     from rwkv_lab.config import registry
 
@@ -49,13 +49,7 @@ def rates_of(args: argparse.Namespace, peak: float, warmup: int) -> "np.ndarray"
             raise UserError(f"--schedules {args.schedules} has no schedule '{args.schedule}'")
         return rates
     if args.schedule.endswith(".csv"):
-        if not Path(args.schedule).is_file():
-            raise UserError(f"--schedule {args.schedule}: no such file")
-        columns = tables.read_csv(Path(args.schedule))
-        name = tables.pick(columns, tables.RATE_NAMES)
-        if name is None:
-            raise UserError(f"{args.schedule} has no column lr; it has {', '.join(columns)}")
-        return as_rates(columns[name], None, {})
+        return lr_schedule_io.read_rates(Path(args.schedule))
     known = registry.names("schedule")
     if args.schedule not in known:
         raise UserError(
@@ -92,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     """Predict, print the final loss with its interval, write the curve and its figure."""
     from rich.console import Console
 
-    from analysis.cli import _tables
+    from analysis.cli import _output, _tables
     from analysis.fit import FittedModel
     from analysis.plots.fit_figures import draw_prediction
     from analysis.schedules import recommended
@@ -103,11 +97,10 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     name = Path(args.schedule).stem
     _tables.print_prediction(console, name, prediction, args.level)
-    folder = args.out or path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    recommended.write_schedule(folder / f"predicted_{name}.csv", prediction.lr, prediction.loss)
-    figure = draw_prediction(folder, model, name, prediction, args.level)
-    console.print(
-        f"\nwritten to {folder}/: predicted_{name}.csv, {figure} (.png, .svg)", soft_wrap=True, highlight=False
-    )
+    folder = _output.folder_for_results(args.out or path.parent)
+    with _output.unwritten(str(folder / f"predicted_{name}.csv")):
+        recommended.write_schedule(folder / f"predicted_{name}.csv", prediction.lr, prediction.loss)
+    figures = _output.drawn(lambda: [draw_prediction(folder, model, name, prediction, args.level)])
+    written = _output.listed(folder, [f"predicted_{name}.csv"], figures)
+    console.print(written, soft_wrap=True, highlight=False, markup=False)
     return 0

@@ -24,13 +24,14 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from analysis.cli import _output
     from analysis.plots.style import paper, save
     from analysis.plots.time_weights import figures, half_life, read
 
     if args.distance < 2:
         raise UserError(f"--distance must be at least 2 tokens (got {args.distance})")
     layers = read(args.run)
-    folder: Path = args.out or (args.run if args.run.is_dir() else args.run.parent) / "weights"
+    folder = _output.folder_for_results(args.out or (args.run if args.run.is_dir() else args.run.parent) / "weights")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("layer", "channels", "shortest", "median", "longest"):
         table.add_column(name, justify="right")

@@ -76,8 +76,6 @@ class Law:
     formerly: tuple[str, ...] = ()  # earlier names, still read from fit.json
 
     # Roles
-    alone: bool = True  # may be fitted alone
-    in_mixture: bool = False  # member of the default mixture
     rival: bool = False  # fitted beside a law that is fitted alone, for the spread of the predictions
 
     # Fitting

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.util.io import replacing
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -47,9 +48,10 @@ def save(figures: Mapping[str, Any], folder: Path) -> list[Path]:
             path = folder / f"{name}.{kind}"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+                with replacing(path) as partial:
+                    figure.savefig(partial, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
             except OSError as error:
-                raise UserError(f"{path} cannot be written: {error.strerror}") from None
+                raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
             paths.append(path)
     return paths
 

@@ -61,16 +61,16 @@ def dry_run(config: Config, path: Path) -> None:
     from rwkv_lab import data, models
     from rwkv_lab.config import check, derived
     from rwkv_lab.models.factory import skeleton
-    from rwkv_lab.training import memory
+    from rwkv_lab.training import device, lineage
 
     say(OmegaConf.to_yaml(OmegaConf.create(check.plain(config))))
     total = derived.total_steps(config)
-    rates = [*map(config.schedule.build(total), range(total))]
+    rates = [*map(lineage.rates(config), range(total))]
     corpus = data.load(config.data, config.tokenizer)
     data.require_length(corpus, config.model.ctx_len)
     model = skeleton(config.model, corpus.tokenizer.vocab_size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    memory_bytes = sum(memory.estimate(config, dict(model.named_parameters()), corpus.tokenizer.vocab_size).values())
+    memory_bytes = sum(device.estimate(config, dict(model.named_parameters()), corpus.tokenizer.vocab_size).values())
     tokens = total * config.trainer.batch_size * config.model.ctx_len
     flops = models.flops_per_token(model)
     say(f"parameters        {parameters:,}")

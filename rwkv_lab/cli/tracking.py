@@ -16,14 +16,14 @@ CHANGEABLE = ("project", "entity")
 
 
 def sync_studies(options: argparse.Namespace) -> int:
-    from rwkv_lab.runs import select
+    from rwkv_lab.runs import store
     from rwkv_lab.tracking.sync import sync
 
     if not options.limit > 0:
         raise UserError(f"--limit must be above 0, in seconds, e.g. 120 (got {options.limit:g})")
     changed = {key: getattr(options, key) for key in CHANGEABLE if getattr(options, key)}
     counts: dict[str, int] = {}
-    runs = select.studies(options.study)
+    runs = store.studies(options.study)
     try:
         with tempfile.TemporaryDirectory(prefix="rwkv_lab-sync-") as folder:
             for number, run in enumerate(runs, 1):

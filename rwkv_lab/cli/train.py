@@ -20,6 +20,45 @@ HELP = ("--help", "-h")
 OTHER_RANK_SECONDS = 15.0
 
 
+@dataclass
+class Entry:
+    """What Hydra calls with each composed configuration, and the exit code it led to."""
+
+    exit_code: int = 0
+    error: Exception | None = None
+
+    def run(self, composed: DictConfig) -> float:
+        """Do one job in this process, or, as part of a sweep, in a process of its own; return its final val_loss.
+
+        A job that did not complete returns infinity, as sweepers that minimise expect.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra_config: Any = HydraConfig.get()
+        # Unresolved: an override may take its value from another key.
+        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            from rwkv_lab.sweeps import job
+
+            return job.run(composed, hydra_config)
+        from rwkv_lab.training.run import run_here
+
+        try:
+            self.exit_code, loss = run_here(composed, overrides)
+        except Exception as error:
+            # Hydra would announce an exception with lines of its own.
+            self.error, loss = error, float("inf")
+        return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from rwkv_lab.config.hydra import prepare
+
+        # A launcher's worker process gets this object pickled and has registered nothing yet.
+        prepare()
+        self.__dict__.update(state)
+
+
 def main(argv: list[str]) -> int:
     """Run ``argv`` (without the program's name); return the exit code: 0, 1 failed or busy, 2 mistake, 130 stopped."""
     if any(word in HELP for word in argv):
@@ -135,41 +174,3 @@ def _compose_and_run(argv: list[str]) -> int:
             raise
         raise UserError(sentence) from None
     return job.exit_code
-
-
-@dataclass
-class Entry:
-    """The function Hydra calls with each composed configuration, and the exit code it led to."""
-
-    exit_code: int = 0
-    error: Exception | None = None
-
-    def run(self, composed: DictConfig) -> float:
-        """Run one job here, or as part of a sweep in a process of its own; return its final val_loss.
-
-        A job that did not complete returns infinity, as sweepers that minimise expect.
-        """
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        from rwkv_lab.sweeps import job
-        from rwkv_lab.training.run import run_here
-
-        hydra_config: Any = HydraConfig.get()
-        # Unresolved: an override may take its value from another key.
-        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-        if hydra_config.mode == RunMode.MULTIRUN:
-            return job.run(composed, hydra_config)
-        try:
-            self.exit_code, loss = run_here(composed, overrides)
-        except Exception as error:
-            # Hydra would announce an exception with lines of its own.
-            self.error, loss = error, float("inf")
-        return loss
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        from rwkv_lab.config.hydra import prepare
-
-        # A launcher's worker process gets this object pickled and has registered nothing yet.
-        prepare()
-        self.__dict__.update(state)

@@ -28,6 +28,7 @@ def check(composed: DictConfig) -> Config:
     validate(config)
     config.check()
     config.trainer.check()
+    derived.check_branch(config)
     derived.check_shares(config.trainer, config.trainer.processes or 1)
     chosen = [getattr(config, group) for group in (*COMPONENT_GROUPS, *OPTIONAL_GROUPS)]
     components = [cast(Component, component) for component in chosen if component is not None]

@@ -15,6 +15,16 @@ def total_steps(config: Config) -> int:
     return math.ceil(whole(trainer.tokens) / tokens_per_step(config))
 
 
+def check_branch(config: Config) -> None:
+    """Raise UserError for a branch that begins at or after the end of the run."""
+    step, total = config.branch.step, total_steps(config)
+    if step is not None and step >= total:
+        raise UserError(
+            f"branch.step={step} must be below the length of the run, {total} updates, which counts from the start of "
+            f"its parent: e.g. trainer.steps={step + step // 4 + 1}"
+        )
+
+
 def tokens_per_step(config: Config) -> int:
     """Return the training tokens of one update."""
     return config.trainer.batch_size * config.model.ctx_len

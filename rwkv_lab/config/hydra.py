@@ -6,6 +6,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -77,8 +78,11 @@ def check_study(words: Words) -> None:
     """
     if words.study is None:
         return
-    with_study = compose(words.texts).hydra
-    without = compose([text for text in words.texts if text.partition("=")[0] != STUDIES]).hydra
+    parser = OverridesParser.create()
+    # A single configuration has no place for several values.
+    texts = [text for text in words.texts if not parser.parse_overrides([text])[0].is_sweep_override()]
+    with_study = compose(texts).hydra
+    without = compose([text for text in texts if text.partition("=")[0] != STUDIES]).hydra
     changed = sorted(_leaves(with_study).items() ^ _leaves(without).items())
     for key, _ in changed:
         if not key.startswith((*STUDY_MAY_SET, "overrides.", "job.override_dirname", "runtime.choices.")):

@@ -43,6 +43,7 @@ class TrainerConfig:
     log_every: int = setting(10, low=1, identity=False)  # updates between rows of metrics.csv
     eval_every: int = setting(100, low=0, identity=False)  # updates between evaluations; 0: at the end only
     checkpoint_every: int = setting(200, low=0, identity=False)  # updates between checkpoints; 0: at the end only
+    keep_every: int = setting(0, low=0, identity=False)  # updates between checkpoints kept for good; 0: newest two only
     sample_length: int = setting(300, low=0, identity=False)  # tokens of sample.txt; 0 writes none
 
     def check(self) -> None:
@@ -73,6 +74,14 @@ class OpsConfig:
 
 
 @dataclass
+class BranchConfig:
+    """The moment of another run from which this one goes on with its own schedule."""
+
+    parent: str | None = setting(None, identity=False)  # that run; unset: this configuration with a constant rate
+    step: int | None = setting(None, low=1)  # updates taken over from it; unset: no branch
+
+
+@dataclass
 class Config:
     """A checked run. The fields that are dataclasses are Hydra groups."""
 
@@ -90,12 +99,15 @@ class Config:
     trainer: TrainerConfig = MISSING
     tracker: TrackerConfig = MISSING
     ops: OpsConfig = MISSING
+    branch: BranchConfig = setting(factory=BranchConfig, hash_default=False)  # start from another run
     stop: StopConfig | None = setting(None, identity=False)  # when a sweep gives up a job; unset: never
 
     def check(self) -> None:
         """Raise UserError for a study that cannot be a folder."""
         if not self.study or set(self.study) & set("/\\\0") or self.study.startswith("."):
             raise UserError(f"study={self.study} is not a folder name: use letters, digits, '-' and '_'")
+        if self.branch.parent is not None and self.branch.step is None:
+            raise UserError("branch.parent needs branch.step, the number of updates to take over from it, e.g. 8000")
 
 
 PLAIN_GROUPS: dict[str, type] = {"trainer": TrainerConfig, "ops": OpsConfig}  # groups whose options share one schema

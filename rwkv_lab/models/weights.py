@@ -35,11 +35,11 @@ def weights_file(text: str | Path, key: str | None = None, runs_dir: str | None 
 
 
 def _run_folder(text: str, prefix: str, runs_dir: str | None) -> Path:
-    from rwkv_lab.runs import select
-    from rwkv_lab.util.paths import RUNS
+    from rwkv_lab.runs.store import select
+    from rwkv_lab.util import paths
 
     try:
-        return select.one(text, Path(runs_dir).expanduser() if runs_dir else RUNS).path
+        return select(text, paths.runs_dir(runs_dir)).path
     except UserError as error:
         if Path(text).suffix or Path(text).is_dir():
             reason = "has no model.safetensors" if Path(text).is_dir() else "does not exist"

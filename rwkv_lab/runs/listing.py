@@ -26,8 +26,13 @@ _NOT_NAMING = {field.name for field in dataclasses.fields(Config) if not field.m
     if not field.metadata.get("identity", True)
 }
 # The order of the parts of a name; other keys come between data and seed, in the order of the configuration.
-_FIRST, _LAST = ("model.name", "schedule.name", "data.name"), ("seed",)
-_WORDS = {"schedule.lr_init": "lr", "schedule.lr_final": "final lr", "trainer.batch_size": "batch"}
+_FIRST, _LAST = ("model.name", "schedule.name", "data.name", "branch.step"), ("seed",)
+_WORDS = {
+    "schedule.lr_init": "lr",
+    "schedule.lr_final": "final lr",
+    "trainer.batch_size": "batch",
+    "branch.step": "branch at",
+}
 # What explains that two runs of one configuration differ.
 _CIRCUMSTANCES = ("code", "git", "versions", "hardware", "resolved", "data", "parameters", "steps", "tokens", "result")
 

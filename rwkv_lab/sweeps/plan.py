@@ -16,7 +16,7 @@ from rwkv_lab.config.run_hash import named_files, run_name
 from rwkv_lab.config.schema import ALL_GROUPS, Config
 from rwkv_lab.runs import Run, is_run, listing
 from rwkv_lab.runs.run import is_locked
-from rwkv_lab.util.paths import REPOSITORY, runs_dir
+from rwkv_lab.util.paths import EXPERIMENTS, runs_dir
 
 _TOP_LEVEL_VALUES = {field.name for field in fields(Config)} - set(ALL_GROUPS)
 # Plans above this length take long enough to show a progress bar, or one line off a terminal.
@@ -59,7 +59,7 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     if {"-m", "--multirun"} & set(arguments):
         return True
     try:
-        content = yaml.safe_load((REPOSITORY / "experiments" / f"{study}.yaml").read_bytes())
+        content = yaml.safe_load((EXPERIMENTS / f"{study}.yaml").read_bytes())
         return content["hydra"]["mode"] == "MULTIRUN" and "hydra.mode=RUN" not in arguments
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         # No study, or one that composing explains.

@@ -13,8 +13,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, is_run, last_step
 from rwkv_lab.sweeps import plan
 from rwkv_lab.sweeps.plan import Job
-from rwkv_lab.util.console import count, duration, say
-from rwkv_lab.util.table import table_lines, terminal_width
+from rwkv_lab.util.console import count, duration, say, table_lines, terminal_width
 
 ORDER = ("complete", "stopped early", "running", "failed", "interrupted", "left out", "pending")
 OVER = ("complete", "stopped early", "failed", "left out")

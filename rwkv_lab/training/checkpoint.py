@@ -89,8 +89,11 @@ def _state(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Any]:
     return state
 
 
-def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
-    """Write the checkpoint of ``progress.step`` into ``folder`` and remove all but the newest two."""
+def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor], keep_every: int = 0) -> None:
+    """Write the checkpoint of ``progress.step`` into ``folder``; remove all but the newest two.
+
+    Those at multiples of ``keep_every`` stay as well, unless it is 0.
+    """
     if not folder.is_dir():
         # A link that leads nowhere.
         folder.unlink(missing_ok=True)
@@ -103,6 +106,8 @@ def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> 
     record = {"format": FORMAT, "sha256": digest, **asdict(progress)}
     write_json(file.with_suffix(".json"), record | {"record_sha256": _record_hash(record)})
     for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
+        if keep_every and _step(old) % keep_every == 0:
+            continue
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     kept = {path.stem for path in folder.glob("step-*.json")}
@@ -110,6 +115,28 @@ def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> 
     # safetensors itself writes to .tmp* first.
     for leftover in (*folder.glob("*.partial"), *folder.glob(".tmp*"), *unfinished):
         leftover.unlink(missing_ok=True)
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in ``folder``, in order."""
+    return sorted(_step(record) for record in folder.glob("step-*.json"))
+
+
+def _step(record: Path) -> int:
+    digits = record.stem.removeprefix("step-")
+    return int(digits) if digits.isascii() and digits.isdecimal() else 0
+
+
+def adopt(source: Path, step: int, folder: Path) -> bool:
+    """Copy another run's checkpoint of ``step`` into the new ``folder``; False if it is damaged or gone."""
+    try:
+        progress, tensors = _read(source / f"step-{step:09d}.json")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+        return False
+    # The rows of metrics.csv that belong to it are written anew.
+    progress.rows_sha256 = None
+    save(folder, progress, tensors)
+    return True
 
 
 def _record_hash(record: Mapping[str, Any]) -> str:

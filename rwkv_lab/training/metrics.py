@@ -159,6 +159,19 @@ class MetricsLog:
         return ",".join(cells.get(column, "") for column in self.columns) + "\n"
 
 
+def take_rows(source: Path, target: Path, step: int, log_every: int, eval_every: int) -> None:
+    """Write the rows of another run's metrics.csv up to ``step`` that a run with these intervals has as well."""
+    header, rows = _read(source)
+    lines = [",".join(header)]
+    for cells in rows:
+        done = int(cells["step"])
+        evaluated = bool(eval_every) and done % eval_every == 0
+        if done <= step and (evaluated or done % log_every == 0):
+            kept = cells if evaluated else {**cells, "val_loss": "", "val_bpb": ""}
+            lines.append(",".join(kept[column] for column in header))
+    write_atomic(target, ("\n".join(lines) + "\n").encode())
+
+
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Return header and whole rows, each cell as written; a row without a step is left out."""
     text = path.read_text(errors="replace") if path.exists() else ""

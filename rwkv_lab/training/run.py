@@ -38,8 +38,15 @@ def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
     if config.dry_run:
         summary.dry_run(config, path)
         return Outcome(COMPLETE)
-    if config.model.start_files and not unavailable(path, config.rerun, early=config.stop is not None):
+    early = config.stop is not None
+    if config.model.start_files and not unavailable(path, config.rerun, early):
         _check_start(config)
+    if config.branch.step is not None and config.branch.parent is None and not unavailable(path, config.rerun, early):
+        from rwkv_lab.training import lineage
+
+        code = lineage.train_parent(config, overrides, lambda context: go_on(context, None).exit_code)
+        if code:
+            return Outcome(code)
     ranks = torchrun.ranks()
     if ranks > 1 or (ranks == 1 and config.trainer.strategy):
         from rwkv_lab.training.distributed import parallel
@@ -51,9 +58,9 @@ def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
     if config.trainer.strategy:
         from rwkv_lab.training.distributed import launch
 
-        found = unavailable(path, config.rerun, early=config.stop is not None)
+        found = unavailable(path, config.rerun, early)
         return report(found) if found else Outcome(*launch.run(config, path))
-    held = acquire_run(path, config.rerun, early=config.stop is not None)
+    held = acquire_run(path, config.rerun, early)
     try:
         return go_on(RunContext(config, held, overrides), None)
     finally:

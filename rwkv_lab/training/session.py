@@ -14,7 +14,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import Corpus
 from rwkv_lab.inference import sampling
 from rwkv_lab.runs import manifest, provenance
-from rwkv_lab.training import checkpoint, device, memory
+from rwkv_lab.training import checkpoint, device, lineage
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.early_stop import EarlyStop
@@ -53,7 +53,7 @@ def run(context: RunContext, world: World) -> dict[str, Any]:
     except Exception as error:
         if training is not None and _is_out_of_memory(error):
             sizes = dict(training.model.named_parameters())
-            raise OutOfMemory(memory.advice(context.config, sizes, training.model.vocab_size)) from error
+            raise OutOfMemory(device.advice(context.config, sizes, training.model.vocab_size)) from error
         raise
     decorate("sample.txt", lambda: write_sample(training))
     return result
@@ -64,7 +64,7 @@ def prepare(context: RunContext, world: World) -> Training:
     config, path = context.config, context.path
     total = derived.total_steps(config)
     derived.check_shares(config.trainer, world.size)
-    lr = config.schedule.build(total)
+    lr = lineage.rates(config)
     resolved = device.resolve(config, context.manifest.get("resolved") if context.resuming else None)
     device.apply(resolved)
     if context.resuming and (sentence := device.another_card(context.manifest.get("hardware", {}), resolved)):
@@ -73,6 +73,9 @@ def prepare(context: RunContext, world: World) -> Training:
     corpus = _corpus(context, stored=saved is not None)
     data.require_length(corpus, config.model.ctx_len)
     _require_same_data(context, corpus)
+    if saved is None and not context.resuming:
+        took = lineage.inherit(context, resolved, corpus.sha256, world.size) if world.writes else False
+        saved = checkpoint.newest(path / "checkpoints", warn) if world.broadcast(took) else None
     if saved is None and (note := models.check_init(config.model, corpus.tokenizer)):
         corpus.notes.append(note)
     torch.manual_seed(config.seed)
@@ -140,7 +143,7 @@ def _advice_before_building(context: RunContext, corpus: Corpus) -> str:
     from rwkv_lab.models.factory import skeleton
 
     model = skeleton(context.config.model, corpus.tokenizer.vocab_size)
-    return memory.advice(context.config, dict(model.named_parameters()), corpus.tokenizer.vocab_size)
+    return device.advice(context.config, dict(model.named_parameters()), corpus.tokenizer.vocab_size)
 
 
 def _manifest(training: Training) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def train(
             logs = done % trainer.log_every == 0 or done == training.total
             evaluates = bool(trainer.eval_every) and done % trainer.eval_every == 0 and done < training.total
             saves = bool(trainer.checkpoint_every) and done % trainer.checkpoint_every == 0
+            saves |= bool(trainer.keep_every) and done % trainer.keep_every == 0
             known = on_cpu or logs or saves or evaluates
             if known:
                 require_finite(step, loss.item(), norm.item(), lr)
@@ -211,4 +212,4 @@ def save(training: Training, log: MetricsLog | None) -> None:
     if log is not None:
         training.progress.rows_sha256 = log.sync()
     tensors = checkpoint.tensors_of(training.model, training.optimizers)
-    checkpoint.save(training.folder / "checkpoints", training.progress, tensors)
+    checkpoint.save(training.folder / "checkpoints", training.progress, tensors, training.config.trainer.keep_every)

@@ -18,9 +18,6 @@ def runs_dir(value: str | None = None) -> Path:
     return Path(value).expanduser().absolute() if value else (CHECKOUT or Path.cwd()) / "runs"
 
 
-RUNS = runs_dir()
-
-
 def train_command() -> list[str]:
     """Return the command that trains, in whatever folder it is started; overrides are appended to it."""
     if CHECKOUT:

@@ -315,10 +315,18 @@ def test_home_folder(tmp_path, cache, monkeypatch):
 
 
 def test_a_home_folder_that_is_not_known(monkeypatch):
-    def unknown(self):
-        raise RuntimeError("Could not determine home directory.")
+    def unknown(path):
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
 
     monkeypatch.setattr("pathlib.Path.expanduser", unknown)
-    for fields, key in (({"path": "~/a.txt"}, "data.path"), ({"path": "a", "cache_dir": "~/c"}, "data.cache_dir")):
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: unknown("~/.cache"))
+    cases = [
+        ({"path": "~/a.txt", "cache_dir": "c"}, "data.path"),
+        ({"path": "a", "cache_dir": "~/c"}, "data.cache_dir"),
+        ({"path": "a"}, "data.cache_dir"),
+    ]
+    for fields, key in cases:
         with pytest.raises(UserError, match=key):
             load(data_config("text", **fields), tokenizer_config("byte"))

