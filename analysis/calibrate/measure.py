@@ -54,7 +54,8 @@ def coordinates(family: Family, numbers: Mapping[str, Any]) -> np.ndarray:
     What its runs cannot tell is not a number."""
     usable = [run for run in family.runs if not run.broken]
     found = []
-    for steps in sorted({run.steps for run in usable}):
+    lengths = sorted({run.steps for run in usable})
+    for steps in lengths:
         group = [run for run in usable if run.steps == steps]
         if len({run.kind for run in group} - {"constant"}) + len(group) < 3:
             continue
@@ -65,6 +66,10 @@ def coordinates(family: Family, numbers: Mapping[str, Any]) -> np.ndarray:
         found.append(theta - offsets(numbers["prior"], lowest, posterior.scale, posterior.reference))
         if len({round(run.peak, 12) for run in group}) < 2:
             found[-1][[NAMES[1:].index(name) for name in BETWEEN]] = np.nan
+    if len(lengths) > 1:  # how the level changes with the length shows between lengths
+        with constants.using(weak(numbers)):
+            theta = fit_posterior([run.curve for run in usable]).components[0].theta
+        found = [np.where(np.array(NAMES[1:]) == "d", theta[1:], x) for x in found]
     return _mean(found) if found else np.full(len(NAMES) - 1, np.nan)
 
 
