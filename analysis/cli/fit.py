@@ -52,8 +52,6 @@ def window_of(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> int:
     """Fit, print the tables, write fit.json, schedule.csv and the figures."""
-    from rich.console import Console
-
     from analysis.cli import _output, _tables
     from analysis.curves import load
     from analysis.fit import fit
@@ -71,20 +69,21 @@ def run(args: argparse.Namespace) -> int:
     optimum, files = None, ["fit.json"]
     with _output.unwritten(str(args.out / "fit.json")):
         write_json(args.out / "fit.json", content)
-    console = Console()
+    console = _tables.plain_console()
     _tables.print_fit(console, result)
-    if any(member.definition.optimisable for member in result.members):
+    try:
         optimum, rates = recommended.propose(result.model, max(run.steps for run in result.runs))
+    except UserError as error:
+        _tables.print_remarks(console, [f"no schedule is proposed: {error}"])
+    else:
         _tables.print_optimum(console, optimum, recommended.LEVEL)
         content["proposal"] = recommended.as_dict(result.model, optimum, rates)
         files.append("schedule.csv")
         with _output.unwritten(str(args.out)):
             write_json(args.out / "fit.json", content)
             recommended.write_schedule(args.out / "schedule.csv", rates, optimum.prediction.loss)
-    else:
-        console.print(f"- no schedule is proposed: the law {result.law} is not optimised; fit auto or vplus")
     figures = _output.drawn(lambda: draw_fit(args.out, result, optimum, recommended.LEVEL))
-    console.print(_output.listed(args.out, files, figures), soft_wrap=True, highlight=False, markup=False)
+    console.print(_output.listed(args.out, files, figures), soft_wrap=True)
     if optimum:
         _tables.print_command(console, args.out / "fit.json", optimum.steps)
     return 0
