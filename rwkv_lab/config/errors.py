@@ -42,3 +42,9 @@ def main_guard(main: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except RuntimeError as error:
+        # pathlib's, for a user that the system does not know; libraries ask for their settings there.
+        if "home directory" not in str(error):
+            raise
+        print("error: the home folder is not known: set HOME to a folder, e.g. HOME=/tmp", file=sys.stderr)
+        return 2

@@ -284,7 +284,7 @@ def parse_archs(text: str) -> list[str]:
     """``80,90`` as sm_80 and sm_90."""
     parts = [part.strip().removeprefix("sm_").replace(".", "") for part in text.split(",")]
     for part in parts:
-        if not part.rstrip("a").isdecimal():
+        if not (part.isascii() and part.rstrip("a").isdecimal()):
             raise UserError(f"--arch must be compute capabilities such as 80,90 (got {text})")
     return [f"sm_{part}" for part in parts]
 

@@ -71,7 +71,7 @@ def count(trainer: TrainerConfig) -> int:
 def threads(processes: int, environment: Mapping[str, str]) -> int:
     """Return a rank's share of the run's threads: of OMP_NUM_THREADS, or else of the cores."""
     given = environment.get("OMP_NUM_THREADS", "")
-    return max(1, (int(given) if given.isdigit() else usable_cores()) // processes)
+    return max(1, (int(given) if given.isdecimal() else usable_cores()) // processes)
 
 
 def _silence() -> None:
