@@ -13,8 +13,8 @@ import pytest
 from rwkv_lab.cli import runs as command_line
 from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.runs import Run, last_row, listing, load, read_metrics, store, table
+from rwkv_lab.runs.manifest import write_manifest
 from rwkv_lab.runs.run import LOCK_NAME, is_locked
-from rwkv_lab.util.io import write_json
 
 RESULT = {"val_loss": 1.5, "val_bpb": 2.25, "train_loss": 1.4, "tokens_per_second": 1234.0, "eval": "windows"}
 
@@ -23,7 +23,7 @@ def make_run(root: Path, study: str, name: str, status: str, **manifest: object)
     folder = root / study / name
     folder.mkdir(parents=True)
     started = {"format": 1, "id": name[-8:], "started": "2026-01-01T00:00:00+00:00", "overrides": ["seed=1"]}
-    write_json(folder / "run.json", started | {"status": status} | manifest)
+    write_manifest(folder, started | {"status": status} | manifest)
     seed = name.rsplit("-", 2)[1][1:]
     model = name.partition("-")[0]
     (folder / "config.yaml").write_text(
@@ -228,7 +228,7 @@ def test_watch_shows_the_newest_first(command: Command, root: Path) -> None:
     folder = root / "one" / "mha_pro-enwik8-s1-cccccccc"
     manifest = json.loads((folder / "run.json").read_text())
     forecast = {"loss": 1.9, "low": 1.8, "high": 2.0}
-    write_json(folder / "run.json", manifest | {"started": "2026-01-09", "steps": 40, "forecast": forecast})
+    write_manifest(folder, manifest | {"started": "2026-01-09", "steps": 40, "forecast": forecast})
     (folder / "metrics.csv").write_text("step,train_loss,seconds\n10,2.5,30\n20,2.25,60\n")
     code, out, _ = command("watch", root / "one", "--once")
     lines = out.splitlines()
