@@ -71,15 +71,15 @@ def test_another_number_of_processes_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"started by 2 processes and would go on with 3.*torchrun --nproc-per-node 2 run.py"
     ):
-        parallel._claim_together(tmp_path, False, Told(0, 3))
-    held = parallel._claim_together(tmp_path, False, Told(0, 2))
+        parallel._acquire_together(tmp_path, False, False, Told(0, 3))
+    held = parallel._acquire_together(tmp_path, False, False, Told(0, 2))
     assert held.state == "resume"
     held.release()
 
 
 def test_only_the_first_rank_takes_the_lock(tmp_path):
-    first = parallel._claim_together(tmp_path, False, Told(0, 2))
-    other = parallel._claim_together(tmp_path, False, Told(1, 2, ("fresh", {})))
+    first = parallel._acquire_together(tmp_path, False, False, Told(0, 2))
+    other = parallel._acquire_together(tmp_path, False, False, Told(1, 2, ("fresh", {})))
     assert first.lock is not None and first.lock.is_locked
     assert other.lock is None
     first.release()
