@@ -3,7 +3,8 @@
 
 import sys
 
-from rwkv_lab.cli import train
+from rwkv_lab.cli.main import leave
+from rwkv_lab.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(train.main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

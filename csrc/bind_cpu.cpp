@@ -8,11 +8,11 @@
 
 namespace {
 
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 using wkv_bind::Arguments;
 using wkv_bind::check_arguments;
 using wkv_bind::check_like;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 void run_parallel(int64_t count, void (*task)(int64_t, int64_t, void*), void* context) {
     STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, task, context));
@@ -92,10 +92,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> wkv_bwd(Tensor w, Tensor u, T
 
 // gw and gu come back as one row per sequence, [B,C].
 STABLE_TORCH_LIBRARY(rwkv_lab, m) {
-    m.def("wkv_fwd(Tensor w, Tensor u, Tensor k, Tensor v, Tensor? state, float den_eps, float? k_max, bool keep) -> "
-          "(Tensor y, Tensor state_out, Tensor checkpoints)");
-    m.def("wkv_bwd(Tensor w, Tensor u, Tensor k, Tensor v, Tensor checkpoints, Tensor gy, Tensor? gstate, float den_eps, "
-          "float? k_max) -> (Tensor gw, Tensor gu, Tensor gk, Tensor gv, Tensor gstate_in)");
+    m.def(
+        "wkv_fwd(Tensor w, Tensor u, Tensor k, Tensor v, Tensor? state, float den_eps, float? k_max, bool keep) -> "
+        "(Tensor y, Tensor state_out, Tensor checkpoints)");
+    m.def(
+        "wkv_bwd(Tensor w, Tensor u, Tensor k, Tensor v, Tensor checkpoints, Tensor gy, Tensor? gstate, float den_eps, "
+        "float? k_max) -> (Tensor gw, Tensor gu, Tensor gk, Tensor gv, Tensor gstate_in)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rwkv_lab, CPU, m) {

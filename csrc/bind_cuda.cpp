@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor, Tensor> wkv_fwd(Tensor w, Tensor u, Tensor k, Tensor 
     Tensor checkpoints = torch::stable::new_empty(w, {args.B, keep ? rows_of(args.T) : 0, 3, args.C});
     const auto scratch = scratch_like(w, wkv::gpu::scratch_of(sizes).forward);
     check_launch(wkv::gpu::forward(sizes, in(w), in(u), k.const_data_ptr(), v.const_data_ptr(), in(state),
-                                   y.mutable_data_ptr(), out(state_out), keep ? out(checkpoints) : nullptr, out(scratch),
-                                   stream_of(k)));
+                                   y.mutable_data_ptr(), out(state_out), keep ? out(checkpoints) : nullptr,
+                                   out(scratch), stream_of(k)));
     return {y, state_out, checkpoints};
 }
 

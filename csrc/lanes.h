@@ -1,4 +1,5 @@
-// Vectors of lanes for the CPU kernels: compiler vector extensions, so that one source serves AVX-512, AVX2, SSE and NEON.
+// Vectors of lanes for the CPU kernels: compiler vector extensions, so that one source serves AVX-512, AVX2, SSE and
+// NEON.
 //
 // -march=native decides how a 64-byte vector is lowered. The exponential is our own: libm's is called lane by lane.
 #pragma once
@@ -41,7 +42,8 @@ LANES_INLINE bool any_lane(Mask mask) {
     return found != 0;
 }
 
-// n = round(x / ln 2) comes out of the low bits of x/ln2 + 1.5 * 2^(mantissa bits), already biased; the rest by polynomials.
+// n = round(x / ln 2) comes out of the low bits of x/ln2 + 1.5 * 2^(mantissa bits), already biased; the rest by
+// polynomials.
 struct Float32 {
     using F = f32v;
     using Scalar = float;

@@ -1,12 +1,13 @@
-// The backward kernel: walks the tiles from the last to the first, each from the sums that the forward kernel saved before it.
+// The backward kernel: walks the tiles from the last to the first, each from the sums that the forward kernel saved
+// before it.
 #pragma once
 
 #include "wkv_segments.h"
 
 namespace wkv::gpu {
 
-// Gradients of a sub-chunk step by step, given that of the sums after it; calls emit(t, gradients) and returns the gradient of
-// the sums before it. The sums before a step are walked to afresh, so that nothing needs an array.
+// Gradients of a sub-chunk step by step, given that of the sums after it; calls emit(t, gradients) and returns the
+// gradient of the sums before it. The sums before a step are walked to afresh, so that nothing needs an array.
 template <class Number, class Emit>
 WKV_DEVICE Sums<float> walk_back(Sums<float> g, const Sums<float>& before, const Inputs<Number>& in, const Number* gy,
                                  int64_t offset, int steps, float w, float u, Emit emit) {
@@ -21,12 +22,12 @@ WKV_DEVICE Sums<float> walk_back(Sums<float> g, const Sums<float>& before, const
 }
 
 // checkpoints as from the forward kernel; gy, gk, gv [B,T,C]; gstate [B,3,C] or null; gw, gu [B,segments,C]; gstate_in
-// [B,3,C]. Where time is cut, a first pass, the same kernel with SUMMARY, leaves in segment_grads [B,segments,3,C] the gradient
-// of the sums before every segment but the first of its sequence, as far as it comes from within the segment.
+// [B,3,C]. Where time is cut, a first pass, the same kernel with SUMMARY, leaves in segment_grads [B,segments,3,C] the
+// gradient of the sums before every segment but the first of its sequence, as far as it comes from within the segment.
 template <class Number, int W, bool SUMMARY>
 WKV_GLOBAL(THREADS, RESIDENT)
-backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, const float* gstate, float* segment_grads,
-                float* gw, float* gu, Number* gk, Number* gv, float* gstate_in) {
+backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, const float* gstate,
+                float* segment_grads, float* gw, float* gu, Number* gk, Number* gv, float* gstate_in) {
     constexpr int STEPS = BACKWARD_STEPS;
     using At = Place<W, STEPS>;
     WKV_SHARED Board summaries, gradients;
@@ -58,8 +59,8 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
         }
         const int later = in.segments - 1 - at.segment;
         if (later > 0)
-            g = gather<W>(g, segment_grads + (at.row + 1) * 3 * C + at.c, 3 * C, at.inside ? later : 0, C, in.length * w,
-                          gradients);
+            g = gather<W>(g, segment_grads + (at.row + 1) * 3 * C + at.c, 3 * C, at.inside ? later : 0, C,
+                          in.length * w, gradients);
         if (at.sub == 0) carry[0].put(entry<W>(0), g.a, g.b, g.p);
     }
     Sums<float> own = none;
@@ -80,12 +81,12 @@ backward_kernel(Inputs<Number> in, const float* checkpoints, const Number* gy, c
             fetch(gy_next, gy + ahead, in.C);
         }
         const bool plain = steps == STEPS && chunk.holds(in.k_max);
-        if (!plain)
-            chunk.sums = walk(none, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
+        if (!plain) chunk.sums = walk(none, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
         summaries.put(threadIdx.x, chunk.sums.a, chunk.sums.b, chunk.sums.p);
         __syncthreads();
 
-        const Sums<float> s = combine<W>(before.a, before.b, before.p + at.sub * span, summaries, at.sub, at.sub, -1, span);
+        const Sums<float> s =
+            combine<W>(before.a, before.b, before.p + at.sub * span, summaries, at.sub, at.sub, -1, span);
         if (tile > at.first) before = recall((tile - At::TILE) / CHECKPOINT);
         const float m = chunk.highest;
         const bool exact = !plain || !(larger(larger(s.p, m), in.log_eps) - chunk.lowest + size <= GUARD);

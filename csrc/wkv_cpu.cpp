@@ -1,4 +1,5 @@
-// The WKV scan on the CPU: one task per sequence and vector of channels, walking time in tiles that stay in the L1 cache.
+// The WKV scan on the CPU: one task per sequence and vector of channels, walking time in tiles that stay in the L1
+// cache.
 #include "wkv_cpu.h"
 
 #include <vector>
@@ -13,8 +14,8 @@ constexpr int64_t AHEAD = 2;  // vectors
 template <class M>
 using Tile = typename M::F[CPU_TILE];
 
-// One tile of a tensor [B,T,C] over a vector of channels, `stride` numbers from step to step; the walk comes to the numbers
-// `ahead` of these soon.
+// One tile of a tensor [B,T,C] over a vector of channels, `stride` numbers from step to step; the walk comes to the
+// numbers `ahead` of these soon.
 template <class Number>
 struct Column {
     Number* at;
@@ -26,10 +27,13 @@ struct Column {
         store(at + t * stride, x);
     }
     // Rows lie too far apart for the processor to foresee which of their numbers come next.
-    LANES_INLINE void fetch_ahead(int t) const { __builtin_prefetch(at + t * stride + ahead, !std::is_const_v<Number>); }
+    LANES_INLINE void fetch_ahead(int t) const {
+        __builtin_prefetch(at + t * stride + ahead, !std::is_const_v<Number>);
+    }
 };
 
-// Where the last vector reaches past the last channel, its columns are read from and written to copies that are wide enough.
+// Where the last vector reaches past the last channel, its columns are read from and written to copies that are wide
+// enough.
 template <class M, class Number>
 struct Edge {
     Number numbers[CPU_TILE][M::LANES];
@@ -178,7 +182,8 @@ LANES_INLINE void backward_exact(Gradient<M>& g, Sums<typename M::F> s, const Ke
         s = exact_advance<M>(s, ch.w, keys.k[t], tile.v[t]);
     }
     for (int t = tile.steps - 1; t >= 0; --t) {
-        const auto step = exact_backward<M>(g.sums, before[t], ch.w, ch.u, keys.k[t], tile.v[t], tile.gy[t], ch.log_eps);
+        const auto step =
+            exact_backward<M>(g.sums, before[t], ch.w, ch.u, keys.k[t], tile.v[t], tile.gy[t], ch.log_eps);
         put_gradients(tile, t, step, ch.k_max);
         g.u += step.bonus, g.w += step.decay;
     }
@@ -234,7 +239,9 @@ void for_each_run(int64_t B, int64_t C, Parallel parallel, Walk walk) {
         &work);
 }
 
-LANES_INLINE int steps_of(int64_t T, int64_t start) { return static_cast<int>(T - start < CPU_TILE ? T - start : CPU_TILE); }
+LANES_INLINE int steps_of(int64_t T, int64_t start) {
+    return static_cast<int>(T - start < CPU_TILE ? T - start : CPU_TILE);
+}
 
 }  // namespace
 
@@ -286,8 +293,8 @@ void forward(const Inputs<Number, Sum>& in, const Sum* state, Number* y, Sum* st
 }
 
 template <class Number, class Sum>
-void backward(const Inputs<Number, Sum>& in, const Sum* checkpoints, const Number* gy, const Sum* gstate, Sum* gw, Sum* gu,
-              Number* gk, Number* gv, Sum* gstate_in, Parallel parallel) {
+void backward(const Inputs<Number, Sum>& in, const Sum* checkpoints, const Number* gy, const Sum* gstate, Sum* gw,
+              Sum* gu, Number* gk, Number* gv, Sum* gstate_in, Parallel parallel) {
     using M = MathOf<Sum>;
     using F = typename M::F;
     struct Walker {
@@ -343,10 +350,10 @@ void backward(const Inputs<Number, Sum>& in, const Sum* checkpoints, const Numbe
     });
 }
 
-#define INSTANTIATE(Number, Sum)                                                                                         \
-    template void forward(const Inputs<Number, Sum>&, const Sum*, Number*, Sum*, Sum*, Parallel);                        \
-    template void backward(const Inputs<Number, Sum>&, const Sum*, const Number*, const Sum*, Sum*, Sum*, Number*, Number*, \
-                           Sum*, Parallel);
+#define INSTANTIATE(Number, Sum)                                                                                   \
+    template void forward(const Inputs<Number, Sum>&, const Sum*, Number*, Sum*, Sum*, Parallel);                  \
+    template void backward(const Inputs<Number, Sum>&, const Sum*, const Number*, const Sum*, Sum*, Sum*, Number*, \
+                           Number*, Sum*, Parallel);
 INSTANTIATE(float, float)
 INSTANTIATE(bf16, float)
 INSTANTIATE(double, double)

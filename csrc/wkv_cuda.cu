@@ -66,22 +66,22 @@ Scratch scratch_of(const Sizes& sizes) {
     return {before > 1 ? before * 3 * row : 0, after > 1 ? after * 5 * row : 0};
 }
 
-const char* forward(const Sizes& sizes, const float* w, const float* u, const void* k, const void* v, const float* state,
-                    void* y, float* state_out, float* checkpoints, float* scratch, void* stream) {
+const char* forward(const Sizes& sizes, const float* w, const float* u, const void* k, const void* v,
+                    const float* state, void* y, float* state_out, float* checkpoints, float* scratch, void* stream) {
     const Layout cut = layout(sizes, FORWARD_STEPS);
     const auto on = static_cast<cudaStream_t>(stream);
     return run(sizes, cut, w, u, k, v, [&](auto in, auto width, int64_t blocks) {
         using Number = std::remove_const_t<std::remove_pointer_t<decltype(in.k)>>;
         constexpr int W = decltype(width)::value;
         if (cut.segments > 1) forward_summary_kernel<Number, W><<<blocks, THREADS, 0, on>>>(in, scratch);
-        forward_kernel<Number, W><<<blocks, THREADS, 0, on>>>(in, state, scratch, static_cast<Number*>(y), state_out,
-                                                              checkpoints);
+        forward_kernel<Number, W>
+            <<<blocks, THREADS, 0, on>>>(in, state, scratch, static_cast<Number*>(y), state_out, checkpoints);
     });
 }
 
 const char* backward(const Sizes& sizes, const float* w, const float* u, const void* k, const void* v,
-                     const float* checkpoints, const void* gy, const float* gstate, float* gw, float* gu, void* gk, void* gv,
-                     float* gstate_in, float* scratch, void* stream) {
+                     const float* checkpoints, const void* gy, const float* gstate, float* gw, float* gu, void* gk,
+                     void* gv, float* gstate_in, float* scratch, void* stream) {
     const Layout cut = layout(sizes, BACKWARD_STEPS);
     const auto on = static_cast<cudaStream_t>(stream);
     return run(sizes, cut, w, u, k, v, [&](auto in, auto width, int64_t blocks) {
@@ -91,8 +91,8 @@ const char* backward(const Sizes& sizes, const float* w, const float* u, const v
         const bool split = cut.segments > 1;
         float *gw_to = split ? scratch + 3 * part : gw, *gu_to = split ? scratch + 4 * part : gu;
         const auto launch = [&](auto kernel) {
-            kernel<<<blocks, THREADS, 0, on>>>(in, checkpoints, static_cast<const Number*>(gy), gstate, scratch, gw_to, gu_to,
-                                               static_cast<Number*>(gk), static_cast<Number*>(gv), gstate_in);
+            kernel<<<blocks, THREADS, 0, on>>>(in, checkpoints, static_cast<const Number*>(gy), gstate, scratch, gw_to,
+                                               gu_to, static_cast<Number*>(gk), static_cast<Number*>(gv), gstate_in);
         };
         if (split) launch(backward_kernel<Number, W, true>);
         launch(backward_kernel<Number, W, false>);

@@ -1,4 +1,5 @@
-// Entry points of the CUDA kernels: raw pointers to contiguous arrays on the device, and a stream. No torch, no CUDA header.
+// Entry points of the CUDA kernels: raw pointers to contiguous arrays on the device, and a stream. No torch, no CUDA
+// header.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +24,10 @@ struct Scratch {
 Scratch scratch_of(const Sizes& sizes);
 
 // Shapes as in wkv_cpu.h, none of them empty. Both return null, or why the launch failed.
-const char* forward(const Sizes& sizes, const float* w, const float* u, const void* k, const void* v, const float* state,
-                    void* y, float* state_out, float* checkpoints, float* scratch, void* stream);
+const char* forward(const Sizes& sizes, const float* w, const float* u, const void* k, const void* v,
+                    const float* state, void* y, float* state_out, float* checkpoints, float* scratch, void* stream);
 const char* backward(const Sizes& sizes, const float* w, const float* u, const void* k, const void* v,
-                     const float* checkpoints, const void* gy, const float* gstate, float* gw, float* gu, void* gk, void* gv,
-                     float* gstate_in, float* scratch, void* stream);
+                     const float* checkpoints, const void* gy, const float* gstate, float* gw, float* gu, void* gk,
+                     void* gv, float* gstate_in, float* scratch, void* stream);
 
 }  // namespace wkv::gpu

@@ -5,8 +5,8 @@
 
 namespace wkv::gpu {
 
-// checkpoints [B, ceil(T/CHECKPOINT)+1, 3, C], the state after the last step in the last row, or null; state [B,3,C] or null;
-// before as from forward_summary_kernel where time is cut.
+// checkpoints [B, ceil(T/CHECKPOINT)+1, 3, C], the state after the last step in the last row, or null; state [B,3,C] or
+// null; before as from forward_summary_kernel where time is cut.
 template <class Number, int W>
 WKV_GLOBAL(THREADS, RESIDENT)
 forward_kernel(Inputs<Number> in, const float* state, const float* before, Number* y, float* state_out,
@@ -48,7 +48,8 @@ forward_kernel(Inputs<Number> in, const float* state, const float* before, Numbe
         }
         const bool plain = steps == STEPS && chunk.holds(in.k_max);
         if (!plain)
-            chunk.sums = walk(Sums<float>{0.0f, 0.0f, NO_HISTORY}, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
+            chunk.sums =
+                walk(Sums<float>{0.0f, 0.0f, NO_HISTORY}, in.k + offset, in.v + offset, in.C, steps, w, in.k_max);
         summaries[side].put(threadIdx.x, chunk.sums.a, chunk.sums.b, chunk.sums.p);
         __syncthreads();
 

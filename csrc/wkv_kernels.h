@@ -1,13 +1,14 @@
 // What the CUDA kernels of the WKV scan share. Every byte is read once, no atomics, the same result on every run.
 //
-// A block owns W channels of a segment of one sequence and walks time in tiles. Its threads lie over the channels and over
-// sub-chunks of STEPS consecutive steps, which each thread holds in registers while the next tile is already on its way. A
-// thread sums up its sub-chunk, the summaries meet in shared memory, and every thread combines those before it (after it, for
-// gradients) with what the block carries from tile to tile. A narrow W spreads few channels over more blocks and more of time
-// over a block.
+// A block owns W channels of a segment of one sequence and walks time in tiles. Its threads lie over the channels and
+// over sub-chunks of STEPS consecutive steps, which each thread holds in registers while the next tile is already on
+// its way. A thread sums up its sub-chunk, the summaries meet in shared memory, and every thread combines those before
+// it (after it, for gradients) with what the block carries from tile to tile. A narrow W spreads few channels over more
+// blocks and more of time over a block.
 //
-// Within a sub-chunk all weights share one scale, its largest key. A sub-chunk whose keys spread beyond GUARD, or that the end
-// of the sequence cuts short, is walked step by step instead, each step with its own scale, reading its inputs again.
+// Within a sub-chunk all weights share one scale, its largest key. A sub-chunk whose keys spread beyond GUARD, or that
+// the end of the sequence cuts short, is walked step by step instead, each step with its own scale, reading its inputs
+// again.
 #pragma once
 
 #include <cstdint>
@@ -60,6 +61,11 @@ struct Scalar {
 WKV_INLINE float widen(float x) { return x; }
 WKV_INLINE void narrow(float& to, float x) { to = x; }
 
+// The bits of a float rounded to bfloat16, to nearest and even; NaN where `number` is false.
+WKV_INLINE uint16_t rounded(uint32_t bits, bool number) {
+    return number ? static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : uint16_t{0x7fc0};
+}
+
 #ifdef __CUDA_ARCH__
 WKV_INLINE float widen(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 WKV_INLINE float widen(fp16 x) {
@@ -67,7 +73,11 @@ WKV_INLINE float widen(fp16 x) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
     return y;
 }
+#if __CUDA_ARCH__ >= 800
 WKV_INLINE void narrow(bf16& to, float x) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
+#else
+WKV_INLINE void narrow(bf16& to, float x) { to.bits = rounded(__float_as_uint(x), x == x); }
+#endif
 WKV_INLINE void narrow(fp16& to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
 #else
 WKV_INLINE float widen(bf16 x) {
@@ -79,7 +89,7 @@ WKV_INLINE float widen(bf16 x) {
 WKV_INLINE void narrow(bf16& to, float x) {
     uint32_t bits;
     __builtin_memcpy(&bits, &x, sizeof(bits));
-    to.bits = x == x ? static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : uint16_t{0x7fc0};
+    to.bits = rounded(bits, x == x);
 }
 #endif
 
@@ -166,15 +176,16 @@ struct Board {
     WKV_DEVICE void put(int at, float x, float y, float z) { a[at] = x, b[at] = y, scale[at] = z; }
 };
 
-// The weighted sum of (a, b), of scale `scale` as it has decayed on its way here, and of `count` sub-chunks from the neighbour
-// of `sub` in `direction` on, each farther by a log-decay `span` than the one before.
+// The weighted sum of (a, b), of scale `scale` as it has decayed on its way here, and of `count` sub-chunks from the
+// neighbour of `sub` in `direction` on, each farther by a log-decay `span` than the one before.
 template <int W>
 WKV_DEVICE Sums<float> combine(float a, float b, float scale, const Board& board, int sub, int count, int direction,
                                float span) {
     const int nearest = entry<W>(sub + direction), step = direction * W;
     float highest = scale, gap = 0.0f;
 #pragma unroll 2
-    for (int i = 0, at = nearest; i < count; ++i, at += step, gap += span) highest = larger(highest, board.scale[at] + gap);
+    for (int i = 0, at = nearest; i < count; ++i, at += step, gap += span)
+        highest = larger(highest, board.scale[at] + gap);
     const float own = Scalar::exp(scale - highest);
     Sums<float> sum = {a * own, b * own, highest};
     gap = -highest;
@@ -193,8 +204,8 @@ WKV_DEVICE void fetch(Held<Number> (&to)[STEPS], const Number* from, int C) {
     for (int t = 0; t < STEPS; ++t) to[t] = hold(from[static_cast<int64_t>(t) * C]);
 }
 
-// A sub-chunk in registers: e = e^{k-m} in the scale of its largest key, and the sums over it alone in that scale. None of it
-// holds where a key is cut off or the keys spread beyond GUARD.
+// A sub-chunk in registers: e = e^{k-m} in the scale of its largest key, and the sums over it alone in that scale. None
+// of it holds where a key is cut off or the keys spread beyond GUARD.
 template <int STEPS>
 struct Chunk {
     float e[STEPS], v[STEPS];
@@ -229,7 +240,8 @@ WKV_DEVICE void summarise(Chunk<STEPS>& chunk, const Held<Number> (&k)[STEPS], c
     chunk.sums = {a, b, chunk.highest};
 }
 
-// The same sums in the scale that the recurrence of RWKV-4 would give them: the largest key as it has decayed by the end.
+// The same sums in the scale that the recurrence of RWKV-4 would give them: the largest key as it has decayed by the
+// end.
 template <class Number, int STEPS>
 WKV_DEVICE Sums<float> as_recurrence(const Sums<float>& sums, const Held<Number> (&k)[STEPS], float w) {
     float p = NO_HISTORY;

@@ -1,8 +1,9 @@
 // The arithmetic of one step of the WKV scan, shared by the CPU and the CUDA kernels and free of torch.
 //
-// M supplies the number type M::F (a scalar on the GPU, a vector of lanes on the CPU), M::exp and M::reciprocal. Letters follow the formula: w log-decay, u bonus, k key, v value, (a, b) the sums before the current
-// token divided by e^p. "Exact" steps keep a scale per step (log-sum-exp, Peng et al. 2023); "tile" steps share the scale m of
-// a whole tile and need one exponential e = e^{k-m} per element, which holds while no key is more than GUARD below m.
+// M supplies the number type M::F (a scalar on the GPU, a vector of lanes on the CPU), M::exp and M::reciprocal.
+// Letters follow the formula: w log-decay, u bonus, k key, v value, (a, b) the sums before the current token divided by
+// e^p. "Exact" steps keep a scale per step (log-sum-exp, Peng et al. 2023); "tile" steps share the scale m of a whole
+// tile and need one exponential e = e^{k-m} per element, which holds while no key is more than GUARD below m.
 #pragma once
 
 #ifdef __CUDACC__
@@ -16,7 +17,8 @@ namespace wkv {
 constexpr float NO_HISTORY = -1e30f;
 constexpr float GUARD = 60.0f;
 
-// The sums (a, b) divided by e^p; or the gradient with respect to the undivided sums, divided by e^p with a p of its own.
+// The sums (a, b) divided by e^p; or the gradient with respect to the undivided sums, divided by e^p with a p of its
+// own.
 template <class F>
 struct Sums {
     F a, b, p;
@@ -37,14 +39,22 @@ WKV_INLINE F smaller(F x, F y) {
 template <>
 WKV_INLINE float larger(float x, float y) {
     float z;
+#if __CUDA_ARCH__ >= 800
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+#else
+    z = x != x || y != y ? x + y : x > y ? x : y;
+#endif
     return z;
 }
 
 template <>
 WKV_INLINE float smaller(float x, float y) {
     float z;
+#if __CUDA_ARCH__ >= 800
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+#else
+    z = x != x || y != y ? x + y : x < y ? x : y;
+#endif
     return z;
 }
 #endif
@@ -85,7 +95,8 @@ struct StepGrad {
     F k, v, bonus, decay;  // contributions to gk, gv, gu and gw
 };
 
-// Gradients of one step, given the sums before it and the gradient `g` of the sums after it, which becomes that before it.
+// Gradients of one step, given the sums before it and the gradient `g` of the sums after it, which becomes that before
+// it.
 template <class M, class F = typename M::F>
 WKV_INLINE StepGrad<F> exact_backward(Sums<F>& g, const Sums<F>& s, F w, F u, F k, F v, F gy, F log_eps) {
     const Output<F> out = exact_output<M>(s, u, k, v, log_eps);
@@ -102,7 +113,8 @@ WKV_INLINE StepGrad<F> exact_backward(Sums<F>& g, const Sums<F>& s, F w, F u, F 
     return step;
 }
 
-// The tile's counterparts: e = e^{k-m}, ev = e v, bonus = e^u, decay = e^w, eps = den_eps e^-m; a and b in the scale of m.
+// The tile's counterparts: e = e^{k-m}, ev = e v, bonus = e^u, decay = e^w, eps = den_eps e^-m; a and b in the scale of
+// m.
 template <class F>
 WKV_INLINE F tile_denominator(F b, F bonus, F e, F eps) {
     return (bonus * e + b) + eps;
@@ -121,7 +133,8 @@ WKV_INLINE void tile_retreat(F& ga, F& gb, F decay, F scaled, F y) {
     gb = decay * gb - scaled * y;
 }
 
-// As tile_retreat, and the contributions of the step; that to gw is left to the caller: decay (ga a + gb b), ga and gb as given.
+// As tile_retreat, and the contributions of the step; that to gw is left to the caller: decay (ga a + gb b), ga and gb
+// as given.
 template <class F>
 WKV_INLINE StepGrad<F> tile_backward(F& ga, F& gb, F decay, F e, F now, F v, F y, F scaled) {
     const F direct = now * scaled;

@@ -1,16 +1,16 @@
-// What joins the segments into which time is cut. A first kernel sums up every segment from nothing; each block of the second
-// gathers what the other segments hand to its own, so that none waits for another.
+// What joins the segments into which time is cut. A first kernel sums up every segment from nothing; each block of the
+// second gathers what the other segments hand to its own, so that none waits for another.
 #pragma once
 
 #include "wkv_kernels.h"
 
 namespace wkv::gpu {
 
-// The sums, or their gradient, at one end of this block's segment: `own`, and those of `count` whole segments of log-decay
-// `span`, from `nearest` on every `stride` floats. Of use to the threads of sub-chunk 0.
+// The sums, or their gradient, at one end of this block's segment: `own`, and those of `count` whole segments of
+// log-decay `span`, from `nearest` on every `stride` floats. Of use to the threads of sub-chunk 0.
 template <int W>
-WKV_DEVICE Sums<float> gather(const Sums<float>& own, const float* nearest, int64_t stride, int count, int64_t C, float span,
-                              Board& board) {
+WKV_DEVICE Sums<float> gather(const Sums<float>& own, const float* nearest, int64_t stride, int count, int64_t C,
+                              float span, Board& board) {
     constexpr int SUBCHUNKS = THREADS / W;
     const int sub = threadIdx.x / W;
     Sums<float> sum = {0.0f, 0.0f, NO_HISTORY};
@@ -52,7 +52,8 @@ forward_summary_kernel(Inputs<Number> in, float* summaries) {
             fetch(v_next, in.v + offset + tile, in.C);
         }
         if (!chunk.holds(in.k_max))
-            chunk.sums = walk(Sums<float>{0.0f, 0.0f, NO_HISTORY}, in.k + offset, in.v + offset, in.C, STEPS, w, in.k_max);
+            chunk.sums =
+                walk(Sums<float>{0.0f, 0.0f, NO_HISTORY}, in.k + offset, in.v + offset, in.C, STEPS, w, in.k_max);
         sum = join<Scalar>(sum, At::TILE * w, chunk.sums);
     }
     board.put(threadIdx.x, sum.a, sum.b, sum.p);
@@ -63,8 +64,8 @@ forward_summary_kernel(Inputs<Number> in, float* summaries) {
 }
 
 // total[n,c] = sum over the segments of part[n,segment,c], in their order.
-static WKV_GLOBAL(THREADS, RESIDENT)
-add_segments_kernel(int64_t size, int C, int segments, const float* gw_parts, const float* gu_parts, float* gw, float* gu) {
+static WKV_GLOBAL(THREADS, RESIDENT) add_segments_kernel(int64_t size, int C, int segments, const float* gw_parts,
+                                                         const float* gu_parts, float* gw, float* gu) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
     if (i >= size) return;
     const int64_t first = i / C * segments * C + i % C;

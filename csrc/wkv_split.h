@@ -16,9 +16,9 @@ struct Layout {
 
 inline int64_t rounds(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// Time is cut only where few channels would leave most of the card idle for long: the inputs are then read twice. Wide blocks
-// exchange less among their threads, so where time is cut anyway they are as wide as can be. `steps` are those that a thread
-// takes at a time.
+// Time is cut only where few channels would leave most of the card idle for long: the inputs are then read twice. Wide
+// blocks exchange less among their threads, so where time is cut anyway they are as wide as can be. `steps` are those
+// that a thread takes at a time.
 inline Layout layout_of(int64_t B, int64_t T, int64_t C, int narrowest, int steps, int64_t multiprocessors) {
     const int64_t enough = RESIDENT * multiprocessors;
     const auto blocks = [&](int width) { return B * rounds(C, width); };

@@ -12,7 +12,7 @@ from hydra import initialize_config_dir
 from rwkv_lab.config import check, hydra
 from rwkv_lab.config.run_hash import named_files, run_name
 from rwkv_lab.runs import Run, load
-from rwkv_lab.training import job, trainer
+from rwkv_lab.training import run, trainer
 from rwkv_lab.util.paths import REPOSITORY
 
 TIMING = ("seconds", "tokens_per_second")
@@ -52,11 +52,11 @@ class Here:
 
     def run(self, *overrides: str, study: str = "faulty") -> int:
         """The exit code run.py would have; a Mistake is raised."""
-        words = [*SETTINGS, f"data.path={self.text}", f"study={study}", *overrides]
+        words = [*SETTINGS, f"data.path={self.text}", f"study={study}", f"runs_dir={self.runs}", *overrides]
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
             composed = hydra_compose("config", overrides=words)
         self.composed = composed
-        code, _ = job.run_here(composed, words)
+        code, _ = run.run_here(composed, words)
         return code
 
     def folder(self, study: str = "faulty") -> Path:
@@ -92,7 +92,6 @@ class Here:
 
 def make_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     hydra.prepare()
-    monkeypatch.setattr(job, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{i} plus {i} is {2 * i}.\n" for i in range(200)))

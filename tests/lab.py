@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from rwkv_lab.ops.cache import default_cache
+
 CODE = ("rwkv_lab", "hydra_plugins", "analysis", "conf", "csrc")
 
 # One layer of 16 channels over 16 tokens: start-up takes longer than training it.
@@ -69,4 +71,8 @@ def make_lab(repository: Path, root: Path) -> Lab:
     for study in (repository / "experiments").glob("*.yaml"):
         shutil.copy(study, root / "experiments")
     shutil.copy(repository / "run.py", root)
+    kernels = default_cache()
+    kernels.mkdir(parents=True, exist_ok=True)
+    (root / "cache" / "rwkv_lab").mkdir(parents=True)
+    (root / "cache" / "rwkv_lab" / "ops").symlink_to(kernels)
     return Lab(root)

@@ -12,8 +12,8 @@ import torch
 from rwkv_lab.config.run_hash import identity
 from rwkv_lab.ops import resolve_backend
 from rwkv_lab.runs import load
-from rwkv_lab.training import job
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.training.run import run_here
+from rwkv_lab.util.io import write_json
 from tests.composing import checked, compose, hydra_context
 from tests.in_process import make_here
 
@@ -36,8 +36,8 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path) -
     monkeypatch.chdir(repository)
     overrides = load(folder).manifest["overrides"]
     with hydra_context():
-        composed = compose(*overrides)
-    return lambda: job.run_here(composed, overrides)[0], folder
+        composed = compose(*overrides, f"runs_dir={folder.parent.parent}")
+    return lambda: run_here(composed, overrides).exit_code, folder
 
 
 def test_a_complete_run_is_found(earlier, capsys) -> None:

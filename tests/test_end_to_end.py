@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rwkv_lab import runs
-from rwkv_lab.training.metrics import COLUMNS
+from rwkv_lab.training.metrics import FIRST
 from tests.lab import TINY
 
 SHORT = ("debug=smoke", *TINY)
@@ -25,7 +25,7 @@ def test_a_run_leaves_everything_a_researcher_needs(smoke):
     assert {"config.yaml", "run.json", "metrics.csv", "model.safetensors", "tokenizer.json", "sample.txt"} <= {
         file.name for file in path.iterdir()
     }
-    assert (path / "metrics.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert (path / "metrics.csv").read_text().splitlines()[0] == ",".join(FIRST)
     assert manifest["result"]["val_bpb"] > 0 and manifest["flops_per_token"] > 0 and manifest["parameters"] > 0
     assert manifest["resolved"]["device"] in ("cpu", "cuda") and manifest["data"]["sha256"]
     assert run.config["model"]["n_layer"] == 1 and run.config["trainer"]["steps"] == 6

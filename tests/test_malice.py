@@ -14,7 +14,7 @@ from rwkv_lab.cli import convert
 from rwkv_lab.config import hydra, overrides
 from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.training import checkpoint
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 from tests.in_process import Here, make_here, numbers
 
 

@@ -106,7 +106,7 @@ class Outcome:
 
     @property
     def covered(self) -> bool:
-        """Whether the interval has the measured loss."""
+        """Return whether the interval has the measured loss."""
         return abs(self.error) <= self.half
 
 

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from analysis.calibrate import measure
     from analysis.calibrate.families import families
     from analysis.laws import registry
-    from analysis.schedules import recommended
+    from rwkv_lab.util.io import write_json
 
     for law in args.laws:
         registry.get(law)
@@ -59,6 +59,6 @@ def run(args: argparse.Namespace) -> int:
     factors = ", ".join(f"{mode} {value:.2f}" for mode, value in numbers["interval"]["factor"].items())
     console.print(f"factors of the intervals: {factors}", soft_wrap=True, highlight=False)
     if args.write:
-        recommended.write_json(args.write, numbers)
+        write_json(args.write, numbers)
         console.print(f"written to {args.write}", soft_wrap=True, highlight=False)
     return 0

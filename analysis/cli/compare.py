@@ -6,6 +6,7 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
+from analysis.cli import _output
 from rwkv_lab.config.errors import UserError
 
 SUMMARY = "the table, the figures and the page that compare runs"
@@ -89,11 +90,7 @@ def output_folder(paths: list[str], out: str | None) -> Path:
         folder = above / "compare"
     if is_run(folder):
         raise UserError(f"--out {folder} is a run directory; give another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be made: {error.strerror}") from None
-    return folder
+    return _output.folder_for_results(folder)
 
 
 def command_of(args: argparse.Namespace) -> str:
@@ -117,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
     from analysis.compare.records import collect
     from analysis.compare.summary import Criteria, compare
     from rwkv_lab.runs.provenance import code_fingerprint
-    from rwkv_lab.util.paths import write_atomic
+    from rwkv_lab.util.console import say
+    from rwkv_lab.util.io import write_atomic
 
     records = collect(args.paths, code_fingerprint())
     wanted = {axis: getattr(args, f"at_{axis}") for axis in AXES}
@@ -133,16 +131,14 @@ def run(args: argparse.Namespace) -> int:
         "pairs.csv": tables.pairs_csv(comparison),
         "runs.csv": tables.runs_csv(comparison),
     }
-    tables.print_terminal(comparison)
     for name, text in texts.items():
-        try:
+        with _output.unwritten(str(folder / name)):
             write_atomic(folder / name, text.encode(errors="replace"))
-        except OSError as error:
-            raise UserError(f"{folder / name} cannot be written: {error.strerror}") from None
-    figures = write_figures(comparison, folder)
+    tables.print_terminal(comparison)
+    figures = _output.drawn(lambda: [path.stem for path in write_figures(comparison, folder)])
     near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    drawn = dict.fromkeys(path.stem for path in figures)
-    print(f"\npage     {near / PAGE}")
-    print(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
-    print(f"figures  {near}/: {', '.join(drawn)} (.png, .svg)")
+    say(f"\npage     {near / PAGE}")
+    say(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
+    if figures:
+        say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg)")
     return 0

@@ -77,37 +77,39 @@ def window_of(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> int:
     """Fit, print the tables, write fit.json, schedule.csv and the figures."""
-    from rich.console import Console
-
-    from analysis.cli import _tables
+    from analysis.cli import _output, _tables
     from analysis.fit import fit
     from analysis.laws import registry
     from analysis.plots.fit_figures import draw_fit
     from analysis.schedules import recommended
+    from rwkv_lab.util.io import write_json
 
     registry.check_fittable(args.law)
     window = window_of(args.window)
     curves, notes = load_all(args)
+    _output.folder_for_results(args.out)
     result = fit(curves, args.law, window)
-    console = Console()
+    content = result.model.to_dict()
+    optimum, files = None, ["fit.json"]
+    # Before the proposal, which may fail.
+    with _output.unwritten(str(args.out / "fit.json")):
+        write_json(args.out / "fit.json", content)
+    console = _tables.plain_console()
     _tables.print_remarks(console, notes)
     _tables.print_fit(console, result)
-    content = result.model.to_dict()
-    args.out.mkdir(parents=True, exist_ok=True)
-    optimum = None
-    recommended.write_json(args.out / "fit.json", content)  # before the proposal, which may fail
     try:
         optimum, rates = recommended.propose(result.model, max(run.steps for run in result.runs))
     except UserError as error:
-        console.print(f"- no schedule is proposed: {error}", soft_wrap=True, highlight=False)
+        _tables.print_remarks(console, [f"no schedule is proposed: {error}"])
     else:
         _tables.print_optimum(console, optimum, recommended.LEVEL)
         content["proposal"] = recommended.as_dict(result.model, optimum, rates)
-        recommended.write_schedule(args.out / "schedule.csv", rates, optimum.prediction.loss)
-        recommended.write_json(args.out / "fit.json", content)
-    figures = draw_fit(args.out, result, optimum, recommended.LEVEL)
-    files = f"fit.json{', schedule.csv' if optimum else ''}, {', '.join(figures)} (.png, .svg)"
-    console.print(f"\nwritten to {args.out}/: {files}", soft_wrap=True, highlight=False)
+        files.append("schedule.csv")
+        with _output.unwritten(str(args.out)):
+            write_json(args.out / "fit.json", content)
+            recommended.write_schedule(args.out / "schedule.csv", rates, optimum.prediction.loss)
+    figures = _output.drawn(lambda: draw_fit(args.out, result, optimum, recommended.LEVEL))
+    console.print(_output.listed(args.out, files, figures), soft_wrap=True)
     if optimum:
         overrides = content["trained"].get("overrides", ())
         _tables.print_command(console, args.out / "fit.json", optimum.steps, overrides)

@@ -20,27 +20,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, print the comparison, write the schedule and its figure."""
-    from rich.console import Console
-
-    from analysis.cli import _tables
+    from analysis.cli import _output, _tables
     from analysis.fit import FittedModel
     from analysis.plots.fit_figures import draw_optimum
     from analysis.schedules import recommended
+    from rwkv_lab.util.io import write_json
 
     path = args.fit / "fit.json" if args.fit.is_dir() else args.fit
     model = FittedModel.load(path)
+    folder = _output.folder_for_results(args.out or path.parent)
     optimum, rates = recommended.propose(model, args.steps, args.eta_max, args.warmup, args.kind)
-    console = Console()
+    console = _tables.plain_console()
     _tables.print_optimum(console, optimum, recommended.LEVEL)
-    folder = args.out or path.parent
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"optimal_{args.kind}_{args.steps}"
     proposal = recommended.as_dict(model, optimum, rates)
-    recommended.write_json(folder / f"{name}.json", {"fit": str(path), "trained": model.trained, "proposal": proposal})
-    recommended.write_schedule(folder / "schedule.csv", rates, optimum.prediction.loss)
-    figure = draw_optimum(folder, model, optimum, recommended.LEVEL, name)
-    console.print(
-        f"\nwritten to {folder}/: {name}.json, schedule.csv, {figure} (.png, .svg)", soft_wrap=True, highlight=False
-    )
+    with _output.unwritten(str(folder)):
+        write_json(folder / f"{name}.json", {"fit": str(path), "trained": model.trained, "proposal": proposal})
+        recommended.write_schedule(folder / "schedule.csv", rates, optimum.prediction.loss)
+    figures = _output.drawn(lambda: [draw_optimum(folder, model, optimum, recommended.LEVEL, name)])
+    written = _output.listed(folder, [f"{name}.json", "schedule.csv"], figures)
+    console.print(written, soft_wrap=True)
     _tables.print_command(console, folder / f"{name}.json", len(rates))
     return 0

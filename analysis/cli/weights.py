@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.util.console import say
 
 SUMMARY = "the time-decay and time_w curves that a run learned"
 
@@ -24,13 +25,14 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from analysis.cli import _output
     from analysis.plots.style import paper, save
     from analysis.plots.time_weights import figures, half_life, read
 
     if args.distance < 2:
         raise UserError(f"--distance must be at least 2 tokens (got {args.distance})")
     layers = read(args.run)
-    folder: Path = args.out or (args.run if args.run.is_dir() else args.run.parent) / "weights"
+    folder = _output.folder_for_results(args.out or (args.run if args.run.is_dir() else args.run.parent) / "weights")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("layer", "channels", "shortest", "median", "longest"):
         table.add_column(name, justify="right")
@@ -43,5 +45,5 @@ def run(args: argparse.Namespace) -> int:
         Console().print(table)
     with paper():
         drawn = dict.fromkeys(path.stem for path in save(figures(layers, args.distance), folder))
-    print(f"figures  {folder}/: {', '.join(drawn)} (.png, .svg)")
+    say(f"figures  {folder}/: {', '.join(drawn)} (.png, .svg)")
     return 0

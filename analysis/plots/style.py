@@ -3,12 +3,15 @@
 Colours are distinct for every kind of colour vision; series also differ in marker and dash.
 """
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.util.console import harmless
+from rwkv_lab.util.io import replacing
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -38,18 +41,34 @@ def paper() -> AbstractContextManager[None]:
 
 
 def save(figures: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``<name>.png`` and ``<name>.svg`` of every figure; return the paths. Equal figures give equal bytes."""
+    """Write ``<name>.png`` and ``<name>.svg`` of every figure; return the paths. Equal figures give equal bytes.
+
+    UserError for a file that cannot be written.
+    """
+    with warnings.catch_warnings():
+        # A name may have characters that the font lacks; a box stands for them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        return _save(figures, folder)
+
+
+def _save(figures: Mapping[str, Any], folder: Path) -> list[Path]:
+    from matplotlib.text import Text
+
     paths = []
     for name, figure in figures.items():
+        for text in figure.findobj(Text):
+            if (shown := harmless(text.get_text())) != text.get_text():
+                text.set_text(shown)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         for kind in ("png", "svg"):
             path = folder / f"{name}.{kind}"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+                with replacing(path) as partial:
+                    figure.savefig(partial, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
             except OSError as error:
-                raise UserError(f"{path} cannot be written: {error.strerror}") from None
+                raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
             paths.append(path)
     return paths
 

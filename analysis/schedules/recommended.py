@@ -5,7 +5,7 @@ smaller when trained (the winner's curse). The gain is therefore shown beside th
 """
 
 import csv
-import json
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from analysis.fit.joint import Fit
 from analysis.fit.model import FittedModel, Prediction
 from analysis.schedules import search
 from rwkv_lab.config.errors import UserError, nearest
+from rwkv_lab.util.io import write_atomic
 
 LEVEL = 0.9
 
@@ -179,16 +180,12 @@ def as_dict(model: FittedModel, optimum: Optimum, rates: np.ndarray) -> dict[str
     }
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a schedule file or a fit."""
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 def write_schedule(path: Path, rates: np.ndarray, loss: np.ndarray) -> None:
-    """Write a CSV with the rate of every update and the loss predicted before it."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "lr", "predicted_loss"])
-        writer.writerows(
-            (i, f"{rate:.9g}", f"{value:.6f}") for i, (rate, value) in enumerate(zip(rates, loss, strict=True))
-        )
+    """Replace ``path`` in one step by a CSV of the rate of every update and the loss predicted before it."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["step", "lr", "predicted_loss"])
+    writer.writerows(
+        (i, f"{rate:.9g}", f"{value:.6f}") for i, (rate, value) in enumerate(zip(rates, loss, strict=True))
+    )
+    write_atomic(path, text.getvalue().encode())

@@ -1,75 +1,80 @@
-"""Corpora from the command line: look at one, prepare the cache ahead of a sweep, measure speed. Imports no torch.
+"""Corpora from the command line. Imports no torch.
 
-python -m rwkv_lab.data info DATA [key=value]...      size, splits, vocabulary, unknown rate, sample, cache files
-python -m rwkv_lab.data prepare DATA [key=value]...   download and tokenise now
-python -m rwkv_lab.data bench [megabytes]             tokenise and read a text of this size (100) and print a table
+rwkv-lab data info [DATA] [key=value]...            size, splits, vocabulary, unknown rate, a sample, cache files
+rwkv-lab data prepare [DATA] [key=value]...         download and tokenise now, ahead of a sweep
+rwkv-lab data export PREFIX [DATA] [key=value]...   write its tokens as Megatron's PREFIX.train.bin, .idx and so on
+rwkv-lab data train-bpe OUT.json SIZE FILE...       train a byte-level BPE tokenizer of SIZE tokens (tokenizer=bpe)
 
-DATA and the keys are those of run.py: data info enwik8 data.path=FILE tokenizer=byte
+DATA and the keys are those of run.py: rwkv-lab data info enwik8 data.path=FILE tokenizer=byte
 """
 
-import dataclasses
 import time
 from pathlib import Path
-from typing import TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from rwkv_lab.config import hydra, overrides, registry
+from rwkv_lab.config.check import check
 from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.data.config import DataConfig, TokenizerConfig
-from rwkv_lab.data.dataset import Corpus, load
-from rwkv_lab.data.token_cache import Split
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
+from rwkv_lab.config.overrides import file_for_corpus
+from rwkv_lab.data import Corpus, Split, load
+from rwkv_lab.util.console import harmless
+from rwkv_lab.util.hashing import expand
+from rwkv_lab.util.io import write_atomic
 
-SAMPLE = 300
-T = TypeVar("T")
+SAMPLE = 300  # tokens
+PARTS = ("train", "val", "test")
+COMMANDS = ("info", "prepare", "export", "train-bpe")
 
 
 def main(argv: list[str]) -> int:
-    """Runs ``argv`` (without the program's name); returns the exit code."""
-    if not argv or argv[0] in ("-h", "--help"):
+    """Run ``argv`` (without the program's name) and return the exit code."""
+    if not argv or {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
     command, rest = argv[0], argv[1:]
-    if command == "bench":
-        from rwkv_lab.data.bench import table
-
-        print(table(_megabytes(rest)))
-        return 0
-    if command not in ("info", "prepare"):
-        raise UserError(f"{command} is unknown{nearest(command, ('info', 'prepare', 'bench'))}: info, prepare or bench")
+    if command not in COMMANDS:
+        raise UserError(f"{command} is unknown{nearest(command, COMMANDS)}: choose one of {', '.join(COMMANDS)}")
+    if command == "train-bpe":
+        return _train_bpe(rest)
+    if command == "export":
+        return _export(rest)
     data, tokenizer = configs(rest)
     started = time.perf_counter()
     corpus = load(data, tokenizer)
     if command == "info":
-        print(describe(data, corpus))
+        print(harmless(described(data, corpus)))
     else:
         print(f"{data.name} is ready in {corpus.folder} ({time.perf_counter() - started:.1f} s)")
         for note in corpus.notes:
-            print(note)
+            print(f"note: {note}")
     return 0
 
 
 def configs(arguments: list[str]) -> tuple[DataConfig, TokenizerConfig]:
-    """The configs that ``DATA [key=value]...`` means, from the same files of conf/ as run.py reads."""
+    """Return the configs of ``[DATA] [key=value]...``, composed as by run.py; token ids default to tokenizer=ids."""
     words = [word for word in arguments if "=" not in word]
-    pairs = [word.split("=", 1) for word in arguments if "=" in word]
-    chosen = dict(pair for pair in pairs if pair[0] in ("data", "tokenizer"))
-    if len(words) + ("data" in chosen) != 1:
-        raise UserError(f"one corpus is to be named, not {len(words)}: {', '.join(_options('data'))}")
-    name = words[0] if words else chosen["data"]
-    default = "ids" if name == "npy" else "char"
-    data = _group("data", name, DataConfig, pairs)
-    tokenizer = _group("tokenizer", chosen.get("tokenizer", default), TokenizerConfig, pairs)
-    for key, _ in pairs:
-        if key not in chosen and key.split(".")[0] not in ("data", "tokenizer"):
-            raise UserError(f"{key} is unknown here: keys are data.… and tokenizer.…")
-    return data, tokenizer
+    texts = [word for word in arguments if "=" in word]
+    chosen = [text.partition("=")[2] for text in texts if text.startswith("data=")]
+    if len(words) + len(chosen) > 1:
+        raise UserError(f"name one corpus, not {len(words) + len(chosen)}: {', '.join(registry.names('data'))}")
+    name = (words or chosen or [""])[0]
+    if words and words[0] not in registry.names("data") and (proposed := file_for_corpus(words[0])):
+        raise UserError(proposed)
+    texts += [f"data={word}" for word in words]
+    held = getattr(registry.members("data").get(name), "holds", "text")
+    if held == "token ids" and not any(text.startswith("tokenizer=") for text in texts):
+        texts.append("tokenizer=ids")
+    hydra.prepare()
+    composed = hydra.compose(overrides.read(texts, multirun=False).texts)
+    config = check(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+    return config.data, config.tokenizer
 
 
-def describe(data: DataConfig, corpus: Corpus) -> str:
-    """What ``info`` prints."""
-    splits = {name: getattr(corpus, name) for name in ("train", "val", "test")}
+def described(data: DataConfig, corpus: Corpus) -> str:
+    """Return what ``info`` prints."""
+    splits = {name: getattr(corpus, name) for name in PARTS}
     lines = [f"corpus      {data.name}"]
     lines += [f"source      {name}  sha256 {sha256}" for name, sha256 in corpus.sha256.items()]
     lines += [f"{name:<12}{_size(split)}" for name, split in splits.items() if split is not None]
@@ -91,35 +96,33 @@ def _size(split: Split) -> str:
     return f"{text}   unknown {split.unknown:,} ({split.unknown / len(split):.4%})"
 
 
-def _options(group: str) -> list[str]:
-    return sorted(file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml"))
+def _export(arguments: list[str]) -> int:
+    from rwkv_lab.data.corpora.binidx import write_pair
+
+    if not arguments or "=" in arguments[0]:
+        raise UserError("data export takes the PREFIX of the files to write, then DATA and keys, e.g. out/kjv kjv")
+    prefix = Path(arguments[0])
+    data, tokenizer = configs(arguments[1:])
+    corpus = load(data, tokenizer)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    stored = prefix.with_name(f"{prefix.name}.tokenizer.json")
+    write_atomic(stored, corpus.tokenizer.to_json().encode())
+    for name in PARTS:
+        split = getattr(corpus, name)
+        if split is not None:
+            write_pair(prefix.with_name(f"{prefix.name}.{name}"), split.tokens, corpus.tokenizer.vocab_size)
+            print(f"{prefix}.{name}.bin and .idx: {len(split):,} tokens")
+    print(f"{stored}: for tokenizer=run tokenizer.path={stored}")
+    return 0
 
 
-def _group(group: str, option: str, schema: type[T], pairs: list[list[str]]) -> T:
-    file: Path = REPOSITORY / "conf" / group / f"{option}.yaml"
-    if not file.is_file():
-        known = _options(group)
-        raise UserError(f"{group}={option} does not exist{nearest(option, known)}: choose one of {', '.join(known)}")
-    content = dict(OmegaConf.load(file))
-    content.pop("defaults", None)
-    fields = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
-    own = [(key.split(".", 1)[1], value) for key, value in pairs if key.startswith(f"{group}.")]
-    for key, _ in own:
-        if key not in fields:
-            raise UserError(f"{group}.{key} is unknown{nearest(key, fields)}: {group} has {', '.join(fields)}")
-    try:
-        dots = OmegaConf.from_dotlist([f"{key}={value}" for key, value in own])
-        merged = OmegaConf.merge(OmegaConf.structured(schema), content, dots)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{group}.{error.full_key}: {str(error.msg).splitlines()[0]}") from None
-    return OmegaConf.to_object(merged)  # type: ignore[return-value]
+def _train_bpe(arguments: list[str]) -> int:
+    from rwkv_lab.data.tokenizers.bpe import train
 
-
-def _megabytes(arguments: list[str]) -> int:
-    try:
-        size = int(arguments[0]) if arguments else 100
-    except ValueError:
-        size = 0
-    if size < 1 or len(arguments) > 1:
-        raise UserError(f"bench {' '.join(arguments)}: one whole number of megabytes from 1 up is expected")
-    return size
+    size = arguments[1] if len(arguments) > 1 else ""
+    if len(arguments) < 3 or not (size.isascii() and size.isdigit()):
+        raise UserError("data train-bpe takes OUT.json, a number of tokens and files, e.g. tokenizer.json 8192 a.txt")
+    files = [file for path in arguments[2:] for file in expand(path, "FILE")]
+    train(Path(arguments[0]), int(size), files)
+    print(f"{arguments[0]}: for tokenizer=bpe tokenizer.path={arguments[0]}")
+    return 0

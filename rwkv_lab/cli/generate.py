@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rwkv_lab.cli.arguments import Arguments
 from rwkv_lab.config.errors import UserError, main_guard
+from rwkv_lab.util.console import say
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,14 +37,16 @@ def main(argv: list[str]) -> None:
     import torch
 
     from rwkv_lab import models
-    from rwkv_lab.data.tokenizers.text import from_json, unknown_in
-    from rwkv_lab.inference.recurrent import generate
+    from rwkv_lab.data import from_json, unknown_in
+    from rwkv_lab.inference.sampling import generate
+    from rwkv_lab.runs.manifest import verify
 
+    verify(options.run, "tokenizer.json", "model.safetensors")
     model = models.load(options.run)
     file = options.run / "tokenizer.json"
     if not file.is_file():
         raise UserError(f"{file}: no such file; a finished run has one")
-    tokenizer = from_json(file.read_text())
+    tokenizer = from_json(file.read_text(encoding="utf-8", errors="replace"))
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device; choose cpu")
     generator = torch.Generator(options.device).manual_seed(options.seed)
@@ -54,7 +57,7 @@ def main(argv: list[str]) -> None:
     if note := unknown_in(tokenizer, options.prompt):
         print(f"note: {note}", file=sys.stderr)
     ids = generate(model, tokenizer.encode(options.prompt).tolist(), options.length, generator, **filters)
-    print(options.prompt + tokenizer.decode(ids))
+    say(options.prompt + tokenizer.decode(ids))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import Described, describe
 from rwkv_lab.config.overrides import groups, options
-from rwkv_lab.config.schema import COMPONENT_GROUPS, PLAIN_GROUPS, Config
+from rwkv_lab.config.schema import COMPONENT_GROUPS, OPTIONAL_GROUPS, PLAIN_GROUPS, Config
 from rwkv_lab.util.paths import REPOSITORY
 
 _INTRO = """\
@@ -63,10 +63,12 @@ def fields_of(topic: str) -> str:
     group, _, option = topic.partition("=")
     if group in PLAIN_GROUPS:
         return _table(group, describe(PLAIN_GROUPS[group]))
-    if group in COMPONENT_GROUPS:
+    if group in (*COMPONENT_GROUPS, *OPTIONAL_GROUPS):
         return _members(group, [option] if option else registry.names(group))
     if group in ("run", "top"):
-        plain = [row for row in describe(Config) if row.name not in (*PLAIN_GROUPS, *COMPONENT_GROUPS)]
+        plain = [
+            row for row in describe(Config) if row.name not in (*PLAIN_GROUPS, *COMPONENT_GROUPS, *OPTIONAL_GROUPS)
+        ]
         return _table("", plain)
     if group in groups():
         return "\n".join([f"Options of {group}", *_headlines(REPOSITORY / "conf" / group)])

@@ -1,8 +1,9 @@
 """``rwkv-lab COMMAND``: the one console script. Each command is a module that is imported when it is chosen."""
 
+import gc
 import importlib
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from rwkv_lab.config.errors import UserError, main_guard, nearest
 
@@ -16,7 +17,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("rwkv_lab.cli.train", "train a model, a sweep or a study (the same as python run.py)"),
-    "runs": Command("rwkv_lab.cli.runs", "list, show, compare, remove and unlock runs"),
+    "runs": Command("rwkv_lab.cli.runs", "list, show, compare, watch, remove and unlock runs"),
     "evaluate": Command("rwkv_lab.cli.evaluate", "measure the held-out loss of a run"),
     "generate": Command("rwkv_lab.cli.generate", "continue a text"),
     "convert": Command("rwkv_lab.cli.convert", "read and write checkpoints of the original implementation"),
@@ -52,9 +53,12 @@ def main(argv: list[str]) -> int:
 
 
 def run() -> None:
-    """Run the console script."""
-    sys.exit(main_guard(lambda: main(sys.argv[1:])))
+    """Run the console script; also ``python -m rwkv_lab``."""
+    leave(main_guard(lambda: main(sys.argv[1:])))
 
 
-if __name__ == "__main__":
-    run()
+def leave(code: int) -> NoReturn:
+    """End the process with the exit code ``code``."""
+    # Python would walk all of torch's objects once more on its way out, which takes as long as importing them.
+    gc.freeze()
+    sys.exit(code)

@@ -23,6 +23,8 @@ def complete(path: Path, manifest: dict[str, Any], again: bool) -> None:
     sample = path / "sample.txt"
     if sample.exists():
         say("\nsample " + "-" * 60 + "\n" + sample.read_text(errors="replace").strip("\n") + "\n" + "-" * 67)
+    for note in manifest.get("notes") or ():
+        say(f"note: {note}")
     bpb = _bpb(result["val_bpb"])
     say(f"val_loss {result['val_loss']:.4f} nats/token   val_bpb {bpb} bits/byte   ({result['eval']})")
     say(
@@ -53,39 +55,27 @@ def _prediction(predicted: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def dry_run(config: Config, path: Path) -> None:
-    """Says what the configuration would run: sizes, cost, memory and place. Nothing is trained or written."""
+    """Print what the configuration would run: sizes, cost, memory and place. Nothing is trained or written."""
     from omegaconf import OmegaConf
 
     from rwkv_lab import data, models
     from rwkv_lab.config import check, derived
     from rwkv_lab.models.factory import skeleton
-    from rwkv_lab.training.run import rate_function
+    from rwkv_lab.training import device, lineage
 
     say(OmegaConf.to_yaml(OmegaConf.create(check.plain(config))))
     total = derived.total_steps(config)
-    rates = [*map(rate_function(config, total), range(total))]
+    rates = [*map(lineage.rates(config), range(total))]
     corpus = data.load(config.data, config.tokenizer)
     data.require_length(corpus, config.model.ctx_len)
     model = skeleton(config.model, corpus.tokenizer.vocab_size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    memory_bytes = sum(device.estimate(config, dict(model.named_parameters()), corpus.tokenizer.vocab_size).values())
     tokens = total * config.trainer.batch_size * config.model.ctx_len
     flops = models.flops_per_token(model)
     say(f"parameters        {parameters:,}")
     say(f"FLOPs per token   {flops:,.0f} (forward and backward)")
     say(f"length            {total:,} steps, {tokens:,} tokens, {flops * tokens:.3g} FLOPs")
     say(f"learning rate     {rates[0]:.3g} first, {max(rates):.3g} highest, {rates[-1]:.3g} last")
-    say(f"memory, about     {memory_estimate(config, parameters, corpus.tokenizer.vocab_size) / 2**20:,.0f} MiB")
+    say(f"memory, about     {memory_bytes / 2**20:,.0f} MiB")
     say(f"run directory     {shown(path)}")
-
-
-def memory_estimate(config: Config, parameters: int, vocab_size: int) -> float:
-    """Bytes of weights, gradients and Adam's two averages in fp32, and of the activations one micro-batch keeps.
-
-    Activations: about 34 values a token, layer and channel (Korthikanti et al. 2022, arXiv 2205.05198, without
-    attention's quadratic part) and three copies of the logits.
-    """
-    trainer, model = config.trainer, config.model
-    tokens = trainer.batch_size // trainer.accumulate * model.ctx_len
-    width = 2 if trainer.precision == "bf16" else 4
-    activations = tokens * (34 / 2 * model.n_layer * model.n_embd * width + 3 * vocab_size * 4)
-    return 16 * parameters + activations

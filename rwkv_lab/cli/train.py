@@ -11,13 +11,52 @@ from omegaconf import DictConfig, OmegaConf
 
 from rwkv_lab.cli.arguments import Arguments
 from rwkv_lab.config.errors import UserError, main_guard
-from rwkv_lab.sweeps.subprocesses import end_with_parent
 from rwkv_lab.training.distributed import torchrun
-from rwkv_lab.training.signals import like_ctrl_c
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.training.signals import StopSignals
+from rwkv_lab.util.paths import CONF
+from rwkv_lab.util.subprocesses import end_with_parent
 
 HELP = ("--help", "-h")
 OTHER_RANK_SECONDS = 15.0
+
+
+@dataclass
+class Entry:
+    """The function Hydra calls with each composed configuration, and the exit code it led to."""
+
+    exit_code: int = 0
+    error: Exception | None = None
+
+    def run(self, composed: DictConfig) -> float:
+        """Do one job in this process, or, as part of a sweep, in a process of its own; return its final val_loss.
+
+        A job that did not complete returns infinity, as sweepers that minimise expect.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra_config: Any = HydraConfig.get()
+        # Unresolved: an override may take its value from another key.
+        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            from rwkv_lab.sweeps import job
+
+            return job.run(composed, hydra_config)
+        from rwkv_lab.training.run import run_here
+
+        try:
+            self.exit_code, loss = run_here(composed, overrides)
+        except Exception as error:
+            # Hydra would announce an exception with lines of its own.
+            self.error, loss = error, float("inf")
+        return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from rwkv_lab.config.hydra import prepare
+
+        # A launcher's worker process gets this object pickled and has registered nothing yet.
+        prepare()
+        self.__dict__.update(state)
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +65,7 @@ def main(argv: list[str]) -> int:
         topics = [word for word in argv if word not in HELP]
         return main_guard(lambda: _help(topics))
     warnings.formatwarning = _as_a_sentence  # type: ignore[assignment]
-    with like_ctrl_c():
+    with StopSignals():
         code = main_guard(lambda: _guarded(argv))
     if torchrun.ranks() and code not in torchrun.ENDED_TOGETHER:
         # Python's own way out aborts in gloo's destructors if the other ranks have gone.
@@ -105,11 +144,14 @@ def _flags(argv: list[str]) -> Any:
 
 def _compose_and_run(argv: list[str]) -> int:
     from rwkv_lab.config import hydra, overrides
+    from rwkv_lab.sweeps import plan
 
     flags = _flags(argv)
     hydra.prepare()
     if not flags.shell_completion:
         words = overrides.read(flags.overrides, flags.multirun)
+        if plan.is_sweep(argv):
+            words = words._replace(texts=plan.defer(words.texts))
         hydra.check_study(words)
         # Hydra takes flags before overrides only.
         argv = [word for word in argv if word.startswith("-") or word in (flags.cfg, flags.info)] + words.texts
@@ -118,12 +160,12 @@ def _compose_and_run(argv: list[str]) -> int:
     # Hydra prints and exits by itself otherwise, with several lines and exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["run.py", *argv]
-    outcome = Outcome()
-    entry = hydra_main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")
+    job = Entry()
+    entry = hydra_main(version_base="1.3", config_path=str(CONF), config_name="config")
     try:
-        entry(outcome.run)()
-        if outcome.error is not None:
-            raise outcome.error
+        entry(job.run)()
+        if job.error is not None:
+            raise job.error
     except UserError:
         raise
     except Exception as error:
@@ -131,42 +173,4 @@ def _compose_and_run(argv: list[str]) -> int:
         if sentence is None:
             raise
         raise UserError(sentence) from None
-    return outcome.exit_code
-
-
-@dataclass
-class Outcome:
-    """The function Hydra calls with each composed configuration, and the exit code it led to."""
-
-    exit_code: int = 0
-    error: Exception | None = None
-
-    def run(self, composed: DictConfig) -> float:
-        """Run one job here, or as part of a sweep in a process of its own; return its final val_loss.
-
-        A job that did not complete returns infinity, as sweepers that minimise expect.
-        """
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        from rwkv_lab.sweeps import job
-        from rwkv_lab.training.job import run_here
-
-        hydra_config: Any = HydraConfig.get()
-        # Unresolved: an override may take its value from another key.
-        overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-        if hydra_config.mode == RunMode.MULTIRUN:
-            return job.run(composed, hydra_config)
-        try:
-            self.exit_code, loss = run_here(composed, overrides)
-        except Exception as error:
-            # Hydra would announce an exception with lines of its own.
-            self.error, loss = error, float("inf")
-        return loss
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        from rwkv_lab.config.hydra import prepare
-
-        # A launcher's worker process gets this object pickled and has registered nothing yet.
-        prepare()
-        self.__dict__.update(state)
+    return job.exit_code

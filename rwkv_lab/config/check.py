@@ -10,7 +10,7 @@ from rwkv_lab.config import derived, registry
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import defaults, instance, validate
 from rwkv_lab.config.kinds import Component
-from rwkv_lab.config.schema import COMPONENT_GROUPS, GROUPS, PLAIN_GROUPS, Config
+from rwkv_lab.config.schema import ALL_GROUPS, COMPONENT_GROUPS, OPTIONAL_GROUPS, PLAIN_GROUPS, Config
 
 
 def check(composed: DictConfig) -> Config:
@@ -23,13 +23,15 @@ def check(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         key, text = error.full_key or error.key or "the configuration", str(error.msg or error).splitlines()[0]
         raise UserError(f"{key} takes its value from another key, which fails: {text}") from None
-    groups = {group: _group(group, content.pop(group, None)) for group in GROUPS}
+    groups = {group: _group(group, content.pop(group, None)) for group in ALL_GROUPS}
     config = instance(Config, {**content, **groups})
     validate(config)
     config.check()
     config.trainer.check()
+    derived.check_branch(config)
     derived.check_shares(config.trainer, config.trainer.processes or 1)
-    components = [cast(Component, getattr(config, group)) for group in COMPONENT_GROUPS]
+    chosen = [getattr(config, group) for group in (*COMPONENT_GROUPS, *OPTIONAL_GROUPS)]
+    components = [cast(Component, component) for component in chosen if component is not None]
     for component in components:
         component.check()
     for component in components:
@@ -50,7 +52,9 @@ def top_level() -> dict[str, Any]:
 
 
 def _group(group: str, content: Any) -> Any:
-    """Return a group's content as an instance of its dataclass."""
+    """Return a group's content as an instance of its dataclass; None for an optional group that is unset."""
+    if content is None and group in OPTIONAL_GROUPS:
+        return None
     if not isinstance(content, dict):
         raise UserError(f"the group {group} is missing or has no fields: choose one with {group}=...")
     return instance(schema_of(group, str(content.get("name"))), content, f"{group}.")
@@ -66,6 +70,14 @@ def without_its_group(key: str) -> str:
             if each.name == key or each.name.startswith(f"{key}_"):
                 return f" (did you mean '{group}.{each.name}'?)"
     return ""
+
+
+def other_owners(group: str, key: str) -> str:
+    """Return `` (a key of data=npy, data=text)``, the components of ``group`` with this field, or an empty string."""
+    if group not in COMPONENT_GROUPS:
+        return ""
+    owners = [name for name, member in registry.members(group).items() if key in member.__dataclass_fields__]
+    return f" (a key of {', '.join(f'{group}={name}' for name in owners)})" if owners else ""
 
 
 def plain(config: Config) -> dict[str, Any]:

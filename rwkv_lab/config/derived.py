@@ -3,6 +3,7 @@
 import math
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.fields import whole
 from rwkv_lab.config.schema import Config, TrainerConfig
 
 
@@ -10,13 +11,28 @@ def total_steps(config: Config) -> int:
     """Return the updates of the run: ``trainer.steps``, or as many as it takes to see ``trainer.tokens``."""
     trainer = config.trainer
     if trainer.steps is not None:
-        return int(trainer.steps)
-    return math.ceil(int(trainer.tokens or 0) / tokens_per_step(config))
+        return whole(trainer.steps)
+    return math.ceil(whole(trainer.tokens) / tokens_per_step(config))
+
+
+def check_branch(config: Config) -> None:
+    """Raise UserError for a branch that begins at or after the end of the run."""
+    step, total = config.branch.step, total_steps(config)
+    if step is not None and step >= total:
+        raise UserError(
+            f"branch.step={step} must be below the length of the run, {total} updates, which counts from the start of "
+            f"its parent: e.g. trainer.steps={step + step // 4 + 1}"
+        )
 
 
 def tokens_per_step(config: Config) -> int:
     """Return the training tokens of one update."""
     return config.trainer.batch_size * config.model.ctx_len
+
+
+def final_tokens(trainer: TrainerConfig) -> int | None:
+    """Return how many held-out tokens are measured at the end; None for all."""
+    return None if trainer.final_tokens is None else whole(trainer.final_tokens)
 
 
 def check_shares(trainer: TrainerConfig, processes: int) -> None:

@@ -1,10 +1,11 @@
-"""What a user did wrong, said in one plain sentence."""
+"""Users' mistakes as one plain sentence."""
 
 import difflib
-import os
+import io
 import sys
 from collections.abc import Callable, Iterable
-from typing import TextIO
+
+from rwkv_lab.util.console import harmless, mute
 
 
 class UserError(Exception):
@@ -12,7 +13,7 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the closest of ``known``, or an empty string."""
+    """Return `` (did you mean 'x'?)`` for the closest of ``known``, or an empty string."""
     as_written = {each.lower(): each for each in known}
     wanted = str(name).lower()
     close = difflib.get_close_matches(wanted, as_written, n=1, cutoff=0.5)
@@ -22,10 +23,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def main_guard(main: Callable[[], int | None]) -> int:
-    """Runs a command line: its exit code, 2 after a ``UserError`` (one line on standard error), 130 after Ctrl-C.
+    """Run a command and return its exit code: 2 after a ``UserError`` (one line on standard error), 130 after Ctrl-C.
 
-    A reader that has seen enough, as in ``... | head``, ends it quietly with 1.
+    Exits with 1, without a traceback, if the output pipe is closed (e.g. ``| head``).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that is not UTF-8 shows "?" instead of ending the command.
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -34,14 +38,13 @@ def main_guard(main: Callable[[], int | None]) -> int:
         mute(sys.stdout)
         return 1
     except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {harmless(str(mistake))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-
-
-def mute(stream: TextIO) -> None:
-    """Sends what is still written to ``stream`` nowhere, so that a closed pipe or terminal raises no further errors."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    except RuntimeError as error:
+        # pathlib's, for a user that the system does not know; libraries ask for their settings there.
+        if "home directory" not in str(error):
+            raise
+        print("error: the home folder is not known: set HOME to a folder, e.g. HOME=/tmp", file=sys.stderr)
+        return 2

@@ -23,6 +23,13 @@ from rwkv_lab.util.units import parse_count
 Count = int | float | str | None  # a whole number as typed: 500000, 5e5, 500k, 2M; an int once validated
 
 
+def whole(count: Count) -> int:
+    """Return a validated count as the int it is."""
+    if not isinstance(count, int):
+        raise TypeError(f"{count!r} is not a validated count")
+    return count
+
+
 def setting(
     default: Any = dataclasses.MISSING,
     *,
@@ -59,13 +66,20 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a field; ``MISSING`` of dataclasses if it has none."""
+    factory = field.default_factory
+    return field.default if factory is dataclasses.MISSING else factory()
+
+
 def defaults(cls: type) -> dict[str, Any]:
     """Return the fields of a config dataclass with their defaults as plain data; ``???`` for required ones."""
-    found = {}
-    for field in dataclasses.fields(cls):
-        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        found[field.name] = dataclasses.asdict(made) if dataclasses.is_dataclass(made) else made
-    return found
+    made = {field.name: default_of(field) for field in dataclasses.fields(cls)}
+    return {name: dataclasses.asdict(value) if _is_instance(value) else value for name, value in made.items()}
+
+
+def _is_instance(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def instance(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -82,11 +96,7 @@ def instance(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
             raise UserError(f"{prefix}{key} is unknown{nearest(str(key), named)}: {place} has {', '.join(named)}")
     filled = {}
     for name, field in named.items():
-        value = values.get(name, dataclasses.MISSING)
-        if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
-        elif value is dataclasses.MISSING:
-            value = field.default
+        value = values[name] if name in values else default_of(field)
         if value in ("???", dataclasses.MISSING):
             raise UserError(f"{prefix}{name} must be given")
         filled[name] = convert(hints[name], value, f"{prefix}{name}")
@@ -229,7 +239,7 @@ def describe(cls: type) -> list[Described]:
     hints, comments = get_type_hints(cls), _comments(cls)
     described = []
     for field in dataclasses.fields(cls):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = default_of(field)
         shown = "required" if default in ("???", dataclasses.MISSING) else _shown(default)
         limits = "positive" if field.metadata.get("count") else bounds(field.metadata)
         described.append(

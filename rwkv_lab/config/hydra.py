@@ -6,6 +6,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -17,23 +18,23 @@ from omegaconf.errors import (
 )
 
 from rwkv_lab.config import registry
-from rwkv_lab.config.check import top_level, without_its_group
+from rwkv_lab.config.check import other_owners, top_level, without_its_group
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import defaults
 from rwkv_lab.config.overrides import STUDIES, Words, read
-from rwkv_lab.config.schema import COMPONENT_GROUPS, PLAIN_GROUPS
-from rwkv_lab.util.paths import REPOSITORY, RUNS
+from rwkv_lab.config.schema import COMPONENT_GROUPS, OPTIONAL_GROUPS, PLAIN_GROUPS
+from rwkv_lab.util.paths import REPOSITORY, runs_dir
 
 STUDY_MAY_SET = ("mode", "sweeper.params")
 
 
 def prepare() -> None:
     """Register schemas and the resolvers ``repository``, ``runs``, ``gpus`` and ``pick``; safe to call again."""
-    from rwkv_lab.sweeps.gpu_locks import visible_gpus
+    from rwkv_lab.sweeps.launchers import visible_gpus
 
     _register_schemas()
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), replace=True)
-    OmegaConf.register_new_resolver("runs", lambda: str(RUNS), replace=True)
+    OmegaConf.register_new_resolver("runs", lambda folder: str(runs_dir(folder)), replace=True)
     OmegaConf.register_new_resolver("gpus", lambda: max(1, len(visible_gpus())), replace=True)
     # ${pick:${model.name},{mha_pro:4e-4},6e-4}: a value by another key's, so that a study can state a recipe per model.
     OmegaConf.register_new_resolver("pick", lambda key, table, other: table.get(key, other), replace=True)
@@ -49,7 +50,7 @@ def _register_schemas() -> None:
     store.store(group="schema", name="config", node=top_level())
     for group, owner in PLAIN_GROUPS.items():
         store.store(group="schema", name=group, node=defaults(owner))
-    for group in COMPONENT_GROUPS:
+    for group in (*COMPONENT_GROUPS, *OPTIONAL_GROUPS):
         for name, member in registry.members(group).items():
             node = {**defaults(member), "name": name}
             store.store(group=f"schema/{group}", name=name, node=node)
@@ -77,15 +78,18 @@ def check_study(words: Words) -> None:
     """
     if words.study is None:
         return
-    with_study = compose(words.texts).hydra
-    without = compose([text for text in words.texts if text.partition("=")[0] != STUDIES]).hydra
+    parser = OverridesParser.create()
+    # A single configuration has no place for several values.
+    texts = [text for text in words.texts if not parser.parse_overrides([text])[0].is_sweep_override()]
+    with_study = compose(texts).hydra
+    without = compose([text for text in texts if text.partition("=")[0] != STUDIES]).hydra
     changed = sorted(_leaves(with_study).items() ^ _leaves(without).items())
     for key, _ in changed:
         if not key.startswith((*STUDY_MAY_SET, "overrides.", "job.override_dirname", "runtime.choices.")):
             raise UserError(
                 f"experiments={words.study} sets hydra.{key}: a study sets hydra.mode and hydra.sweeper.params only"
             )
-    swept = [f"{key}={value}" for key, value in (with_study.sweeper.params or {}).items()]
+    swept = [f"{key!s}={value}" for key, value in dict(with_study.sweeper.params or {}).items()]
     for text in swept:
         if text.lstrip("+~").startswith("hydra"):
             raise UserError(
@@ -98,7 +102,8 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, str]:
     """Return dotted keys and the text of every value below ``node``, interpolations as they are written."""
     plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     if isinstance(plain, dict) and plain:
-        return {key: text for name, value in plain.items() for key, text in _leaves(value, f"{prefix}{name}.").items()}
+        below = [_leaves(value, f"{prefix}{name!s}.") for name, value in plain.items()]
+        return {key: text for leaves in below for key, text in leaves.items()}
     return {prefix[:-1]: repr(plain)}
 
 
@@ -134,7 +139,7 @@ def explain_omegaconf(error: OmegaConfBaseException) -> str:
         parent: Any = error.parent_node
         known = [str(name) for name in parent if name != "hydra"] if isinstance(parent, DictConfig) else []
         place, _, last = key.rpartition(".")
-        likely = (without_its_group(last) if not place else "") or nearest(last, known)
+        likely = (other_owners(place, last) if place else without_its_group(last)) or nearest(last, known)
         return f"{key} is unknown{likely}" + (f": {place or 'the top level'} has {', '.join(known)}" if known else "")
     if isinstance(error, (InterpolationResolutionError, UnsupportedInterpolationType)):
         return f"{key} takes its value from another key, which fails: {one_line(str(error.msg or error))}"

@@ -6,22 +6,35 @@ imports torch inside.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from omegaconf import MISSING
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
+from rwkv_lab.config.registry import members
 from rwkv_lab.util.hashing import file_sha256
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from torch import nn
 
     from rwkv_lab.config.schema import Config
+    from rwkv_lab.data.sources import Sources
+    from rwkv_lab.data.token_cache import Split
+    from rwkv_lab.data.tokenizers.base import Tokenizer
     from rwkv_lab.models.lm import LM
+    from rwkv_lab.models.rwkv_lm_format import Original
+    from rwkv_lab.runs import Run
+    from rwkv_lab.sweeps.stopping.curves import JobCurve, Verdict
+    from rwkv_lab.tracking.tracker import Tracker
+    from rwkv_lab.training.evaluate import Evaluation
+
+Holding = Literal["text", "token ids"]  # what a corpus is made of
 
 
 @dataclass
@@ -50,42 +63,143 @@ class Component(ABC):  # noqa: B024 (the kinds have the abstract methods)
 class ModelConfig(Component):
     """The settings every architecture offers. A default that differs between models stands in the model's own class."""
 
+    recurrent: ClassVar[bool] = False  # every sublayer carries the whole past in a state of constant size
+    recipe_emb_norm: ClassVar[bool] = False  # the architecture's own recipe has a norm after the embedding
+
     n_layer: int = setting(4, low=1)  # blocks
     n_embd: int = setting(128, low=1)  # channels C of the residual stream
     ctx_len: int = setting(256, low=1)  # tokens of a training sequence
     token_shift: Literal["none", "half", "learned"] = "none"  # previous token mixed into each sublayer
-    small_init_emb: bool | None = None  # true: tiny embedding and a norm after it; false: unit scale; unset: own recipe
+    small_init_emb: bool | None = None  # true: emb_init=small and emb_norm; false: unit and no norm; unset: own recipe
+    emb_init: Literal["unit", "recipe", "small"] | None = None  # embedding of scale 1, own recipe, U(-1e-4, 1e-4)
+    emb_norm: bool | None = None  # norm after the embedding; unset: own recipe
     norm: Literal["pre", "post"] = "pre"  # pre: x += f(norm(x)); post: x = norm(x), x += f(x)
     head_qk_dim: int = setting(0, low=0)  # width of the head-QK term, which copies earlier tokens to the output; 0: off
     head_qk: Literal["sum", "max"] = "sum"  # amounts of a token that occurs several times
     l2_wrap: bool = False  # gradient that pulls the largest logit of each position towards 0
-    init_from: str | None = setting(None, file=True)  # run or .safetensors file whose weights to start from
+    init_from: str | None = setting(None, file=True)  # run (path, STUDY/NAME or id) or .safetensors file to start from
+    init_vocab: Literal["match"] | None = None  # match: init_from's rows of emb and head go to the same tokens
+
+    @abstractmethod
+    def build(self, vocab_size: int, backend: str) -> "LM":
+        """Return the model, its parameters not yet filled; ``backend`` computes the WKV scan, if it has one."""
+
+    @abstractmethod
+    def initialise(self, model: "LM", generator: "torch.Generator") -> None:
+        """Fill every parameter of ``model``, drawing random numbers from ``generator`` alone."""
+
+    def mixing_flops(self) -> float:
+        """Return the forward FLOPs per token between positions, beside linear layers and head-QK."""
+        return 0.0
+
+    def original(self) -> "Original | None":
+        """Return how the original implementation names this model's parameters; None for a model it lacks."""
+        return None
+
+    @property
+    def embedding_start(self) -> Literal["unit", "recipe", "small"]:
+        """Initial values of the embedding, after ``small_init_emb`` and ``emb_init``."""
+        if self.small_init_emb is not None:
+            return "small" if self.small_init_emb else "unit"
+        return self.emb_init or "recipe"
+
+    @property
+    def embedding_norm(self) -> bool:
+        """Return whether a norm follows the embedding; in a post-norm model the first block's own."""
+        for chosen in (self.small_init_emb, self.emb_norm):
+            if chosen is not None:
+                return chosen
+        return self.recipe_emb_norm
+
+    @property
+    def start_files(self) -> dict[str, str]:
+        """The fields that name weights to start from, with their values."""
+        named = {field.name: getattr(self, field.name) for field in fields(self) if "file" in field.metadata}
+        return {name: text for name, text in named.items() if text}
 
     def file_hashes(self, group: str) -> dict[str, str]:
-        paths = {
-            f"{group}.{field.name}": getattr(self, field.name) for field in fields(self) if "file" in field.metadata
-        }
-        return {
-            key: file_sha256(Path(path) / "model.safetensors" if Path(path).is_dir() else path, key)
-            for key, path in paths.items()
-            if path
-        }
+        from rwkv_lab.models.weights import weights_file
+
+        keys = {f"{group}.{name}": text for name, text in self.start_files.items()}
+        return {key: file_sha256(weights_file(text, key), key) for key, text in keys.items()}
 
     def check(self) -> None:
         if self.head_qk != "sum" and self.head_qk_dim == 0:
             raise UserError(
                 f"model.head_qk={self.head_qk} does nothing without head-QK: set model.head_qk_dim, e.g. 256"
             )
+        if self.init_vocab and not self.init_from:
+            raise UserError(f"model.init_vocab={self.init_vocab} does nothing without model.init_from=RUN")
+        if self.small_init_emb is not None:
+            shown = f"model.small_init_emb={str(self.small_init_emb).lower()}"
+            if self.emb_init not in (None, self.embedding_start):
+                raise UserError(
+                    f"{shown} and model.emb_init={self.emb_init} contradict each other: the former means "
+                    f"model.emb_init={self.embedding_start}, give one of them"
+                )
+            if self.emb_norm not in (None, self.small_init_emb):
+                raise UserError(
+                    f"{shown} and model.emb_norm={str(self.emb_norm).lower()} contradict each other: give emb_init and "
+                    "emb_norm without small_init_emb"
+                )
+        if self.emb_norm is False and self.norm == "post":
+            raise UserError("model.emb_norm=false needs model.norm=pre: a post-norm block begins with that norm")
+
+    def check_run(self, run: "Config") -> None:
+        """Resolve names of runs, which mean those below ``runs_dir``, to their folders."""
+        from rwkv_lab.models.weights import weights_file
+
+        for name, text in self.start_files.items():
+            file = weights_file(text, f"model.{name}", run.runs_dir)
+            if not Path(text).expanduser().exists():
+                setattr(self, name, str(file.parent))
 
 
 @dataclass
 class DataConfig(Component):
     """The text of a run, its division and the order of training."""
 
+    order: Literal["random", "cube", "sequential"] = "random"  # random offsets, a permutation of chunks, or in order
+    cache_dir: str | None = setting(None, identity=False)  # of downloads and tokens; unset: the user's cache folder
+
+    holds: ClassVar[Holding] = "text"  # or token ids
+    suffixes: ClassVar[tuple[str, ...]] = ()  # of files a user may have meant by data=FILE
+
+    @abstractmethod
+    def sources(self, cache: Path) -> "Sources":
+        """Return where the corpus is, downloaded into ``cache`` if need be; UserError names the key and the file."""
+
+    def check_run(self, run: "Config") -> None:
+        run.tokenizer.check_data(self)
+
 
 @dataclass
 class TokenizerConfig(Component):
     """From text to token ids."""
+
+    reads: ClassVar[tuple[Holding, ...]] = ("text",)  # what a corpus may hold
+
+    @abstractmethod
+    def build(self, sources: "Sources") -> "Tokenizer":
+        """Return the tokenizer for a corpus; UserError names the key and the file."""
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Tokenizer":
+        """Return the tokenizer whose ``to_json`` gave ``stored``; KeyError, TypeError or ValueError if none did."""
+
+    def notes(self, sources: "Sources") -> list[str]:
+        """Return what a reader of the result should know of the tokens, one sentence each."""
+        return []
+
+    def check_data(self, data: DataConfig) -> None:
+        """Raise UserError for a corpus that this tokenizer cannot read."""
+        if data.holds not in self.reads:
+            fitting = [name for name, member in members("tokenizer").items() if data.holds in member.reads]
+            raise UserError(
+                f"tokenizer={self.name} cannot read data={data.name}, which has {data.holds}: "
+                f"choose one of {', '.join(fitting)}"
+            )
 
 
 @dataclass
@@ -93,16 +207,31 @@ class OptimizerConfig(Component):
     """The rule of an update."""
 
     @abstractmethod
-    def build(self, model: "LM") -> "torch.optim.Optimizer":
-        """Return the optimizer of the model's parameters; a group's ``lr_scale`` multiplies the schedule's rate."""
+    def build(self, parameters: "Mapping[str, nn.Parameter]") -> "list[torch.optim.Optimizer]":
+        """Return the optimizers that share out the named parameters; one step of each makes an update."""
 
     @abstractmethod
-    def set_step(self, optimizer: "torch.optim.Optimizer", step: int, lr: float) -> None:
-        """Put the schedule's rate ``lr``, and whatever else varies, of update ``step`` into every group."""
+    def state_bytes(self, parameters: "Mapping[str, nn.Parameter]") -> int:
+        """Return the memory of the optimizers' state for these parameters, in bytes."""
 
-    @abstractmethod
-    def state_bytes(self, parameters: int) -> float:
-        """Return the memory of the optimizer's state for so many fp32 parameters, in bytes."""
+    def set_lr(self, optimizers: "Sequence[torch.optim.Optimizer]", step: int, lr: float) -> None:
+        """Put the schedule's rate ``lr`` of update ``step`` into every group, times the group's ``lr_scale`` (1)."""
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+@dataclass
+class Prediction:
+    """The loss that a fitted law predicts for the end of a run."""
+
+    final_loss: float  # nats per token, of ``column``
+    interval: tuple[float, float]  # around final_loss
+    level: float  # probability the interval claims
+    column: str  # the measured loss that was fitted: val_loss or train_loss
+    law: str  # name of the law
+    kind: str  # of the proposed schedule
+    fit: str  # the file it was read from
 
 
 @dataclass
@@ -113,17 +242,76 @@ class ScheduleConfig(Component):
     def build(self, total: int) -> Callable[[int], float]:
         """Return the rate of each of ``total`` updates, given its index from 0."""
 
+    def prediction(self) -> Prediction | None:
+        """Return the loss predicted for a run with this schedule; None if the schedule was not fitted."""
+        return None
+
 
 @dataclass
 class ObjectiveConfig(Component):
-    """The loss that is minimised."""
+    """The loss that is minimised and how it is measured on held-out text."""
+
+    @abstractmethod
+    def batch(self, rows: "np.ndarray", first: int, seed: int) -> "tuple[np.ndarray, ...]":
+        """Return the arrays ``loss`` takes, made of token windows ``rows`` [B,T+1].
+
+        They are the run's sequences number ``first`` to ``first + B - 1``; random numbers depend on these and ``seed``
+        only, so that a resumed run draws the same.
+        """
+
+    @abstractmethod
+    def loss(self, model: "LM", *batch: "torch.Tensor") -> "torch.Tensor":
+        """Return the mean training loss of a batch, a scalar in nats per predicted token."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int
+    ) -> "Evaluation":
+        """Return the loss on the first ``tokens`` held-out tokens: quick, and the same text every time."""
+
+    @abstractmethod
+    def evaluate_final(
+        self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int | None
+    ) -> "Evaluation":
+        """Return the loss on the whole held-out text, or on its first ``tokens``, as a run reports it at its end."""
 
 
 @dataclass
 class TrackerConfig(Component):
     """Where a run reports its curves beside metrics.csv; nothing here is part of a run's identity."""
 
+    @property
+    def active(self) -> bool:
+        """Return whether there is anything to open."""
+        return True
+
+    @property
+    def remote(self) -> bool:
+        """Return whether rows go to a server; what it has received is then noted in uploaded.json."""
+        return False
+
+    @abstractmethod
+    def open(self, run: "Run", after: int) -> "Tracker":
+        """Return the tracker of ``run``, which gets its rows behind update ``after``.
+
+        What this and the tracker raise is a warning of the run, never its end.
+        """
+
+    def offline(self) -> "TrackerConfig | None":
+        """Return the settings to go on with if ``open`` fails; None to go on without a tracker."""
+        return None
+
+    def uploading(self, folder: Path) -> "TrackerConfig | None":
+        """Return the settings that send a finished run to its server, with files in ``folder``; None without one."""
+        return None
+
 
 @dataclass
 class StopConfig(Component):
     """When a sweep gives up a job; nothing here is part of a run's identity."""
+
+    after: float = setting(0.2, low=0, below=1)  # fraction of its length before which no job is stopped
+
+    @abstractmethod
+    def verdict(self, job: "JobCurve", others: "Sequence[JobCurve]") -> "Verdict":
+        """Return whether ``job`` goes on, given the comparable ``others`` of its study."""

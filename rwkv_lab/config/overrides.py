@@ -4,6 +4,7 @@ import importlib.util
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -26,7 +27,7 @@ MEANT = {
     "epochs": "the length of a run is trainer.tokens=... or trainer.steps=...",
     "gpus": "trainer=ddp trains on all GPUs; trainer.processes=N on N of them",
 }
-NOT_SWEPT = (STUDIES, "study", "runs_dir", "rerun", "dry_run", "hydra/launcher", "hydra/sweeper")
+NOT_SWEPT = (STUDIES, "study", "runs_dir", "stop", "rerun", "dry_run", "hydra/launcher", "hydra/sweeper")
 HYDRA_KEYS = ("hydra.mode", "hydra.launcher", "hydra.sweeper", "hydra.verbose")
 PACKAGES = {  # config a launcher or sweeper is based on -> module it needs, extra that installs it
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
@@ -68,7 +69,7 @@ def read(texts: Sequence[str], multirun: bool) -> Words:
     """Return the checked overrides. Raises UserError for the first word that no composition could accept."""
     parser = OverridesParser.create()
     parsed: list[Override] = []
-    for text in texts:
+    for text in with_home(texts):
         key, equals, value = text.partition("=")
         plain = key.strip("+~ ")
         if plain in ALIASES:
@@ -78,9 +79,7 @@ def read(texts: Sequence[str], multirun: bool) -> Words:
         try:
             parsed += parser.parse_overrides([text])
         except OverrideParseException:
-            quoted = shlex.quote(f'{key}="{value}"')
-            advice = "write key.field=value" if value.isalnum() else f"quote the value, e.g. {quoted}"
-            raise UserError(f"{text} cannot be read as key=value: {advice}") from None
+            raise UserError(unreadable(key, value)) from None
     chosen = {override.key_or_group: override.value() for override in parsed}
     for override in parsed:
         if override.key_or_group in NOT_SWEPT and override.is_sweep_override():
@@ -105,10 +104,9 @@ def _check(override: Override, sweeps: bool, searching: bool) -> None:
             f"{text} is a range to search, not a grid: add hydra/sweeper=search, or list values as {key}=a,b"
         )
     if override.is_sweep_override() and not sweeps:
-        quoted = shlex.quote(f'{key}="{value}"')
         raise UserError(
             f"{text} is several values: add -m for a sweep over them; write a list as {key}=[a,b], "
-            f"and one value with commas as {quoted}"
+            f"and one value with commas as {quoted(key, value)}"
         )
     top = key.partition(".")[0]
     if key.startswith("hydra"):
@@ -167,10 +165,68 @@ def _check_group(group: str, override: Override) -> None:
     for text in texts:
         if text == "null" or text in known:
             continue
-        if group == "data" and ("/" in text or "." in text):
-            raise UserError(f"data={text} is not a corpus: for your own text write data=text data.path={text}")
+        if group == "data" and (proposed := file_for_corpus(text)):
+            raise UserError(proposed)
         raise UserError(f"{group}={text} does not exist{nearest(text, known)}: choose one of {', '.join(known)}")
 
 
 def _text(value: Any) -> str:
     return "null" if value is None else str(value)
+
+
+def quoted(key: str, value: str) -> str:
+    """Return ``key=value`` as a shell takes it, with the value in quotes that Hydra takes off."""
+    return shlex.quote(_hydra_quoted(key, value))
+
+
+def _hydra_quoted(key: str, value: str) -> str:
+    # Hydra reads a backslash as itself, except before a quote.
+    escaped = value.replace('\\"', '\\\\"').replace('"', '\\"')
+    return f'{key}="{escaped}"'
+
+
+def with_home(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with ``~`` at the beginning of a value expanded, as in ``data.path=~/x``."""
+    expanded = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if equals and value.startswith("~"):
+            try:
+                override = _hydra_quoted(key, str(Path(value).expanduser()))
+            except RuntimeError:
+                override = _hydra_quoted(key, value)  # the key's owner names what is missing
+        expanded.append(override)
+    return expanded
+
+
+def unreadable(key: str, value: str) -> str:
+    """Return a sentence on ``key=value`` that is outside Hydra's grammar, with the quoting that works."""
+    plain = value.strip()
+    if len(plain) > 1 and plain[0] == plain[-1] and plain[0] in "'\"":
+        plain = plain[1:-1]
+    if key == "data" and (proposed := file_for_corpus(plain)):
+        return proposed
+    sentence = f"{key}={value} cannot be read as key=value"
+    if plain.isalnum() and plain.isascii():
+        return f"{sentence}: write key.field=value"
+    if plain[:1] in ("[", "{"):
+        return f"{sentence}: write a list as [a,b], a mapping as {{key:value}}, and one value as {quoted(key, plain)}"
+    return f"{sentence}: quote the value, as in {quoted(key, plain)}"
+
+
+def file_for_corpus(path: str) -> str | None:
+    """Return a sentence for ``data=FILE``, with the corpus and key to name it by; None for what is not like a file."""
+    suffix = Path(path).suffix
+    if "/" not in path and not suffix:
+        return None
+    corpora = registry.members("data")
+    fitting = [name for name, member in corpora.items() if suffix in member.suffixes] or ["text"]
+    name = fitting[0]
+    tokenizer = " tokenizer=ids" if corpora[name].holds == "token ids" else ""
+    key = f"data.path={path}"
+    if not set(path) <= _PLAIN:
+        key = quoted("data.path", path)
+    return f"data={path} is not a corpus: for a file of your own write data={name}{tokenizer} {key}"
+
+
+_PLAIN = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/.-_")

@@ -27,19 +27,20 @@ class Kind(NamedTuple):
 
     home: str  # package, or module, that registers this project's members
     group: bool  # whether a Hydra group of the same name chooses one
+    also: tuple[str, ...] = ()  # further packages whose modules may register members
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "model": Kind("rwkv_lab.models", True),
-        "data": Kind("rwkv_lab.data", True),
+        "data": Kind("rwkv_lab.data.corpora", True),
         "tokenizer": Kind("rwkv_lab.data.tokenizers", True),
         "optimizer": Kind("rwkv_lab.training.optim", True),
         "schedule": Kind("rwkv_lab.training.schedules", True),
         "objective": Kind("rwkv_lab.training.objectives", True),
         "tracker": Kind("rwkv_lab.tracking", True),
         "metric": Kind("rwkv_lab.training.metrics", False),
-        "stop": Kind("rwkv_lab.sweeps.stopping", True),
+        "stop": Kind("rwkv_lab.sweeps.stopping", True, ("analysis",)),
         "law": Kind("analysis.laws", False),
     }
 )
@@ -58,7 +59,7 @@ def register(kind: str, name: str) -> Callable[[T], T]:
     def add(member: T) -> T:
         present = _members[kind].get(name)
         if present is not None and _source(present) != _source(member):
-            raise ValueError(f"{kind} {name!r} is registered twice: by {_source(present)} and {_source(member)}")
+            raise ValueError(f"{kind} {name!r} is registered twice, by {present!r} and by {member!r}")
         _members[kind][name] = member
         return member
 
@@ -88,17 +89,17 @@ def get(kind: str, name: str, key: str | None = None) -> Any:
     return known[name]
 
 
-def _source(member: object) -> tuple[str, str]:
-    """Return module and name of a component, equal for the same definition imported again."""
-    owner = member if hasattr(member, "__qualname__") else type(member)
-    return getattr(member, "__module__", ""), str(getattr(owner, "__qualname__", ""))
+def _source(member: object) -> object:
+    """Return module and name of a class or function, equal for the same definition imported again; else the object."""
+    name = getattr(member, "__qualname__", None)
+    return (getattr(member, "__module__", ""), name) if name else member
 
 
 @functools.cache
 def _discover(kind: str) -> None:
-    home = KINDS[kind].home
-    spec = importlib.util.find_spec(home)
-    if spec is not None:
+    for home in (KINDS[kind].home, *KINDS[kind].also):
+        if importlib.util.find_spec(home) is None:
+            continue
         package = importlib.import_module(home)
         for found in pkgutil.iter_modules(getattr(package, "__path__", ())):
             name = f"{home}.{found.name}"

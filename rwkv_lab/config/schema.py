@@ -10,8 +10,10 @@ from rwkv_lab.config.fields import Count, setting
 from rwkv_lab.config.kinds import (
     DataConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
+    StopConfig,
     TokenizerConfig,
     TrackerConfig,
 )
@@ -36,9 +38,12 @@ class TrainerConfig:
     final_tokens: Count = setting(None, count=True)  # held-out tokens measured at the end; unset: all
     strategy: Literal["ddp"] | None = None  # unset: one device; ddp: several, data parallel
     processes: int | None = setting(None, low=1)  # processes of ddp; unset: one a GPU, or a CPU core
+    timeout: float = setting(600.0, low=1, identity=False)  # seconds ddp's processes wait for one before they give up
+    deterministic: bool = False  # bit-equal numbers on a GPU where torch can, at some cost
     log_every: int = setting(10, low=1, identity=False)  # updates between rows of metrics.csv
     eval_every: int = setting(100, low=0, identity=False)  # updates between evaluations; 0: at the end only
     checkpoint_every: int = setting(200, low=0, identity=False)  # updates between checkpoints; 0: at the end only
+    keep_every: int = setting(0, low=0, identity=False)  # updates between checkpoints kept for good; 0: newest two only
     sample_length: int = setting(300, low=0, identity=False)  # tokens of sample.txt; 0 writes none
 
     def check(self) -> None:
@@ -47,8 +52,15 @@ class TrainerConfig:
             # A run stated in updates is the same run whatever tokens holds.
             self.tokens = None
         kind, _, number = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
+        if kind not in ("auto", "cpu", "cuda") or (
+            number and not (kind == "cuda" and number.isascii() and number.isdigit())
+        ):
             raise UserError(f"trainer.device={self.device} is unknown: choose auto, cpu, cuda or cuda:N")
+        if number and self.strategy is not None:
+            raise UserError(
+                f"trainer.device={self.device} is one card and trainer.strategy={self.strategy} uses several: "
+                "leave the number out (trainer.device=cuda), or the strategy"
+            )
         if self.processes is not None and self.strategy is None:
             raise UserError(
                 f"trainer.processes={self.processes} does nothing on one device: add trainer=ddp or leave it out"
@@ -60,6 +72,15 @@ class OpsConfig:
     """Which implementation computes the WKV scan."""
 
     backend: Literal["auto", "native", "reference"] = "auto"  # native: csrc/; reference: plain torch
+    cache_dir: str | None = setting(None, identity=False)  # built kernels; unset: rwkv_lab/ops in the user's cache
+
+
+@dataclass
+class BranchConfig:
+    """The moment of another run from which this one goes on with its own schedule."""
+
+    parent: str | None = setting(None, identity=False)  # that run; unset: this configuration with a constant rate
+    step: int | None = setting(None, low=1)  # updates taken over from it; unset: no branch
 
 
 @dataclass
@@ -76,16 +97,23 @@ class Config:
     tokenizer: TokenizerConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
+    objective: ObjectiveConfig = setting(MISSING, hash_default=False)
     trainer: TrainerConfig = MISSING
     tracker: TrackerConfig = MISSING
     ops: OpsConfig = MISSING
+    branch: BranchConfig = setting(factory=BranchConfig, hash_default=False)  # start from another run
+    stop: StopConfig | None = setting(None, identity=False)  # when a sweep gives up a job; unset: never
 
     def check(self) -> None:
         """Raise UserError for a study that cannot be a folder."""
         if not self.study or set(self.study) & set("/\\\0") or self.study.startswith("."):
             raise UserError(f"study={self.study} is not a folder name: use letters, digits, '-' and '_'")
+        if self.branch.parent is not None and self.branch.step is None:
+            raise UserError("branch.parent needs branch.step, the number of updates to take over from it, e.g. 8000")
 
 
 PLAIN_GROUPS: dict[str, type] = {"trainer": TrainerConfig, "ops": OpsConfig}  # groups whose options share one schema
-COMPONENT_GROUPS = ("model", "data", "tokenizer", "optimizer", "schedule", "tracker")
-GROUPS = (*COMPONENT_GROUPS, *PLAIN_GROUPS)
+COMPONENT_GROUPS = ("model", "data", "tokenizer", "optimizer", "schedule", "objective", "tracker")
+OPTIONAL_GROUPS = ("stop",)  # components that may be unset
+GROUPS = (*COMPONENT_GROUPS, *PLAIN_GROUPS)  # groups every run has
+ALL_GROUPS = (*GROUPS, *OPTIONAL_GROUPS)

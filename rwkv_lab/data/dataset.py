@@ -1,53 +1,57 @@
-"""``load``: from the config to tokenizer and memory-mapped splits."""
+"""``load``: from the configs of corpus and tokenizer to memory-mapped splits."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.data.config import DataConfig, TokenizerConfig, check
-from rwkv_lab.data.corpora import PARTS, Sources, builtin_text, kjv_text, locate
-from rwkv_lab.data.npy import largest_id, locate_ids, stream_ids
-from rwkv_lab.data.token_cache import Part, Split, entry, open_split
-from rwkv_lab.data.tokenizers.bpe import BpeTokenizer, read_bpe
-from rwkv_lab.data.tokenizers.text import ByteTokenizer, IdsTokenizer, Tokenizer, char_vocabulary, from_json
+from rwkv_lab.config.fields import instance, validate
+from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
+from rwkv_lab.config.run_hash import canonical
+from rwkv_lab.data.sources import PARTS, Sources
+from rwkv_lab.data.token_cache import Part, Split, Stream, cache_dir, entry, open_split
+from rwkv_lab.data.tokenizers.base import Tokenizer, from_json
 from rwkv_lab.util.hashing import file_sha256, text_sha256
 
-# above this number of source files the manifest gives one hash of all
-FILES_NAMED = 16
+FILES_NAMED = 16  # above this number of source files the manifest has one hash of all
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text made ready for training: tokenizer and splits, and what they were made from."""
+    """A text ready for training: tokenizer and splits, and what they were made from."""
 
     tokenizer: Tokenizer
     train: Split
     val: Split | None
     test: Split | None
-    # source file -> sha256 of its content
-    sha256: dict[str, str]
-    # what a reader of the result should know, one sentence each
-    notes: list[str] = field(default_factory=list)
-    # the folder of the cache that holds the tokens
-    folder: Path | None = None
+    sha256: dict[str, str]  # source file -> sha256 of its content
+    notes: list[str] = field(default_factory=list)  # what a reader of the result should know, one sentence each
+    folder: Path | None = None  # of the cache, with the tokens
 
 
 def load(data: DataConfig, tokenizer: TokenizerConfig, stored: Tokenizer | None = None) -> Corpus:
-    """The corpus of these configs; downloads and tokenises what the cache does not have.
+    """Return the corpus of these configs; download and tokenise what the cache does not have.
 
-    ``stored`` is the tokenizer of an earlier run, used as it is instead of the one ``tokenizer`` describes.
-    Raises ``UserError`` naming the key and the file."""
-    check(data, tokenizer)
+    ``stored`` is the tokenizer of an earlier run, used in place of the one ``tokenizer`` describes. Raises UserError
+    naming the key and the file.
+    """
+    for group, config in (("data", data), ("tokenizer", tokenizer)):
+        validate(config, f"{group}.")
+        config.check()
+    tokenizer.check_data(data)
     cache = cache_dir(data)
-    sources = locate_ids(data, cache) if data.name == "npy" else locate(data, cache)
-    key = _key(sources, _description(tokenizer))
+    sources = data.sources(cache)
+    key = _key(sources, canonical(tokenizer, tokenizer.file_hashes("tokenizer"), "tokenizer."))
     if stored is not None and not _holds(cache, key, stored):
         key = _key(sources, stored.to_json())
-    folder, meta = entry(cache, key, lambda partial: _build(partial, data, sources, tokenizer, stored))
-    splits = {name: open_split(folder, name, meta) for name in PARTS}
+    folder, meta = entry(cache, key, lambda partial: _build(partial, sources, tokenizer, stored))
+    splits = {name: open_split(folder, name, meta, _mapped(sources, name)) for name in PARTS}
     if splits["train"] is None:
         raise UserError("data.split leaves no token to train on: the first part is the training text")
     return Corpus(
@@ -56,13 +60,33 @@ def load(data: DataConfig, tokenizer: TokenizerConfig, stored: Tokenizer | None 
         splits["val"],
         splits["test"],
         _source_hashes(sources),
-        sources.notes + _split_notes(splits),
+        [*sources.notes, *meta["notes"], *_split_notes(splits)],
         folder,
     )
 
 
+def stored_configs(config: Mapping[str, Any]) -> tuple[DataConfig, TokenizerConfig]:
+    """Return the data and tokenizer configs of a run's config.yaml, also one of an earlier version.
+
+    A field that its component no longer has must be unset there. Raises UserError for anything else.
+    """
+    return _stored("data", config), _stored("tokenizer", config)
+
+
+def _stored(group: str, config: Mapping[str, Any]) -> Any:
+    content = config.get(group)
+    if not isinstance(content, Mapping):
+        raise UserError(f"config.yaml has no group {group}: start the run afresh with rerun=true")
+    owner = registry.get(group, str(content.get("name")), f"{group}.name")
+    known = {each.name for each in dataclasses.fields(owner)}
+    unknown = sorted(str(key) for key, value in content.items() if key not in known and value is not None)
+    if unknown:
+        raise UserError(f"config.yaml has the unknown key {group}.{unknown[0]}: start the run afresh with rerun=true")
+    return instance(owner, {str(key): value for key, value in content.items() if key in known}, f"{group}.")
+
+
 def require_length(corpus: Corpus, ctx_len: int) -> None:
-    """Raises ``UserError`` when a split is too short for one sequence of ``ctx_len`` tokens and its targets."""
+    """Raise UserError if a split is too short for one sequence of ``ctx_len`` tokens and its targets."""
     for name, split in (("training", corpus.train), ("validation", corpus.val)):
         if split is not None and len(split) <= ctx_len:
             raise UserError(
@@ -71,82 +95,62 @@ def require_length(corpus: Corpus, ctx_len: int) -> None:
             )
 
 
-def source_files(data: DataConfig) -> dict[str, str]:
-    """Config keys that name files, with their values: these count in a run's identity by content, not by name."""
-    named = {f"data.{key}": getattr(data, key) for key in ("path", "train_path", "val_path", "test_path")}
-    return {key: path for key, path in named.items() if path}
-
-
-def content_hashes(data: DataConfig) -> dict[str, str]:
-    """sha256 of the content behind every key of ``source_files``, and of text that varies with the installation."""
-    suffix = ".npy" if data.name == "npy" else ".txt"
-    memo = cache_dir(data) / "hashes"
-    hashes = {key: file_sha256(path, key, suffix, memo) for key, path in source_files(data).items()}
-    if data.name in ("builtin", "kjv"):
-        hashes["data.name"] = text_sha256(builtin_text() if data.name == "builtin" else kjv_text())
-    return hashes
-
-
-def cache_dir(data: DataConfig) -> Path:
-    """The cache folder: ``data.cache_dir``, or rwkv_lab in the user's cache folder."""
-    if data.cache_dir:
-        return Path(data.cache_dir).expanduser().absolute()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("rwkv_lab")
-
-
-def _description(config: TokenizerConfig) -> str:
-    content = file_sha256(config.path, "tokenizer.path") if config.path else config.vocab_size
-    return f"{config.name} {content}"
-
-
-def _key(sources: Sources, tokenizer: str) -> str:
+def _key(sources: Sources, tokenizer: Any) -> str:
     parts = {
         name: [[segment.sha256, segment.start, segment.stop] for segment in segments]
         for name, segments in sources.parts.items()
     }
-    return text_sha256(json.dumps([parts, tokenizer], sort_keys=True).encode())[:24]
+    return text_sha256(json.dumps([parts, sources.layout, tokenizer], sort_keys=True).encode())[:24]
 
 
 def _holds(cache: Path, key: str, tokenizer: Tokenizer) -> bool:
     file = cache / "tokens" / key / "tokenizer.json"
-    return file.is_file() and file.read_text(encoding="utf-8") == tokenizer.to_json()
+    return file.is_file() and file.read_bytes() == tokenizer.to_json().encode()
 
 
-def _build(
-    folder: Path, data: DataConfig, sources: Sources, config: TokenizerConfig, stored: Tokenizer | None
-) -> Mapping[str, Any]:
-    tokenizer = stored or _tokenizer(config, sources)
+def _build(folder: Path, sources: Sources, config: TokenizerConfig, stored: Tokenizer | None) -> Mapping[str, Any]:
+    tokenizer = stored or config.build(sources)
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     splits = {}
-    for name, segments in sources.parts.items():
+    for name in sources.parts:
         part = Part(folder, name, tokenizer.vocab_size, tokenizer.unknown_id)
-        if data.name == "npy":
-            table = tokenizer.bytes_of_ids() if isinstance(tokenizer, BpeTokenizer) else None
-            each = int(isinstance(tokenizer, ByteTokenizer))
-            splits[name] = part.write(stream_ids(segments, tokenizer.vocab_size, table), each)
+        if sources.ids is None:
+            splits[name] = part.write(tokenizer.stream(sources.parts[name]))
         else:
-            splits[name] = part.write(tokenizer.stream(segments))
-    for segment in {segment.path: segment for part in sources.parts.values() for segment in part}.values():
+            each = tokenizer.bytes_of_ids()
+            stream = _stream_ids(sources, name, tokenizer)
+            splits[name] = part.write(stream, each if isinstance(each, int) else 0, _mapped(sources, name) is None)
+    for segment in {segment.path: segment for segment in sources.segments()}.values():
         if file_sha256(segment.path, segment.key) != segment.sha256:
             raise UserError(f"{segment.key}={segment.path} changed while it was read: run again")
-    return {"splits": splits}
+    return {"splits": splits, "notes": [] if stored else config.notes(sources)}
 
 
-def _tokenizer(config: TokenizerConfig, sources: Sources) -> Tokenizer:
-    if config.name == "byte":
-        return ByteTokenizer()
-    if config.name == "char":
-        return char_vocabulary(sources.parts["train"])
-    if config.name == "bpe":
-        return read_bpe(str(config.path))
-    parts = [segment for part in sources.parts.values() for segment in part]
-    return IdsTokenizer(config.vocab_size or largest_id(parts) + 1)
+def _stream_ids(sources: Sources, part: str, tokenizer: Tokenizer) -> Stream:
+    """Yield the ids of a part and the bytes of text behind each; UserError for an id outside the vocabulary."""
+    assert sources.ids is not None
+    lengths = tokenizer.bytes_of_ids()
+    for segment in sources.parts[part]:
+        position = segment.start
+        for ids in sources.ids(segment):
+            for wrong in (int(ids.argmin()), int(ids.argmax())):
+                if not 0 <= ids[wrong] < tokenizer.vocab_size:
+                    raise UserError(
+                        f"{segment.key}={segment.path} has the token id {ids[wrong]} at position {position + wrong}: "
+                        f"the tokenizer has 0 to {tokenizer.vocab_size - 1} (see tokenizer.vocab_size)"
+                    )
+            yield ids, None if isinstance(lengths, int) else lengths[ids]
+            position += len(ids)
+
+
+def _mapped(sources: Sources, part: str) -> np.ndarray | None:
+    """Return the token ids of a part where they lie [N]; None if they are to be copied into the cache."""
+    segments = sources.parts.get(part, [])
+    return sources.mapped(segments[0]) if sources.mapped and len(segments) == 1 else None
 
 
 def _source_hashes(sources: Sources) -> dict[str, str]:
-    files = {segment.path: segment.sha256 for part in sources.parts.values() for segment in part}
+    files = {segment.path: segment.sha256 for segment in sources.segments()}
     if len(files) > FILES_NAMED:
         return {f"{len(files)} files": text_sha256("\n".join(files.values()).encode())}
     names = [file.name for file in files]

@@ -1,4 +1,4 @@
-"""Byte ranges of files and how they are read: streamed, and every fault said with the key and the file."""
+"""Byte ranges of files, read in blocks; every fault names the key and the file."""
 
 import codecs
 from collections.abc import Iterator, Sequence
@@ -11,26 +11,24 @@ BLOCK = 1 << 22
 
 
 class Segment(NamedTuple):
-    """Bytes ``start`` to ``stop`` of a file; ``key`` is the config key that named it, ``sha256`` its content's hash."""
+    """Bytes, or token ids, ``start`` to ``stop`` of a file."""
 
     path: Path
     start: int
     stop: int
-    key: str
-    sha256: str
+    key: str  # config key that named the file
+    sha256: str  # of its whole content
 
 
 def byte_blocks(segments: Sequence[Segment], size: int = BLOCK) -> Iterator[bytes]:
-    """The bytes of the segments, in blocks of at most ``size``."""
+    """Yield the bytes of the segments in blocks of at most ``size``."""
     for segment in segments:
         for _, block in _blocks(segment, size):
             yield block
 
 
 def text_blocks(segments: Sequence[Segment], size: int = BLOCK) -> Iterator[str]:
-    """The text of the segments in blocks; line ends are left as they are.
-
-    Raises ``UserError`` where the bytes are not UTF-8 text."""
+    """Yield the text of the segments in blocks, line ends as they are; UserError for bytes that are not UTF-8."""
     for segment in segments:
         decoder = codecs.getincrementaldecoder("utf-8")()
         for offset, block in _blocks(segment, size):
@@ -52,7 +50,7 @@ def text_blocks(segments: Sequence[Segment], size: int = BLOCK) -> Iterator[str]
 
 
 def boundary(path: Path, cut: int, size: int) -> int:
-    """The first byte at or after ``cut`` that begins a UTF-8 character; ``cut`` itself where it is no text."""
+    """Return the first byte from ``cut`` on that begins a UTF-8 character; ``cut`` itself in other bytes."""
     if not 0 < cut < size:
         return cut
     with open(path, "rb") as file:

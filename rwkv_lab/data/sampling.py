@@ -1,5 +1,4 @@
-"""Where each training sequence starts: a pure function of its number, so that a resumed run, any number of ranks and
-any number of workers read the same stream.
+"""The start of each training sequence: a pure function of its number, the same for resumed runs and any rank count.
 
 A sequence of ``ctx_len`` inputs and its targets needs ctx_len + 1 tokens, so starts are 0 to n_tokens - ctx_len - 1.
 """
@@ -15,14 +14,15 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def offsets(order: str, n_tokens: int, ctx_len: int, seed: int, first: int, count: int) -> np.ndarray:
-    """Start offsets, int64 [count], of the sequences number ``first`` to ``first + count - 1``.
+    """Return the start offsets, int64 [count], of the sequences number ``first`` to ``first + count - 1``.
 
     ``random``: hash(seed, n) mod (n_tokens - ctx_len), by the counter-based SplitMix64 (Steele, Lea, Flood 2014).
     ``sequential``: chunk n mod chunks, of chunks = (n_tokens - 1) // ctx_len.
     ``cube``: ctx_len * cube_index(chunks, n) plus a bias that seed and n // p choose within the tokens left over, so
     that the grid of chunks moves from one pass over the p chunks to the next.
 
-    Raises ``UserError`` when there are too few tokens."""
+    Raises UserError for too few tokens.
+    """
     chunks = (n_tokens - 1) // ctx_len
     if chunks < 1:
         raise UserError(f"{n_tokens} tokens are too few for sequences of {ctx_len}: at least {ctx_len + 1} are needed")
@@ -36,21 +36,19 @@ def offsets(order: str, n_tokens: int, ctx_len: int, seed: int, first: int, coun
     raise UserError(f"data.order={order} is unknown: choose from random, cube, sequential")
 
 
-def shard(first: int, count: int, rank: int, world_size: int) -> tuple[int, int]:
-    """(first, count) of the part of the sequences first .. first + count - 1 that ``rank`` reads: contiguous, without
-    overlap, together all of them, sizes differing by at most one."""
-    start, stop = count * rank // world_size, count * (rank + 1) // world_size
-    return first + start, stop - start
-
-
 def gather(tokens: np.ndarray, starts: np.ndarray, ctx_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, int64 [B,T] each, of the sequences that begin at ``starts`` [B]; copies only these."""
-    rows = tokens[starts[:, None] + np.arange(ctx_len + 1)].astype(np.int64)  # [B,T+1]
+    """Return inputs and targets, int64 [B,T] each, of the sequences that begin at ``starts`` [B]; copies only these."""
+    rows = windows(tokens, starts, ctx_len)
     return rows[:, :-1], rows[:, 1:]
 
 
+def windows(tokens: np.ndarray, starts: np.ndarray, ctx_len: int) -> np.ndarray:
+    """Return the ``ctx_len`` + 1 tokens from each of ``starts`` [B] on, int64 [B,T+1]; copies only these."""
+    return tokens[starts[:, None] + np.arange(ctx_len + 1)].astype(np.int64)
+
+
 def hashed(seed: int, first: int, count: int) -> np.ndarray:
-    """uint64 [count]: SplitMix64 of the numbers first .. first + count - 1, in a stream of its own for every seed."""
+    """Return SplitMix64 of the numbers first .. first + count - 1, uint64 [count]; every seed has its own stream."""
     with np.errstate(over="ignore"):
         numbers = np.uint64(first & MASK) + np.arange(count, dtype=np.uint64)
         stream = _mix(np.array([seed & MASK], np.uint64) + np.uint64(GOLDEN))
@@ -65,15 +63,16 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 
 def cube_index(chunks: int, n: int) -> int:
-    """The chunk that step ``n`` of the order ``cube`` reads: n³ mod p, p = cube_prime(chunks); exact at any size.
+    """Return the chunk that step ``n`` of the order ``cube`` reads: n³ mod p, p = cube_prime(chunks); exact.
 
     n -> n³ permutes the residues of p because 3 does not divide p - 1; every p steps see every chunk below p once. The
-    order of the original's pretraining on the Pile (BlinkDL/RWKV-LM)."""
+    order of the original's pretraining on the Pile (BlinkDL/RWKV-LM).
+    """
     return pow(n, 3, cube_prime(chunks))
 
 
 def cube_indices(p: int, first: int, count: int) -> np.ndarray:
-    """int64 [count]: n³ mod p of n = first .. first + count - 1, exact."""
+    """Return n³ mod p of n = first .. first + count - 1, exact, int64 [count]."""
     residues = _numbers_mod(first, count, p)
     if p < 1 << 32:
         n = residues.astype(np.uint64)
@@ -83,10 +82,10 @@ def cube_indices(p: int, first: int, count: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def cube_prime(chunks: int) -> int:
-    """The largest prime p < chunks with p mod 3 = 2. Raises ``UserError`` below 3 chunks, where there is none."""
+    """Return the largest prime p < chunks with p mod 3 = 2; UserError below 3 chunks, which have none."""
     if chunks < 3:
         raise UserError(
-            f"data.order=cube needs at least 3 chunks of ctx_len tokens, here are {chunks}: use order=random"
+            f"data.order=cube needs at least 3 chunks of model.ctx_len tokens (got {chunks}): use data.order=random"
         )
     if chunks < 6:
         return 2
@@ -98,7 +97,7 @@ def cube_prime(chunks: int) -> int:
 
 
 def _is_prime(n: int) -> bool:
-    """Miller-Rabin with the first 13 primes: no error below 3.3e24 (Sorenson, Webster 2017)."""
+    """Return whether n is prime: Miller-Rabin with the first 13 primes, exact below 3.3e24 (Sorenson, Webster 2017)."""
     bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
     if n in bases:
         return True

@@ -1,99 +1,144 @@
-"""Token ids on disk: built once, memory-mapped afterwards, safe against a second process and a killed one.
+"""Token ids on disk: built once, memory-mapped afterwards, safe against other processes, kills and damage.
 
 An entry is the folder <cache>/tokens/<key> with <split>.tokens, <split>.lengths (bytes of text behind each token),
-tokenizer.json and meta.json. It is written under another name and renamed when complete.
+tokenizer.json and meta.json. It is written under another name, flushed, and renamed when complete. meta.json carries a
+checksum of every file and one of its own; all are verified when an entry is opened, and a damaged entry is made again.
 """
 
-import json
-import os
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.util.console import say
+from rwkv_lab.config.kinds import DataConfig
+from rwkv_lab.util.console import say, warn
+from rwkv_lab.util.hashing import Checksum, checksum, home_expanded, intact, read_sealed, write_sealed
+from rwkv_lab.util.io import sync, sync_tree
 
-FORMAT = 1
+FORMAT = 2
+FILL = 1 << 20
+Stream = Iterator[tuple[np.ndarray, np.ndarray | None]]  # ids, and bytes of text behind each; None: one number for all
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """A part of a corpus: its tokens, memory-mapped, and the bytes of text they stand for."""
 
-    # [N] uint8, uint16 or uint32
-    tokens: np.ndarray
-    # bytes of text behind each token [N]; or one number for all: 1, or 0 where they are not known
-    lengths: np.ndarray | int
-    # how many tokens stand for an unknown character
-    unknown: int = 0
+    tokens: np.ndarray  # [N] uint8, uint16 or uint32
+    lengths: np.ndarray | int  # bytes of text behind each token [N]; or one number for all: 1, or 0 for unknown
+    unknown: int = 0  # tokens that stand for an unknown character
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def bytes_between(self, start: int, stop: int) -> int:
-        """Bytes of the text behind the tokens ``start`` to ``stop - 1``; 0 when token ids came without text."""
+        """Return the bytes of text behind the tokens ``start`` to ``stop - 1``; 0 for token ids without text."""
         if isinstance(self.lengths, int):
             return self.lengths * (stop - start)
         return int(self.lengths[start:stop].sum(dtype=np.int64))
 
     def first(self, count: int) -> "Split":
-        """The first ``count`` tokens, as a view; ``unknown`` stays that of the whole."""
+        """Return the first ``count`` tokens, as a view; ``unknown`` stays that of the whole."""
         return Split(
             self.tokens[:count], self.lengths if isinstance(self.lengths, int) else self.lengths[:count], self.unknown
         )
 
 
+def id_type(vocab_size: int) -> type[np.unsignedinteger]:
+    """Return the smallest type for the ids of a vocabulary."""
+    return np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
 class Part:
-    """Writes one split into the folder of an entry, block by block."""
+    """A writer of one split into the folder of an entry, block by block."""
 
     def __init__(self, folder: Path, name: str, vocab_size: int, unknown_id: int | None) -> None:
         self.folder, self.name, self.unknown_id = folder, name, unknown_id
-        self.dtype = np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32
+        self.dtype = id_type(vocab_size)
 
-    def write(self, stream: Iterator[tuple[np.ndarray, np.ndarray | None]], bytes_each: int = 1) -> dict[str, Any]:
-        """What meta.json says of the split; ``bytes_each`` counts where the stream gives no lengths."""
+    def write(self, stream: Stream, bytes_each: int = 1, keep: bool = True) -> dict[str, Any]:
+        """Return what meta.json has of the split; a block without lengths has ``bytes_each`` behind every token.
+
+        No lengths are stored until a block comes with its own, and no tokens without ``keep``.
+        """
         count = unknown = text_bytes = 0
-        lengths_type = None
+        lengths_type: np.dtype | None = None
         with (
-            _file(self.folder / f"{self.name}.tokens") as tokens,
-            _file(self.folder / f"{self.name}.lengths") as lengths,
+            _summed(self.folder / f"{self.name}.tokens") as tokens,
+            _summed(self.folder / f"{self.name}.lengths") as lengths,
         ):
             for ids, sizes in stream:
-                ids.astype(self.dtype, copy=False).tofile(tokens)
+                if keep:
+                    tokens.write(ids.astype(self.dtype, copy=False))
+                if sizes is not None and lengths_type is None:
+                    lengths_type = sizes.dtype
+                    lengths.fill(bytes_each, count, lengths_type)
+                if lengths_type is not None:
+                    lengths.write(np.full(len(ids), bytes_each, lengths_type) if sizes is None else sizes)
                 count += len(ids)
                 if self.unknown_id is not None:
-                    unknown += int((ids == self.unknown_id).sum())
-                if sizes is not None:
-                    sizes.tofile(lengths)
-                    lengths_type = sizes.dtype.name
+                    unknown += int(np.count_nonzero(ids == self.unknown_id))
                 text_bytes += bytes_each * len(ids) if sizes is None else int(sizes.sum(dtype=np.int64))
-        if lengths_type is None:
-            (self.folder / f"{self.name}.lengths").unlink()
+        checksums = {}
+        for summed, stored in ((tokens, keep), (lengths, lengths_type is not None)):
+            if stored:
+                checksums[summed.path.name] = summed.total.text()
+            else:
+                summed.path.unlink()
         return {
             "tokens": count,
             "type": np.dtype(self.dtype).name,
-            "lengths": lengths_type or bytes_each,
+            "lengths": bytes_each if lengths_type is None else lengths_type.name,
             "unknown": unknown,
             "text_bytes": text_bytes,
+            "checksums": checksums,
         }
 
 
+class _Summed(NamedTuple):
+    """An open file with a running checksum of what is written."""
+
+    path: Path
+    file: Any
+    total: Checksum
+
+    def write(self, array: np.ndarray) -> None:
+        if not array.size:
+            return
+        block = np.ascontiguousarray(array).data.cast("B")
+        self.total.update(block)
+        self.file.write(block)
+
+    def fill(self, value: int, count: int, dtype: np.dtype) -> None:
+        for start in range(0, count, FILL):
+            self.write(np.full(min(FILL, count - start), value, dtype))
+
+
+@contextmanager
+def _summed(path: Path) -> Iterator[_Summed]:
+    with open(path, "wb") as file:
+        yield _Summed(path, file, Checksum())
+
+
 def entry(cache: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """The folder and meta.json of the entry ``key``, calling ``build(folder) -> meta`` unless it is there and whole."""
+    """Return the folder and meta.json of the entry ``key``; ``build(folder) -> meta`` makes one that is not whole."""
     folder = cache / "tokens" / key
-    meta = _whole(folder)
+    meta, _ = _opened(folder)
     if meta is not None:
         return folder, meta
-    with locked(cache, f"tokens-{key}"), writing(cache):
-        meta = _whole(folder)
+    with locked(cache, f"tokens-{key}"), cache_errors(cache):
+        meta, damaged = _opened(folder)
         if meta is None:
+            if damaged:
+                warn(f"{folder / damaged} is damaged; the tokens are made again")
             meta = _built(folder, build)
-    return folder, dict(meta)
+    return folder, meta
 
 
 def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
@@ -103,37 +148,77 @@ def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> dict[str
     partial.mkdir(parents=True)
     try:
         meta = {"format": FORMAT, **build(partial)}
-        with _file(partial / "meta.json") as file:
-            file.write(json.dumps(meta, indent=1).encode())
+        checksums = {"tokenizer.json": checksum(partial / "tokenizer.json")}
+        for part in meta["splits"].values():
+            checksums |= part.pop("checksums")
+        meta["checksums"] = checksums
+        write_sealed(partial / "meta.json", meta)
+        sync_tree(partial)
         partial.rename(folder)
+        sync(folder.parent)
     finally:
-        # after an error, such as a full disk, what was written is of no use
+        # After an error, such as a full disk, the rest is worthless.
         shutil.rmtree(partial, ignore_errors=True)
     return meta
 
 
-def open_split(folder: Path, name: str, meta: Mapping[str, Any]) -> Split | None:
-    """The split ``name`` of an entry, None when it is empty or not there."""
+def open_split(folder: Path, name: str, meta: Mapping[str, Any], mapped: np.ndarray | None = None) -> Split | None:
+    """Return the split ``name`` of an entry, with its tokens or those ``mapped`` elsewhere; None if it is empty."""
     part = meta["splits"].get(name)
     if not part or not part["tokens"]:
         return None
-    tokens = np.memmap(folder / f"{name}.tokens", part["type"], mode="r")
+    tokens = np.memmap(folder / f"{name}.tokens", part["type"], mode="r") if mapped is None else mapped
     lengths = part["lengths"]
     if isinstance(lengths, str):
         lengths = np.memmap(folder / f"{name}.lengths", lengths, mode="r")
     return Split(tokens, lengths, part["unknown"])
 
 
+def _opened(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return meta.json of an entry that is whole; else None and the name of a damaged file, empty for no entry."""
+    try:
+        meta = read_sealed(folder / "meta.json")
+        if meta["format"] != FORMAT:
+            return None, ""
+        damaged = [name for name, recorded in meta["checksums"].items() if not intact(folder / name, recorded)]
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, "meta.json" if _sealed(folder / "meta.json") else ""
+    return (None, damaged[0]) if damaged else (meta, "")
+
+
+def _sealed(file: Path) -> bool:
+    """Return whether meta.json is later than format 1, which had no checksums."""
+    try:
+        return b'"format": 1' not in file.read_bytes()
+    except OSError:
+        return True
+
+
+def cache_dir(data: DataConfig) -> Path:
+    """Return ``data.cache_dir``, or rwkv_lab in the user's cache folder."""
+    if data.cache_dir:
+        return home_expanded(data.cache_dir, "data.cache_dir").absolute()
+    from platformdirs import user_cache_path
+
+    with contextlib.suppress(RuntimeError):
+        folder = user_cache_path("rwkv_lab")
+        if folder.is_absolute():
+            return folder
+    raise UserError("data.cache_dir must be given: the home folder is not known (HOME is not set)")
+
+
 @contextmanager
 def locked(cache: Path, name: str) -> Iterator[None]:
-    """Holds the lock ``name`` of the cache; says so when another process has it. A dead process holds none."""
+    """Hold the lock ``name`` of the cache, with a line if another process has it. A process that dies releases it."""
     from filelock import FileLock, Timeout
 
-    with writing(cache):
+    with cache_errors(cache):
         (cache / "locks").mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache / "locks" / f"{name}.lock")
         try:
-            # A second passes without a word: the ranks of a run come here together.
+            # The ranks of a run come here together: a second passes without a line.
             lock.acquire(timeout=1)
         except Timeout:
             say("waiting for another process that prepares the same data")
@@ -145,48 +230,9 @@ def locked(cache: Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(cache: Path) -> Iterator[None]:
-    """Turns a failed write to the cache (full, read-only) into a ``UserError`` that names it."""
+def cache_errors(cache: Path) -> Iterator[None]:
+    """Turn a failed write to the cache, e.g. one that is full or read-only, into a UserError that names it."""
     try:
         yield
     except OSError as error:
         raise UserError(f"data.cache_dir={cache} cannot be written: {error.strerror or error}") from error
-
-
-def write_once(path: Path, data: bytes) -> Path:
-    """A file of the cache with this content, written under another name and renamed."""
-    if path.is_file() and path.stat().st_size == len(data):
-        return path
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(data)
-        partial.replace(path)
-    return path
-
-
-def _whole(folder: Path) -> dict[str, Any] | None:
-    """meta.json of a complete entry: right format, every file of the size it should have."""
-    try:
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_bytes())
-        if meta["format"] != FORMAT:
-            return None
-        for name, part in meta["splits"].items():
-            sizes = {"tokens": part["type"]} | (
-                {"lengths": part["lengths"]} if isinstance(part["lengths"], str) else {}
-            )
-            for suffix, kind in sizes.items():
-                if (folder / f"{name}.{suffix}").stat().st_size != part["tokens"] * np.dtype(kind).itemsize:
-                    return None
-        return meta
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-@contextmanager
-def _file(path: Path) -> Iterator[Any]:
-    """A new file whose content has reached the disk when the block is left."""
-    with open(path, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())

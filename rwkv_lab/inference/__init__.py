@@ -1,0 +1,1 @@
+"""Running trained models: recurrent form, sampling, generation."""

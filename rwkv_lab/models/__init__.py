@@ -1,21 +1,34 @@
-"""Language models by name: `build("rwkv_v4", vocab_size=136, n_layer=4)`.
+"""Language models by name: ``build("rwkv_v4", vocab_size=136, n_layer=4)``.
 
-The registry and the configurations import no torch; the functions below do so when first used.
+An architecture is one file here, or in another package, with a config under ``@register("model", NAME)``. Importing
+this package and the configs imports no torch; the functions below do so when first used.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from rwkv_lab.models.config import check
-
 if TYPE_CHECKING:
-    from rwkv_lab.models.factory import build
-    from rwkv_lab.models.flops import flops_per_token
-    from rwkv_lab.models.lm import decay_parameters
-    from rwkv_lab.models.weights import initialise_from, load, save
+    from rwkv_lab.models.factory import build, check, check_init, construct, load, save, skeleton
+    from rwkv_lab.models.lm import decay_parameters, flops_per_token
+    from rwkv_lab.models.warm_start import initialise_from
 
-__all__ = ["build", "check", "decay_parameters", "flops_per_token", "initialise_from", "load", "save"]
+__all__ = [
+    "build",
+    "check",
+    "check_init",
+    "construct",
+    "decay_parameters",
+    "flops_per_token",
+    "initialise_from",
+    "load",
+    "save",
+    "skeleton",
+]
 
-_HOME = {"build": "factory", "flops_per_token": "flops", "decay_parameters": "lm"}
+_HOME = {
+    "flops_per_token": "lm",
+    "decay_parameters": "lm",
+    "initialise_from": "warm_start",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +36,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOME.get(name, 'weights')}"), name)
+    return getattr(import_module(f"{__name__}.{_HOME.get(name, 'factory')}"), name)

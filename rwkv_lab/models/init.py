@@ -1,52 +1,57 @@
-"""Initial values, each function drawing from the generator it is given and nothing else. All work in place."""
+"""Initial values. Each function fills parameters in place and draws from the generator it is given, nothing else.
+
+A recipe names the scales of linear layers by the kind of module that owns them: a channel mix starts as a channel mix
+wherever it stands.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Generator, Tensor, nn
 
-from rwkv_lab.models.blocks.tricks import TokenShift
+from rwkv_lab.models.blocks.token_shift import TokenShift
 from rwkv_lab.models.lm import LM
+
+Scales = Mapping[type[nn.Module], Mapping[str, float]]  # kind of module -> name of its linear layer -> scale
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole, and 0 where whole is 0: the formulas over layers, channels and heads at their smallest sizes."""
+    """part / whole, and 0 if whole is 0: the formulas over layers, channels and heads at their smallest sizes."""
     return part / whole if whole else 0.0
 
 
 def orthogonal(weight: Tensor, gain: float, generator: Generator) -> None:
-    """Orthogonal rows or columns times `gain`; all zero for gain 0, which draws nothing."""
+    """Orthogonal rows or columns times ``gain``; all zero for gain 0, which draws nothing."""
     if gain == 0:
         nn.init.zeros_(weight)
     else:
         nn.init.orthogonal_(weight, gain, generator=generator)
 
 
-def orthogonal_linears(model: nn.Module, scales: Mapping[str, float], generator: Generator) -> None:
-    """Linear weights [out,in] orthogonal with gain scale * max(1, sqrt(out/in)), biases 0.
-
-    scales names a layer by the end of its path (`att.key`); every other layer has scale 1.
-    """
-    for name, linear in _linears(model):
-        scale = next((value for end, value in scales.items() if f".{name}".endswith(f".{end}")), 1.0)
+def orthogonal_linears(model: nn.Module, scales: Scales, generator: Generator) -> None:
+    """Linear weights [out,in] orthogonal with gain scale * max(1, sqrt(out/in)), biases 0; a layer not in ``scales``
+    has scale 1."""
+    for owner, name, linear in linears(model):
+        named: Mapping[str, float] = next((table for kind, table in scales.items() if isinstance(owner, kind)), {})
         out, into = linear.weight.shape
-        orthogonal(linear.weight, scale * math.sqrt(max(1.0, out / into)), generator)
+        orthogonal(linear.weight, named.get(name, 1.0) * math.sqrt(max(1.0, out / into)), generator)
 
 
 def normal_linears(model: nn.Module, std: float, generator: Generator) -> None:
-    """Linear weights normal with standard deviation `std`, biases 0."""
-    for _, linear in _linears(model):
+    """Linear weights normal with standard deviation ``std``, biases 0."""
+    for _, _, linear in linears(model):
         linear.weight.normal_(0.0, std, generator=generator)
 
 
-def _linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """The linear layers by path, their biases set to 0."""
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for _, linear in found:
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
-    return found
+def linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Every linear layer, its bias set to 0, with the module that owns it and its name there."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            parent, _, name = path.rpartition(".")
+            yield model.get_submodule(parent), name, module
 
 
 def norms(model: nn.Module) -> None:
@@ -57,25 +62,24 @@ def norms(model: nn.Module) -> None:
 
 
 def orthogonal_embedding(model: LM, own_scale: float, generator: Generator) -> None:
-    """The embedding [V,C] of an orthogonal recipe: gain sqrt(max(V,C)), which is unit scale, times `own_scale`.
+    """The embedding [V,C] of an orthogonal recipe: gain sqrt(max(V,C)), which is unit scale, times ``own_scale``.
 
-    model.small_init_emb overrides the recipe: true draws from U(-1e-4, 1e-4), false keeps unit scale.
+    model.emb_init=small draws from U(-1e-4, 1e-4) instead; unit keeps unit scale.
     """
-    weight = model.emb.weight
-    if model.config.small_init_emb:
+    weight, start = model.emb.weight, model.config.embedding_start
+    if start == "small":
         weight.uniform_(-1e-4, 1e-4, generator=generator)
-        return
-    scale = own_scale if model.config.small_init_emb is None else 1.0
-    orthogonal(weight, scale * math.sqrt(max(weight.shape)), generator)
+    else:
+        orthogonal(weight, (own_scale if start == "recipe" else 1.0) * math.sqrt(max(weight.shape)), generator)
 
 
 def normal_embedding(model: LM, own_std: float, generator: Generator) -> None:
-    """The embedding [V,C] of a normal recipe, model.small_init_emb as in `orthogonal_embedding`."""
-    if model.config.small_init_emb:
-        model.emb.weight.uniform_(-1e-4, 1e-4, generator=generator)
+    """The embedding [V,C] of a normal recipe; model.emb_init as in ``orthogonal_embedding``."""
+    weight, start = model.emb.weight, model.config.embedding_start
+    if start == "small":
+        weight.uniform_(-1e-4, 1e-4, generator=generator)
     else:
-        std = own_std if model.config.small_init_emb is None else 1.0
-        model.emb.weight.normal_(0.0, std, generator=generator)
+        weight.normal_(0.0, own_std if start == "recipe" else 1.0, generator=generator)
 
 
 def time_factors(model: nn.Module) -> None:

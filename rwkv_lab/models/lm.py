@@ -1,108 +1,123 @@
 """The language model every architecture fills with its blocks: embedding, blocks, last norm, output head."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.models.blocks.tricks import HeadQK, l2_wrap
-from rwkv_lab.models.config import HeadsConfig, ModelConfig
-
-BlockState = tuple[object, object]
-
-
-class State(NamedTuple):
-    """What the past leaves behind after some tokens."""
-
-    blocks: list[BlockState]  # per block, what its two sublayers carry on
-    head_qk: tuple[Tensor, Tensor] | None  # head-QK: keys [B,P,D] and tokens [B,P] of the last P <= ctx_len positions
-
-
-def norms_embedding(config: ModelConfig) -> bool:
-    """Whether block 0 begins with one more norm, ln0; a post-norm block's ln1 already is that norm."""
-    small = config.small_init_emb
-    if small is None:
-        small = not isinstance(config, HeadsConfig)
-    return small and config.norm == "pre"
+from rwkv_lab.config.kinds import ModelConfig
+from rwkv_lab.models.blocks.head_qk import HeadQK
+from rwkv_lab.models.state import BlockState, Mix, State, memory_of
 
 
 class Block(nn.Module):
-    """Two sublayers on the residual stream, each `(x [B,T,C], state) -> (y [B,T,C], state)`; None is the start."""
+    """Two sublayers on the residual stream, with the norms of the configuration."""
 
-    def __init__(self, config: ModelConfig, layer: int, att: nn.Module, ffn: nn.Module):
+    def __init__(self, config: ModelConfig, layer: int, att: Mix[Any], ffn: Mix[Any]):
         super().__init__()
+        assert isinstance(att, nn.Module)
+        assert isinstance(ffn, nn.Module)
         self.pre_norm = config.norm == "pre"
-        self.ln0 = nn.LayerNorm(config.n_embd) if layer == 0 and norms_embedding(config) else None
+        # a post-norm block's ln1 already is the norm after the embedding
+        norm_first = layer == 0 and self.pre_norm and config.embedding_norm
+        self.ln0 = nn.LayerNorm(config.n_embd) if norm_first else None
         self.ln1 = nn.LayerNorm(config.n_embd)
         self.att = att
         self.ln2 = nn.LayerNorm(config.n_embd)
         self.ffn = ffn
 
-    def forward(self, x: Tensor, state: BlockState = (None, None)) -> tuple[Tensor, BlockState]:
+    def forward(self, x: Tensor, state: BlockState | None = None) -> tuple[Tensor, BlockState]:
         """x [B,T,C] -> [B,T,C], and the state after the last token."""
+        att_state, ffn_state = (None, None) if state is None else state
         if self.ln0 is not None:
             x = self.ln0(x)
         if self.pre_norm:
-            y, att_state = self.att(self.ln1(x), state[0])
+            y, att_state = self.att(self.ln1(x), att_state)
             x = x + y
-            y, ffn_state = self.ffn(self.ln2(x), state[1])
-            return x + y, (att_state, ffn_state)
+            y, ffn_state = self.ffn(self.ln2(x), ffn_state)
+            return x + y, BlockState(att_state, ffn_state)
         x = self.ln1(x)
-        y, att_state = self.att(x, state[0])
+        y, att_state = self.att(x, att_state)
         x = self.ln2(x + y)
-        y, ffn_state = self.ffn(x, state[1])
-        return x + y, (att_state, ffn_state)
+        y, ffn_state = self.ffn(x, ffn_state)
+        return x + y, BlockState(att_state, ffn_state)
 
 
 class LM(nn.Module):
     """logits = head(ln_out(blocks(emb[idx]))), with head-QK and time_out where configured.
 
-    max_len is the longest sequence the parameters allow, None where there is no limit; recurrent says that the blocks
-    carry all they need of the past in their state.
+    fixed_length   the blocks have parameters per position, so no sequence is longer than ctx_len
+    time_out       a learned factor per position before the head, which limits the length likewise
+    head_qk_bias   biases on head-QK's linear layers
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, blocks: list[Block], recurrent: bool, fixed_length: bool):
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        blocks: list[Block],
+        *,
+        fixed_length: bool = False,
+        time_out: bool = False,
+        head_qk_bias: bool = False,
+    ):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.recurrent = recurrent
-        with_time_out = isinstance(config, HeadsConfig) and config.time_out
-        self.max_len = config.ctx_len if fixed_length or with_time_out else None
+        self.recurrent = config.recurrent
+        mixes = {
+            f"blocks.{l}.{side}": getattr(block, side) for l, block in enumerate(blocks) for side in ("att", "ffn")
+        }
+        self.memory = memory_of(mixes, config.recurrent, config.name)
+        self.max_len = config.ctx_len if fixed_length or time_out else None  # longest sequence; None: any length
         self.emb = nn.Embedding(vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(blocks)
         self.ln_out = nn.LayerNorm(config.n_embd)
-        self.time_out = nn.Parameter(torch.empty(1, config.ctx_len, 1)) if with_time_out else None
+        self.time_out = nn.Parameter(torch.empty(1, config.ctx_len, 1)) if time_out else None
         self.head = nn.Linear(config.n_embd, vocab_size, bias=False)
-        self.head_qk = (
-            HeadQK(config.n_embd, config.head_qk_dim, config.ctx_len, config.head_qk, isinstance(config, HeadsConfig))
-            if config.head_qk_dim
-            else None
-        )
+        D = config.head_qk_dim
+        self.head_qk = HeadQK(config.n_embd, D, config.ctx_len, config.head_qk, head_qk_bias) if D else None
 
     def advance(self, idx: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Tokens idx [B,T] after `state` (None: the start) -> logits [B,T,V] and the state after them."""
-        x = self.emb(idx)
+        """Tokens idx [B,T] after ``state`` (None: the start) -> logits [B,T,V] and the state after them.
+
+        Raises UserError for more tokens, with those before, than the model's per-position parameters.
+        """
         block_states: list[BlockState] = []
+        logits, history = self._logits(idx, state, block_states.append)
+        tokens = None
+        if self.memory == "growing":
+            tokens = idx if state is None or state.tokens is None else torch.cat((state.tokens, idx), dim=1)
+        return logits, State(block_states, history, tokens, idx.shape[1] + (0 if state is None else state.position))
+
+    def _logits(
+        self, idx: Tensor, state: State | None, keep: Callable[[BlockState], None]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Return logits [B,T,V] and head-QK's history; ``keep`` is given the state of each block."""
+        past = 0 if state is None else state.position
+        end = past + idx.shape[1]
+        if self.max_len is not None and end > self.max_len:
+            raise UserError(
+                f"model={self.config.name} has per-position parameters for model.ctx_len={self.max_len} tokens: "
+                f"it cannot read {end}"
+            )
+        x = self.emb(idx)
         for i, block in enumerate(self.blocks):
-            x, block_state = block(x) if state is None else block(x, state.blocks[i])
-            block_states.append(block_state)
+            x, block_state = block(x, None if state is None else state.blocks[i])
+            keep(block_state)
         x = self.ln_out(x)
-        logits = self.head(x if self.time_out is None else x * self.time_out[:, : idx.shape[1]])
+        logits = self.head(x if self.time_out is None else x * self.time_out[:, past:end])
         history = None
         if self.head_qk is not None:
             logits, history = self.head_qk(logits, x, idx, None if state is None else state.head_qk)
-        return logits, State(block_states, history)
+        return logits, history
 
     def forward(self, idx: Tensor) -> Tensor:
-        """Tokens idx [B,T] -> logits [B,T,V]. Raises Mistake where T exceeds what the model's parameters allow."""
-        if self.max_len is not None and idx.shape[1] > self.max_len:
-            raise UserError(
-                f"{self.config.name}: {idx.shape[1]} tokens are more than model.ctx_len = {self.max_len}, "
-                "the length of its per-position parameters"
-            )
-        return self.advance(idx)[0]
+        """Tokens idx [B,T] -> logits [B,T,V]; errors as ``advance``. Keeps no state, which may be large."""
+        return self._logits(idx, None, lambda state: None)[0]
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token of targets [B,T] after idx [B,T]; l2_wrap adds to its gradient only."""
@@ -113,6 +128,17 @@ class LM(nn.Module):
         return l2_wrap(loss, logits) if self.config.l2_wrap else loss
 
 
+def l2_wrap(loss: Tensor, logits: Tensor) -> Tensor:
+    """The same loss, whose backward pass also pulls each position's largest logit of logits [B,T,V] towards zero.
+
+    Adds max * 1e-4/(B T) to d loss / d logits at the arg-max only (Peng, RWKV-4), scaled by the gradient that reaches
+    the loss, so that accumulating micro-batches gives what one large batch gives.
+    """
+    largest = logits.max(dim=-1).values  # [B,T]
+    pull = 0.5e-4 / largest.numel() * largest.square().sum()
+    return loss + (pull - pull.detach())
+
+
 def decay_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters weight decay applies to: weights of linear layers, but not of the output head's."""
     return {
@@ -120,3 +146,15 @@ def decay_parameters(model: nn.Module) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not name.startswith("head")
     }
+
+
+def flops_per_token(model: LM) -> float:
+    """Forward and backward FLOPs per training token at ctx_len; the backward pass costs twice the forward.
+
+    Counts 2 a weight of every linear layer, the head-QK products, and what the architecture does between positions,
+    over the full square of positions where it computes one (the convention of Chowdhery et al. 2022, PaLM).
+    """
+    config = model.config
+    linear = sum(2.0 * module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    head_qk = 2.0 * config.head_qk_dim * config.ctx_len
+    return 3.0 * (linear + head_qk + config.mixing_flops())

@@ -3,78 +3,57 @@
 Causal softmax attention with rotary embedding on half of each head, and a GeGLU channel mix (Shazeer 2020).
 """
 
-import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rwkv_lab.models import init
-from rwkv_lab.models.blocks.rotary import rotary_angles, rotate
-from rwkv_lab.models.blocks.tricks import TokenShift, merge_heads, split_heads
-from rwkv_lab.models.config import HeadsConfig
-from rwkv_lab.models.lm import LM, Block
-from rwkv_lab.models.reference_names import HEADS_RENAMES, Original
+from rwkv_lab.config.registry import register
+from rwkv_lab.models.families import HeadsConfig
 
-RECURRENT = False
-FIXED_LENGTH = False
-ORIGINAL = Original("v1", "MHA_rotary", HEADS_RENAMES, {})
+if TYPE_CHECKING:
+    from torch import Generator
+
+    from rwkv_lab.models.lm import LM
+    from rwkv_lab.models.rwkv_lm_format import Original
 
 
-class Attention(nn.Module):
-    """output( softmax(q k^T / sqrt(S)) v ) per head of S channels, u <= t."""
+@register("model", "mha_rotary")
+@dataclass
+class MHARotaryConfig(HeadsConfig):
+    """MHA_rotary: attention with rotary embedding."""
 
-    def __init__(self, config: HeadsConfig):
-        super().__init__()
-        C, width = config.n_embd, config.attention_width
-        self.n_head = config.heads
-        self.shift = TokenShift(config.token_shift, C, "qkv")
-        self.query = nn.Linear(C, width)
-        self.key = nn.Linear(C, width)
-        self.value = nn.Linear(C, width)
-        self.output = nn.Linear(width, C)
+    name: str = "mha_rotary"
 
-    def forward(self, x: Tensor, state: None) -> tuple[Tensor, None]:
-        """x [B,T,C] -> [B,T,C]."""
-        q, k, v = self.heads(x)
-        return self.output(merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))), None
+    def build(self, vocab_size: int, backend: str) -> "LM":
+        from rwkv_lab.models.blocks.attention import Attention
+        from rwkv_lab.models.blocks.channel_mix import GeGLU
+        from rwkv_lab.models.lm import LM, Block
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B,T,C] -> q, k (rotated) and v, each [B,H,T,S]."""
-        xq, xk, xv = self.shift(x)
-        q, k, v = (split_heads(part, self.n_head) for part in (self.query(xq), self.key(xk), self.value(xv)))
-        angles = rotary_angles(x.shape[1], q.shape[-1], q)
-        return rotate(q, angles), rotate(k, angles), v
+        blocks = [
+            Block(
+                self,
+                l,
+                Attention(self.n_embd, self.attention_width, self.heads, self.token_shift),
+                GeGLU(self.n_embd, 3 * self.ffn_width, self.token_shift),
+            )
+            for l in range(self.n_layer)
+        ]
+        return LM(self, vocab_size, blocks, time_out=self.time_out, head_qk_bias=True)
 
+    def initialise(self, model: "LM", generator: "Generator") -> None:
+        """Matrices and embedding normal with standard deviation 0.01."""
+        from rwkv_lab.models import init
 
-class GeGLU(nn.Module):
-    """output( gelu(key(x)) * value(x) ), three times as wide inside, exact (erf) gelu."""
+        init.norms(model)
+        init.normal_embedding(model, 0.01, generator)
+        init.normal_linears(model, 0.01, generator)
+        init.halved_shifts(model)
+        init.time_factors(model)
 
-    def __init__(self, config: HeadsConfig):
-        super().__init__()
-        C, width = config.n_embd, 3 * config.ffn_width
-        self.shift = TokenShift(config.token_shift, C, "kv")
-        self.key = nn.Linear(C, width)
-        self.value = nn.Linear(C, width)
-        self.output = nn.Linear(width, C)
+    def mixing_flops(self) -> float:
+        """Return the forward FLOPs per token of scores and weighted sum over all ctx_len positions."""
+        return 4.0 * self.ctx_len * self.attention_width * self.n_layer
 
-    def forward(self, x: Tensor, state: None) -> tuple[Tensor, None]:
-        """x [B,T,C] -> [B,T,C]."""
-        xk, xv = self.shift(x)
-        return self.output(F.gelu(self.key(xk)) * self.value(xv)), None
+    def original(self) -> "Original":
+        from rwkv_lab.models.rwkv_lm_format import HEADS_RENAMES, Original
 
-
-def blocks(config: HeadsConfig, backend: str) -> list[Block]:
-    """One block a layer; there is no scan, so `backend` is not used."""
-    return [Block(config, l, Attention(config), GeGLU(config)) for l in range(config.n_layer)]
-
-
-def initialise(model: LM, generator: Generator) -> None:
-    """Fills every parameter: matrices and embedding normal with standard deviation 0.01."""
-    init.norms(model)
-    init.normal_embedding(model, 0.01, generator)
-    init.normal_linears(model, 0.01, generator)
-    init.halved_shifts(model)
-    init.time_factors(model)
-
-
-def mixing_flops(config: HeadsConfig) -> float:
-    """Forward FLOPs per token outside the linear layers: scores and weighted sum over all ctx_len positions."""
-    return 4.0 * config.ctx_len * config.attention_width * config.n_layer
+        return Original("v1", "MHA_rotary", HEADS_RENAMES, {}, hidden=(3, 1))

@@ -1,8 +1,22 @@
 """MHA_shift (Peng 2021, RWKV-LM v1): MHA_rotary with the half token shift before attention and channel mix."""
 
-from rwkv_lab.models.mha_rotary import FIXED_LENGTH, RECURRENT, blocks, initialise, mixing_flops
-from rwkv_lab.models.reference_names import HEADS_RENAMES, Original
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-__all__ = ["FIXED_LENGTH", "ORIGINAL", "RECURRENT", "blocks", "initialise", "mixing_flops"]
+from rwkv_lab.config.registry import register
+from rwkv_lab.models.mha_rotary import MHARotaryConfig
 
-ORIGINAL = Original("v1", "MHA_shift", HEADS_RENAMES, {})
+if TYPE_CHECKING:
+    from rwkv_lab.models.rwkv_lm_format import Original
+
+
+@register("model", "mha_shift")
+@dataclass
+class MHAShiftConfig(MHARotaryConfig):
+    """MHA_shift: MHA_rotary with half token shift."""
+
+    name: str = "mha_shift"
+    token_shift: Literal["none", "half", "learned"] = "half"  # previous token mixed into each sublayer
+
+    def original(self) -> "Original":
+        return super().original()._replace(model_type="MHA_shift")

@@ -5,34 +5,68 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.models.config import HeadsConfig
 from rwkv_lab.models.factory import configure, skeleton
 from rwkv_lab.models.lm import LM
-from rwkv_lab.models.reference_names import Original
-from rwkv_lab.models.registry import MODELS
 
 # what the original kept in its checkpoints beside parameters
 BUFFERS = re.compile(r"(^|\.)(mask|copy_mask|inv_freq)$")
 FFN_PRE = ("blocks.0.att.", "blocks.0.ffnPre.")  # a channel mix in the place of the first time mix
 
 
-def architecture(version: str, model_type: str) -> str:
-    """Our name of the original's model. Raises Mistake for a version and type that never existed."""
+class Original(NamedTuple):
+    """How the original implementation names and shapes the parameters of one of its models."""
+
+    version: str  # v1 | v2 | v3 | v4
+    model_type: str  # RWKV | MHA_rotary | MHA_shift | MHA_pro
+    renames: tuple[tuple[str, str], ...]  # patterns and replacements from our names to theirs, applied in order
+    shapes: Mapping[str, tuple[int, ...]]  # their shape by the end of their name, -1 for the length; others are as ours
+    hidden: tuple[int, int] | None = None  # hidden width of the channel mix as a fraction of n_ffn; None: no n_ffn
+
+    def name(self, ours: str) -> str:
+        """Return their name of our parameter."""
+        for pattern, replacement in self.renames:
+            ours = re.sub(pattern, replacement, ours)
+        return ours
+
+    def shape(self, theirs: str, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """Return their shape of the parameter they call ``theirs``, from our shape; -1 stands for the length."""
+        return next((shape for end, shape in self.shapes.items() if theirs.endswith(end)), ours)
+
+
+_HEAD_QK = (r"^head_qk\.(q|k)\.", r"head_\1.")
+
+SCAN_RENAMES = (_HEAD_QK, (r"\.shift\.time_mix", ".time_mix"))
+SCAN_SHAPES: Mapping[str, tuple[int, ...]] = {f".time_mix{role}": (1, 1, -1) for role in ("", "_k", "_v", "_r")}
+COLUMN_SHAPES: Mapping[str, tuple[int, ...]] = {**SCAN_SHAPES, "time_decay": (-1, 1), "time_first": (-1, 1)}
+
+HEADS_RENAMES = (
+    _HEAD_QK,
+    (r"^emb\.", "tok_emb."),
+    (r"^ln_out\.", "ln_f."),
+    (r"\.att\.", ".attn."),
+    (r"\.ffn\.output\.", ".mlp.weight."),
+    (r"\.ffn\.", ".mlp."),
+    (r"\.head_mix$", ".head_mix.weight"),
+)
+
+
+def architecture(version: str, model_type: str) -> tuple[str, Original]:
+    """Return our name of the original's model, and how it names things; UserError for one that never existed."""
     plain = model_type.removesuffix("-ffnPre")
-    for name, entry in MODELS.items():
-        original = getattr(import_module(entry.target), "ORIGINAL", None)
+    for name, owner in registry.members("model").items():
+        original = owner().original()
         known = original is not None and (original.version, original.model_type) == (version, plain)
         if known and (plain == model_type or version != "v1"):
-            return name
+            return name, original
     raise UserError(
         f"the original has no {version} model of type {model_type!r}; v1 has RWKV, MHA_rotary, MHA_shift and MHA_pro, "
         "v2, v3 and v4 have RWKV and RWKV-ffnPre"
@@ -40,28 +74,29 @@ def architecture(version: str, model_type: str) -> str:
 
 
 def load_original(state_dict: Mapping[str, Tensor], version: str, model_type: str = "RWKV", **sizes: Any) -> LM:
-    """The model of an original checkpoint, in the checkpoint's own floating types, on the CPU.
+    """Return the model of an original checkpoint, in the checkpoint's own floating types, on the CPU.
 
     version    v1 | v2 | v3 | v4
     model_type RWKV | MHA_rotary | MHA_shift | MHA_pro (v1), RWKV | RWKV-ffnPre (v2, v3, v4)
-    sizes      vocab_size and fields of the model's configuration. Those the tensors show need not be given, only n_head
-               of MHA_rotary and MHA_shift, ctx_len of v2, v3 and v4 (1024; head-QK looks back that far) and what is no
-               size, such as l2_wrap (on for v4). Sizes another version has are ignored.
+    sizes      vocab_size and fields of the model's configuration. Sizes that the tensors show may be left out; n_head
+               of MHA_rotary and MHA_shift must be given, and ctx_len of v2, v3 and v4 defaults to 1024 (head-QK looks
+               back that far). Sizes that only other models have are ignored.
 
-    Buffers of the original are ignored. Raises Mistake where tensors are missing, superfluous or contradict `sizes`.
+    Buffers of the original are ignored. Raises UserError if tensors are missing, superfluous or contradict ``sizes``.
     """
-    name = architecture(version, model_type)
+    name, original = architecture(version, model_type)
     tensors = {key: value for key, value in state_dict.items() if not BUFFERS.search(key)}
-    shown = _shown_sizes(tensors, name, model_type)
-    known = {field.name for family in MODELS.values() for field in dataclasses.fields(family.config)} | {"vocab_size"}
-    own = {field.name for field in dataclasses.fields(MODELS[name].config)} | {"vocab_size"}
+    shown = _shown_sizes(tensors, original, model_type)
+    members = registry.members("model")
+    own = {field.name for field in dataclasses.fields(members[name])} | {"vocab_size"}
+    known = own.union(*({field.name for field in dataclasses.fields(owner)} for owner in members.values()))
     for key, value in sizes.items():
         if key not in known:
-            raise UserError(f"{key} is no size of a model; known are {', '.join(sorted(known))}")
+            raise UserError(f"{key} is not a size of a model: choose among {', '.join(sorted(known))}")
         if key in shown and shown[key] != value:
             raise UserError(f"{key} is given as {value}, but the tensors show {shown[key]}")
     fields = {"ctx_len": 1024} | {key: value for key, value in sizes.items() if key in own} | shown
-    if issubclass(MODELS[name].config, HeadsConfig) and "n_head" not in fields:
+    if "n_head" in own and "n_head" not in fields:
         raise UserError(f"n_head must be given: the tensors of {model_type} do not show how many heads there are")
     vocab_size = fields.pop("vocab_size")
     model = skeleton(configure(name, **fields), vocab_size)
@@ -69,12 +104,12 @@ def load_original(state_dict: Mapping[str, Tensor], version: str, model_type: st
 
 
 def _filled(model: LM, tensors: dict[str, Tensor]) -> LM:
-    """The meta-device `model` with `tensors`, which have the original's names and shapes, as parameters."""
+    """Return the meta-device ``model`` with ``tensors``, of the original's names and shapes, as parameters."""
     ours = {original_name(model, name): (name, parameter) for name, parameter in model.named_parameters()}
     for theirs in ours.keys() ^ tensors.keys():
         if theirs in ours:
             raise UserError(f"the checkpoint has no {theirs}, which {model.config.name} needs")
-        raise UserError(f"the checkpoint has {theirs}, which {model.config.name} does not know")
+        raise UserError(f"the checkpoint has {theirs}, which {model.config.name} lacks")
     renamed = {}
     for theirs, (name, parameter) in ours.items():
         tensor = tensors[theirs]
@@ -85,13 +120,12 @@ def _filled(model: LM, tensors: dict[str, Tensor]) -> LM:
     return model.requires_grad_(True)
 
 
-def _shown_sizes(tensors: Mapping[str, Tensor], name: str, model_type: str) -> dict[str, Any]:
-    """The fields of the configuration that names and shapes of an original checkpoint tell."""
-    heads_family = issubclass(MODELS[name].config, HeadsConfig)
-    embedding = "tok_emb.weight" if heads_family else "emb.weight"
+def _shown_sizes(tensors: Mapping[str, Tensor], original: Original, model_type: str) -> dict[str, Any]:
+    """Return the fields of the configuration that names and shapes of an original checkpoint show."""
+    embedding = original.name("emb.weight")
     layers = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", key) for key in tensors) if match}
     if embedding not in tensors or not layers:
-        raise UserError(f"the checkpoint has no {embedding} or no blocks.*: it is not one of this version")
+        raise UserError(f"the checkpoint has no {embedding} or no blocks.*: it belongs to another version")
     vocab_size, n_embd = tensors[embedding].shape
     head_q = tensors.get("head_q.weight")
     shown: dict[str, Any] = {
@@ -100,18 +134,18 @@ def _shown_sizes(tensors: Mapping[str, Tensor], name: str, model_type: str) -> d
         "n_layer": max(layers) + 1,
         "head_qk_dim": 0 if head_q is None else head_q.shape[0],
     }
-    if not heads_family:
+    if original.hidden is None:
         return shown | {"ffn_pre": model_type.endswith("-ffnPre")}
-    return shown | _shown_by_heads(tensors, gated=name in ("rwkv_v1", "mha_pro"))
+    return shown | _shown_by_heads(tensors, original.hidden)
 
 
-def _shown_by_heads(tensors: Mapping[str, Tensor], gated: bool) -> dict[str, Any]:
-    """What v1 and its attention models show beyond that; gated: the channel mix is 5/2 n_ffn wide, else 3 n_ffn."""
+def _shown_by_heads(tensors: Mapping[str, Tensor], hidden: tuple[int, int]) -> dict[str, Any]:
+    """Return what v1 and its attention models show beyond that; the channel mix is ``hidden`` times n_ffn wide."""
     shown: dict[str, Any] = {"time_out": "time_out" in tensors}
     if (key := tensors.get("blocks.0.attn.key.weight")) is not None:
         shown["n_attn"] = key.shape[0]
-    if (hidden := tensors.get("blocks.0.mlp.key.weight")) is not None:
-        shown["n_ffn"] = math.ceil(hidden.shape[0] * 2 / 5) if gated else hidden.shape[0] // 3
+    if (key := tensors.get("blocks.0.mlp.key.weight")) is not None:
+        shown["n_ffn"] = math.ceil(key.shape[0] * hidden[1] / hidden[0])
     if (curve := tensors.get("blocks.0.attn.time_w")) is not None:
         shown["n_head"], shown["ctx_len"] = curve.shape
     elif shown["time_out"]:
@@ -122,23 +156,24 @@ def _shown_by_heads(tensors: Mapping[str, Tensor], gated: bool) -> dict[str, Any
 
 
 def original_of(model: LM) -> Original:
-    """The counterpart of the model. Raises Mistake for an architecture that is not from the original implementation."""
-    original = getattr(import_module(MODELS[model.config.name].target), "ORIGINAL", None)
+    """Return the names of the model's counterpart; UserError if the original implementation has none."""
+    original = model.config.original()
     if original is None:
         raise UserError(f"{model.config.name} does not come from the original implementation")
     return original
 
 
 def original_name(model: LM, ours: str) -> str:
-    """The original's name of our parameter `ours`."""
+    """Return the original's name of our parameter ``ours``."""
     name = original_of(model).name(ours)
     return name.replace(*FFN_PRE) if getattr(model.config, "ffn_pre", False) else name
 
 
 def to_original(model: LM, grads: bool = False) -> dict[str, Tensor]:
-    """The model's parameters under the original's names and shapes, in the model's own type; exactly invertible.
+    """Return the model's parameters under the original's names and shapes, in their own type; exactly invertible.
 
-    With grads the gradients instead, 0 where a backward pass reached none. Raises Mistake before any backward pass.
+    With ``grads`` the gradients instead, 0 where a backward pass reached none. Raises UserError before any backward
+    pass.
     """
     original = original_of(model)
     if grads and all(parameter.grad is None for parameter in model.parameters()):
@@ -154,17 +189,17 @@ def to_original(model: LM, grads: bool = False) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of an original .pth file; nothing in it is executed. Raises Mistake for any other file."""
+    """Return the tensors of an original .pth file; nothing in it is executed. Raises UserError for any other file."""
     try:
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        raise UserError(f"{path} does not exist") from None
     except UnpicklingError:
-        raise UserError(f"{path}: not a checkpoint of plain tensors; what else is in it is not executed") from None
+        raise UserError(f"{path} is not a checkpoint of plain tensors: nothing in it was executed") from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or ["unreadable"]
-        raise UserError(f"{path}: not a checkpoint of plain tensors ({reason[0][:120]})") from None
+        raise UserError(f"{path} is not a checkpoint of plain tensors ({reason[0][:120]})") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path}: not a checkpoint of plain tensors; it must be a dict of names and tensors")
+        raise UserError(f"{path} is not a checkpoint of plain tensors: it must be a dict of names and tensors")
     return content

@@ -1,32 +1,43 @@
-"""RWKV v4 (Peng et al. 2023): v3 with the scan in exact arithmetic, without limit on k and without an epsilon.
+"""RWKV v4 (Peng et al. 2023, arXiv 2305.13048): v3 with the scan in exact arithmetic, no limit on k and no epsilon.
 
 The scan keeps a running maximum of the exponents, so that no k overflows; L2Wrap is in the recipe.
 """
 
-from torch import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rwkv_lab.models import init
-from rwkv_lab.models.blocks.wkv_mix import SCALES, curved_time_vectors, make_blocks, mixing_flops
-from rwkv_lab.models.config import ScanConfig
-from rwkv_lab.models.lm import LM, Block
-from rwkv_lab.models.reference_names import SCAN_RENAMES, SCAN_SHAPES, Original
+from rwkv_lab.config.registry import register
+from rwkv_lab.models.families import ScanConfig
+from rwkv_lab.models.rwkv_v3 import curved_time_vectors
 
-__all__ = ["FIXED_LENGTH", "ORIGINAL", "RECURRENT", "blocks", "initialise", "mixing_flops"]
+if TYPE_CHECKING:
+    from torch import Generator
 
-RECURRENT = True
-FIXED_LENGTH = False
-ORIGINAL = Original("v4", "RWKV", SCAN_RENAMES, SCAN_SHAPES)
-
-
-def blocks(config: ScanConfig, backend: str) -> list[Block]:
-    """One block a layer; the scan as it is."""
-    return make_blocks(config, shared_shift=False, den_eps=0.0, k_max=None, backend=backend)
+    from rwkv_lab.models.lm import LM
+    from rwkv_lab.models.rwkv_lm_format import Original
 
 
-def initialise(model: LM, generator: Generator) -> None:
-    """Fills every parameter as in v3."""
-    init.norms(model)
-    init.orthogonal_embedding(model, 1e-4, generator)
-    init.orthogonal_linears(model, SCALES, generator)
-    init.layer_ramp_shifts(model)
-    curved_time_vectors(model)
+@register("model", "rwkv_v4")
+@dataclass
+class RWKV4Config(ScanConfig):
+    """RWKV v4: the scan in exact arithmetic."""
+
+    name: str = "rwkv_v4"
+    l2_wrap: bool = True  # gradient that pulls the largest logit of each position towards 0
+
+    def build(self, vocab_size: int, backend: str) -> "LM":
+        """The scan without a limit on k."""
+        return self.scan_model(vocab_size, shared_shift=False, den_eps=0.0, k_max=None, backend=backend)
+
+    def initialise(self, model: "LM", generator: "Generator") -> None:
+        """Every parameter as in v3."""
+        from rwkv_lab.models import init
+
+        self.initialise_matrices(model, generator)
+        init.layer_ramp_shifts(model)
+        curved_time_vectors(model)
+
+    def original(self) -> "Original":
+        from rwkv_lab.models.rwkv_lm_format import SCAN_RENAMES, SCAN_SHAPES, Original
+
+        return Original("v4", "RWKV", SCAN_RENAMES, SCAN_SHAPES)

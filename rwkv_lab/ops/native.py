@@ -2,13 +2,16 @@
 
 import functools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.ops.build import BuildFailed, Kind, library
+from rwkv_lab.ops.build import Kind, library
+from rwkv_lab.ops.reference import wkv_reference
+from rwkv_lab.ops.toolchain import BuildFailed
 
 # steps between two saved states, as in csrc/wkv_cpu.h and csrc/wkv_cuda.h
 TILE = {"cpu": 32, "cuda": 64}
@@ -16,48 +19,96 @@ DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
+OLDEST_CARD = (7, 0)  # compute capability
+PROBE_TOLERANCE = 1e-4
 
 
-def load_library(kind: Kind, arch: str = "") -> None:
-    """Builds if need be and loads; a library that does not load (cut short by a full disk, say) is built once more."""
-    path = library(kind, arch)
+def registered(key: str) -> bool:
+    """Return whether this process has loaded the kernels for a dispatch key, CPU or CUDA."""
+    exists = hasattr(torch.ops.rwkv_lab, "wkv_fwd")
+    return exists and torch._C._dispatch_has_kernel_for_dispatch_key("rwkv_lab::wkv_fwd", key)
+
+
+def load_library(kind: Kind, arch: str = "", cache: Path | None = None) -> None:
+    """Builds if need be and loads; BuildFailed with the loader's own words, such as an undefined symbol."""
+    path = library(kind, arch, torch.version.cuda, cache)
     try:
         torch.ops.load_library(path)
-    except OSError:
-        path.unlink(missing_ok=True)
-        try:
-            torch.ops.load_library(library(kind, arch))
-        except OSError as error:
-            raise BuildFailed(f"the {kind} kernels do not load: {error}") from error
+    except OSError as error:
+        # torch names the file only; the loader's own words are the cause.
+        raise BuildFailed(f"the {kind} kernels do not load: {error.__cause__ or error}") from error
 
 
-@functools.cache
-def define_operators() -> None:
+def define_operators(cache: Path | None) -> None:
     """The operators, their CPU kernels, shapes and gradients; once per process."""
-    load_library("cpu")
+    if registered("CPU"):
+        return
+    load_library("cpu", cache=cache)
     torch.library.register_fake("rwkv_lab::wkv_fwd", forward_shapes)
     torch.library.register_fake("rwkv_lab::wkv_bwd", backward_shapes)
     torch.library.register_autograd("rwkv_lab::wkv_fwd", backward, setup_context=save_for_backward)
 
 
+def architecture(device: torch.device) -> str:
+    """What nvcc calls the card, such as sm_90; BuildFailed for a card older than the kernels can use."""
+    if torch.version.cuda is None:
+        raise BuildFailed("this torch was built without CUDA")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CARD:
+        name = torch.cuda.get_device_name(device)
+        has, needs = (".".join(map(str, version)) for version in (capability, OLDEST_CARD))
+        raise BuildFailed(f"the kernels need compute capability {needs}, {name} has {has}")
+    return "sm_{}{}".format(*capability)
+
+
+def load_for_cards(arch: str, cache: Path | None) -> None:
+    """The CUDA kernels for cards of one architecture: a process can load one library."""
+    if not registered("CUDA"):
+        load_library("cuda", arch, cache)
+    elif not any(f"wkv_cuda-{arch}-" in str(path) for path in torch.ops.loaded_libraries):
+        raise BuildFailed(f"this process has loaded the kernels of another kind of card than {arch}")
+
+
+def probe(device: torch.device) -> None:
+    """Run the kernels once, forward and backward; BuildFailed if they do not run or their numbers are wrong."""
+    w, u = torch.tensor([-0.5, -1.0]), torch.tensor([0.5, -0.5])
+    k, v = torch.arange(6.0).view(1, 3, 2), torch.arange(6.0, 0.0, -1.0).view(1, 3, 2)
+
+    def both_ways(compute: Any, to: torch.device) -> list[Tensor]:
+        inputs = [x.to(to).requires_grad_() for x in (w, u, k, v)]
+        y, _ = compute(*inputs, None, 1e-8, 60.0)
+        return [x.detach().cpu() for x in (y, *torch.autograd.grad(y.square().sum(), inputs))]
+
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        expected = both_ways(wkv_reference, torch.device("cpu"))
+        try:
+            found = both_ways(wkv_native, device)
+        except RuntimeError as error:
+            raise BuildFailed(f"the kernels do not run on {device}: {str(error).splitlines()[0]}") from error
+    for x, e in zip(found, expected, strict=True):
+        if not torch.allclose(x, e, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
+            raise BuildFailed(f"the kernels compute wrong numbers on {device}")
+
+
 @functools.cache
-def why_not(device_type: str) -> str | None:
-    """None where the kernels for `device_type` are ready, else the reason; the first call builds and loads them."""
-    if device_type not in TILE:
-        return f"there is no kernel for {device_type} tensors"
+def why_not(device: torch.device, cache: Path | None = None) -> str | None:
+    """None if the kernels for ``device`` are ready, else the reason; the first call builds, loads and tries them."""
+    if device.type not in TILE:
+        return f"there is no kernel for {device.type} tensors"
     try:
-        define_operators()
-        if device_type == "cuda":
-            load_library("cuda", "sm_{}{}".format(*torch.cuda.get_device_capability()))
+        define_operators(cache)
+        if device.type == "cuda":
+            load_for_cards(architecture(device), cache)
+        probe(device)
     except BuildFailed as failure:
         return str(failure)
     return None
 
 
 @functools.cache
-def ready(device_type: str, required: bool) -> bool:
-    """Whether the kernels for `device_type` can be used; where not, one warning, or Mistake if they are `required`."""
-    reason = why_not(device_type)
+def ready(device: torch.device, required: bool, cache: Path | None = None) -> bool:
+    """Return whether ``device`` can use the kernels; if not, one warning, or UserError if they are ``required``."""
+    reason = why_not(device, cache)
     if reason is not None and required:
         raise UserError(f"ops.backend: native is not possible here ({reason}); use auto or reference")
     if reason is not None:

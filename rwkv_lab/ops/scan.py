@@ -1,5 +1,6 @@
 """`wkv`: the linear-time scan of RWKV v2, v3 and v4, by the native kernel where there is one, else by plain torch."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,22 +13,27 @@ from rwkv_lab.ops.reference import wkv_reference
 BACKENDS = ("auto", "native", "reference")
 
 
-def resolve_backend(requested: str, device: torch.device | str) -> Literal["native", "reference"]:
+def resolve_backend(
+    requested: str, device: torch.device | str, cache: Path | None = None
+) -> Literal["native", "reference"]:
     """Which implementation `wkv` uses on `device` when asked for `requested` (auto, native or reference).
 
-    The first call for a device builds the kernels; where that fails, auto means reference, with one warning. Raises
-    Mistake for an unknown name, or for native where the kernels cannot be had.
+    The first call for a device builds the kernels, in `cache`, and tries them; if that fails, auto means reference,
+    with one warning. Raises UserError for an unknown name, or for native if the kernels cannot be had.
     """
     if requested not in BACKENDS:
         raise UserError(f"ops.backend: {requested!r} is not a backend; choose one of {', '.join(BACKENDS)}")
     if requested == "reference":
         return "reference"
-    return "native" if native.ready(torch.device(device).type, requested == "native") else "reference"
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return "native" if native.ready(device, requested == "native", cache) else "reference"
 
 
 @torch.compiler.assume_constant_result
-def uses_kernel(requested: str, device_type: str) -> bool:
-    return resolve_backend(requested, device_type) == "native"
+def uses_kernel(requested: str, device: torch.device) -> bool:
+    return resolve_backend(requested, device) == "native"
 
 
 def wkv(
@@ -52,7 +58,7 @@ def wkv(
     returns y [B,T,C] in the type of k, and the state after the last token. The p of a returned state is only the
     scale in which a and b are written: no gradient flows back through it.
 
-    Raises Mistake for shapes that do not fit together or an unknown backend. Source: RWKV-4 (Peng et al. 2023); v2
+    Raises UserError for shapes that do not fit together or an unknown backend. Source: RWKV-4 (Peng et al. 2023); v2
     and v3 are the same sum with k_max 60 and den_eps 1e-16 and 1e-8.
     """
     B, _, C = k.shape
@@ -61,6 +67,6 @@ def wkv(
     if v.dtype != k.dtype:
         common = torch.promote_types(k.dtype, v.dtype)
         k, v = k.to(common), v.to(common)
-    if uses_kernel(backend, k.device.type) and k.dtype in native.DTYPES[k.device.type] and k.numel() > 0:
+    if uses_kernel(backend, k.device) and k.dtype in native.DTYPES[k.device.type] and k.numel() > 0:
         return native.wkv_native(w, u, k, v, state, den_eps, k_max)
     return wkv_reference(w, u, k, v, state, den_eps, k_max)

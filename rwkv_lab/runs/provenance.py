@@ -8,32 +8,39 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from rwkv_lab.util.paths import REPOSITORY
+import rwkv_lab
+from rwkv_lab.util.paths import CHECKOUT, CSRC, PACKAGE
 
-CODE = {"rwkv_lab": "*.py", "csrc": "*.*"}
+CODE = {"rwkv_lab": (PACKAGE, "*.py"), "csrc": (CSRC, "*.*")}
 
 
-def code_fingerprint(repository: Path = REPOSITORY) -> str:
-    """sha256 over the sources that can change a result, rwkv_lab/ and csrc/, so that other commits do not count."""
+def code_fingerprint() -> str:
+    """sha256 over the sources that can change a result, rwkv_lab/ and csrc/, so that other commits do not count.
+
+    Equal for a checkout and the copy installed from it.
+    """
     digest = hashlib.sha256()
-    for folder, pattern in CODE.items():
-        for path in sorted((repository / folder).rglob(pattern)):
+    for name, (folder, pattern) in CODE.items():
+        for path in sorted(folder.rglob(pattern)):
             if path.is_file():
-                digest.update(path.relative_to(repository).as_posix().encode() + b"\0")
+                digest.update(f"{name}/{path.relative_to(folder).as_posix()}".encode() + b"\0")
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
 def _git(*arguments: str) -> bytes | None:
+    if CHECKOUT is None:
+        # The repository around an installed copy is another project's.
+        return None
     try:
-        done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, timeout=10, check=True)
+        done = subprocess.run(["git", "-C", str(CHECKOUT), *arguments], capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
 
 
 def git_state() -> dict[str, str | None]:
-    """The commit and, where rwkv_lab/ or csrc/ differ from it, a hash of the difference; None outside a repository."""
+    """The commit and, where rwkv_lab/ or csrc/ differ from it, a hash of the difference; None outside a checkout."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return {"commit": None, "dirty": None}
@@ -48,8 +55,9 @@ def git_state() -> dict[str, str | None]:
 
 def versions() -> dict[str, str]:
     """The packages a number depends on."""
-    names = ("rwkv_lab", "torch", "numpy", "scipy", "hydra-core")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+    names = ("torch", "numpy", "scipy", "hydra-core")
+    own = {"python": platform.python_version(), "rwkv_lab": rwkv_lab.__version__}
+    return own | {name: metadata.version(name) for name in names}
 
 
 def processor_name() -> str:

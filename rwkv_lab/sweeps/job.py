@@ -1,94 +1,120 @@
-"""One job of a sweep, in whatever process a launcher chose: a fresh process of its own, and what came of it."""
+"""One job of a sweep, in whatever process a launcher chose: a fresh process of its own, and how it ended."""
 
+import math
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from rwkv_lab.config.schema import Config
 from rwkv_lab.runs import FORMAT, Run, provenance
-from rwkv_lab.runs.store import claim
-from rwkv_lab.sweeps import gpu_locks, launchers, plan
-from rwkv_lab.sweeps.launchers import Manner
-from rwkv_lab.sweeps.subprocesses import Ended, end_with_parent, run_child
+from rwkv_lab.runs.store import acquire_run
+from rwkv_lab.sweeps import launchers, plan
+from rwkv_lab.sweeps.launchers import LauncherSpec
 from rwkv_lab.util.console import say
-from rwkv_lab.util.paths import REPOSITORY, RUNS
+from rwkv_lab.util.paths import runs_dir, train_command
+from rwkv_lab.util.subprocesses import Ended, end_with_parent, run_child
 
-LOSS_OF_A_FAILED_JOB = float("inf")
-LOSS_OF_A_BUSY_JOB = float("nan")
+LOSS_IF_FAILED = math.inf
+LOSS_IF_LOCKED = math.nan
 STOPPED = 130
 STOPPED_CODES = (STOPPED, -signal.SIGINT, -signal.SIGTERM)
 
 
 def run(composed: DictConfig, hydra_config: DictConfig) -> float:
-    """The job's final val_loss, infinity where it failed or was stopped, NaN where another process has the run.
+    """Return the job's final val_loss: infinity if it failed or was stopped, NaN if another process has the run.
 
-    Raises KeyboardInterrupt where the sweep itself was told to stop.
+    Raises KeyboardInterrupt if the sweep itself was told to stop.
     """
     config, path = plan.checked(composed)
     status = plan.status(path)
-    if status == "complete" and not config.rerun:
-        return Run(path).manifest["result"]["val_loss"]
+    if is_over(status, config):
+        return final_loss(Run(path).manifest)
     if status == "running":
         say(f"{path.name} is running in another process")
-        return LOSS_OF_A_BUSY_JOB
+        return LOSS_IF_LOCKED
     overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
     assert isinstance(overrides, list)
-    manner = launchers.manner(hydra_config.launcher, provenance.usable_cores())
-    shared = manner.shares_gpus and config.trainer.device in ("auto", "cuda") and not config.trainer.strategy
-    if manner.visible:
+    spec = launchers.launcher_policy(hydra_config.launcher, provenance.usable_cores())
+    shared = spec.shares_gpus and config.trainer.device in ("auto", "cuda") and not config.trainer.strategy
+    if spec.visible:
         say(f"\n{path.name}  ({' '.join(overrides)})")
-    if manner.tied:
+    marker = stop_marker(runs_dir(config.runs_dir), os.getppid())
+    if spec.tied:
         end_with_parent()
-    with gpu_locks.gpu(gpu_locks.visible_gpus() if shared else (), RUNS / ".gpus") as gpu:
+        # Ctrl-C in the terminal reaches this worker as well; ``run_child`` passes it on.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if marker.exists():
+            return LOSS_IF_FAILED
+    gpus = launchers.visible_gpus() if shared else ()
+    with launchers.gpu_lock(gpus, runs_dir(config.runs_dir) / ".gpus") as gpu:
         chosen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
-        ended = run_child(command(overrides), chosen | threads(manner), quiet=not manner.visible)
-    if ended.stopped and manner.tied:
+        ended = run_child(command(overrides), chosen | threads(spec), quiet=not spec.visible)
+    if ended.stopped and spec.tied and marker.exists():
+        return LOSS_IF_FAILED
+    if ended.stopped and spec.tied:
         # Raising would only bring the worker back to its pool, where it waits for jobs from a parent that may be dead.
         os._exit(STOPPED)
-    if ended.stopped and not manner.detached:
+    if ended.stopped and not spec.detached:
         raise KeyboardInterrupt
     return outcome(path, config, overrides, ended)
 
 
+def stop_marker(root: Path, sweep: int) -> Path:
+    """Return the file that tells the workers of the process ``sweep`` to begin no more jobs."""
+    return root / f".stopping-{sweep}"
+
+
+def is_over(status: str, config: Config) -> bool:
+    """Return whether a job of ``status`` needs no work: complete, or stopped early while a stop rule is set."""
+    return not config.rerun and (status == "complete" or (status == "stopped early" and config.stop is not None))
+
+
+def final_loss(manifest: dict[str, Any]) -> float:
+    """Return the final val_loss of a run that is over; its forecast if it was stopped early."""
+    if manifest.get("status") == "stopped early":
+        return float((manifest.get("forecast") or {}).get("loss", LOSS_IF_FAILED))
+    return manifest["result"]["val_loss"]
+
+
 def command(overrides: Sequence[str]) -> list[str]:
-    """The command of one job."""
-    return [sys.executable, str(REPOSITORY / "run.py"), *overrides, "hydra.mode=RUN"]
+    """Return the command of one job."""
+    return [*train_command(), *overrides, "hydra.mode=RUN"]
 
 
-def threads(manner: Manner) -> dict[str, str]:
-    """The environment that gives a job, all its processes together, its share of the cores."""
-    return {} if manner.threads is None else {"OMP_NUM_THREADS": str(manner.threads)}
+def threads(spec: LauncherSpec) -> dict[str, str]:
+    """Return the environment that gives a job, all its processes together, its share of the cores."""
+    return {} if spec.threads is None else {"OMP_NUM_THREADS": str(spec.threads)}
 
 
 def outcome(path: Path, config: Config, overrides: Sequence[str], ended: Ended) -> float:
-    """The final val_loss of a job whose process has ended; what that could not record itself is recorded here."""
+    """Return the loss of a job whose process has ended, and record a failure that it could not record itself."""
     status = plan.status(path)
-    if ended.code == 0 and status == "complete":
-        return Run(path).manifest["result"]["val_loss"]
+    if ended.code == 0 and status in ("complete", "stopped early"):
+        return final_loss(Run(path).manifest)
     if status == "running":
-        return LOSS_OF_A_BUSY_JOB
+        return LOSS_IF_LOCKED
     if ended.code not in STOPPED_CODES:
         record_failure(path, config, overrides, ended.reason)
-    return LOSS_OF_A_FAILED_JOB
+    return LOSS_IF_FAILED
 
 
 def record_failure(path: Path, config: Config, overrides: Sequence[str], reason: str) -> None:
-    """Marks a run whose process died without marking it; one that was never begun gets a manifest that says so."""
-    held = claim(path, rerun=False)
+    """Mark a run whose process died without marking it; a run that never began gets a manifest with the reason."""
+    handle = acquire_run(path, rerun=False)
     try:
-        if held.state == "fresh":
-            held.record(
-                id=path.name.rsplit("-", 1)[-1],
+        if handle.state == "new":
+            handle.record(
+                id=path.name.rpartition("-")[2],
                 name=path.name,
                 study=config.study,
                 overrides=list(overrides),
                 started=provenance.now(),
             )
-        if held.state == "fresh" or (held.state == "resume" and held.manifest.get("status") == "running"):
-            held.record(format=FORMAT, status="failed", reason=reason, ended=provenance.now())
+        if handle.state == "new" or (handle.state == "resume" and handle.manifest.get("status") == "running"):
+            handle.record(format=FORMAT, status="failed", reason=reason, ended=provenance.now())
     finally:
-        held.release()
+        handle.release()

@@ -1,7 +1,6 @@
-"""The progress of a sweep as its run directories tell it, which is the same under every launcher."""
+"""The progress of a sweep, read from its run directories and so the same under every launcher."""
 
 import math
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,56 +10,77 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs import Run, is_run, read_metrics
+from rwkv_lab.runs import Run, is_run, last_step
 from rwkv_lab.sweeps import plan
 from rwkv_lab.sweeps.plan import Job
-from rwkv_lab.util.console import count, duration, say
+from rwkv_lab.util.console import count, duration, harmless, say, table_lines, terminal_width
 
-ORDER = ("complete", "running", "failed", "interrupted", "mistake", "left")
+ORDER = ("complete", "stopped early", "running", "failed", "interrupted", "left out", "pending")
+OVER = ("complete", "stopped early", "failed", "left out")
 LOOK_SECONDS = 1.0
 REPEAT_SECONDS = 60.0
+# Columns to leave out of a table for a narrow terminal, the least important first.
+_DROPPABLE = ("spent", "time", "tokens/s", "saved", "val_loss")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a job's run directory says at one moment."""
+class JobState:
+    """A job as its run directory shows it at one moment."""
 
-    status: str  # one of ORDER; left: not begun
-    done: float  # fraction of its updates; 1 where nothing more will happen
+    status: str  # one of ORDER; pending: not begun; left out: cannot be composed
+    done: float  # fraction of its updates; 1 if nothing more will happen
     manifest: dict[str, Any]
     reason: str | None = None
+    step: int = 0  # completed updates, as far as they are logged
+
+    @property
+    def forecast(self) -> dict[str, Any]:
+        """``loss``, ``low`` and ``high`` of the final loss, if a stop rule has forecast it; else empty."""
+        return self.manifest.get("forecast") or {}
+
+    @property
+    def saved(self) -> int:
+        """Updates that stopping early saved."""
+        return max(0, int(self.manifest.get("steps") or 0) - self.step) if self.status == "stopped early" else 0
 
 
-def see(job: Job, earlier: str | None = None) -> Seen:
-    """The job's present state. A result whose end is ``earlier`` dates from before the sweep and does not count."""
-    if job.path is None:
-        return Seen("mistake", 1.0, {}, job.mistake)
+def job_state(job: Job, earlier: str | None = None) -> JobState:
+    """Return the job's present state. A result that ended at ``earlier``, before this sweep, does not count."""
+    if job.path is None or job.config is None:
+        return JobState("left out", 1.0, {}, job.error)
     try:
         status = plan.status(job.path)
         manifest = Run(job.path).manifest if is_run(job.path) else {}
     except UserError:
         # Read in the instant in which a rerun empties the directory.
-        status, manifest = "left", {}
-    if status in ("complete", "failed") and earlier is not None and manifest.get("ended") == earlier:
-        return Seen("left", 0.0, {})
+        status, manifest = "pending", {}
+    if status == "stopped early" and job.config.stop is None:
+        # Without a stop rule the job is to be finished.
+        status = "interrupted"
+    if status in ("complete", "failed", "stopped early") and earlier is not None and manifest.get("ended") == earlier:
+        return JobState("pending", 0.0, {})
+    return run_state(job.path, status, manifest)
+
+
+def run_state(path: Path, status: str, manifest: dict[str, Any]) -> JobState:
+    """Return the state of a run of ``status``; reads only the end of its metrics.csv."""
+    steps = int(manifest.get("steps") or 0)
     if status in ("complete", "failed"):
-        return Seen(status, 1.0, manifest, manifest.get("reason"))
-    return Seen(status, _fraction(job.path, manifest), manifest)
+        return JobState(status, 1.0, manifest, manifest.get("reason"), steps if status == "complete" else 0)
+    step = last_step(path / "metrics.csv") if steps else 0
+    if status == "stopped early":
+        return JobState(status, 1.0, manifest, manifest.get("reason"), step)
+    return JobState(status, step / steps if steps else 0.0, manifest, step=step)
 
 
-def _fraction(path: Path, manifest: dict[str, Any]) -> float:
-    steps = read_metrics(path / "metrics.csv").get("step") if manifest.get("steps") else None
-    return float(steps[-1]) / manifest["steps"] if steps is not None and len(steps) else 0.0
-
-
-def counted(states: Sequence[Seen]) -> str:
-    """12 complete, 2 running, 1 failed, 5 left."""
-    names = [seen.status for seen in states]
-    return ", ".join(f"{names.count(name)} {name}" for name in ORDER if name in names)
+def counted(states: Sequence[JobState]) -> str:
+    """Return ``12 complete, 2 running, 1 failed, 5 pending``."""
+    found = [state.status for state in states]
+    return ", ".join(f"{found.count(name)} {name}" for name in ORDER if name in found)
 
 
 def seconds_left(elapsed: float, at_start: float, now: float, jobs: int) -> float | None:
-    """Seconds until ``jobs`` jobs are done, of which ``at_start`` were at first and ``now`` are; None: cannot be told.
+    """Return the seconds until ``jobs`` jobs are done; ``at_start`` were at first and ``now`` are. None if unknown.
 
     Work is counted in jobs, so this holds for any number of processes that share it.
     """
@@ -70,79 +90,88 @@ def seconds_left(elapsed: float, at_start: float, now: float, jobs: int) -> floa
 
 @dataclass
 class Watch:
-    """Says once what became of every job, as soon as its run directory shows it."""
+    """Print once how every job ended, as soon as its run directory shows it."""
 
     planned: list[Job]
     earlier: dict[Path, str] = field(default_factory=dict)  # ends of runs that are to be made again
-    _states: list[Seen] = field(default_factory=list)
+    _names: list[str] = field(default_factory=list)
+    _states: list[JobState] = field(default_factory=list)
     _began: tuple[float, float] = (0.0, 0.0)  # time and fraction done when the sweep began
-    _said: float = 0.0
+    _printed: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
+        """Print the counts, and the jobs that are left out."""
         for job in self.planned:
             if job.path is not None and job.config is not None and is_run(job.path):
                 run = Run(job.path)
-                if run.status == "failed" or (job.config.rerun and run.status == "complete"):
+                if run.status == "failed" or (job.config.rerun and run.status in ("complete", "stopped early")):
                     self.earlier[job.path] = str(run.manifest.get("ended"))
+        self._names = plan.names(self.planned)
         self._states = self.states()
-        self._began = (time.monotonic(), math.fsum(seen.done for seen in self._states))
-        self._said = time.monotonic()
+        self._began = (time.monotonic(), math.fsum(state.done for state in self._states))
+        self._printed = time.monotonic()
         say(f"{len(self.planned)} jobs: {counted(self._states)}")
         for job in self.planned:
-            if job.mistake:
-                say(f"left out: {job.name}: {job.mistake}")
+            if job.error:
+                say(f"left out: {job.name}: {job.error}")
 
-    def states(self) -> list[Seen]:
-        return [see(job, self.earlier.get(job.path) if job.path else None) for job in self.planned]
+    def states(self) -> list[JobState]:
+        """Return the present state of every job; one that is over is not read again."""
+        if not self._states:
+            return [self.state(job) for job in self.planned]
+        known = zip(self.planned, self._states, strict=True)
+        return [then if then.status in OVER else self.state(job) for job, then in known]
 
-    def state(self, job: Job) -> Seen:
-        return see(job, self.earlier.get(job.path) if job.path else None)
+    def state(self, job: Job) -> JobState:
+        """Return the present state of one job."""
+        return job_state(job, self.earlier.get(job.path) if job.path else None)
 
     def is_open(self, job: Job) -> bool:
-        """Whether there is something to do for the job that nobody has done in this sweep."""
-        return self.state(job).status in ("left", "interrupted", "running")
+        """Return whether work is left for the job that nobody has done in this sweep."""
+        return self.state(job).status not in OVER
 
     def look(self, repeat: bool = False) -> None:
-        """Says what changed since the last look; with ``repeat`` the counts now and then although nothing did."""
+        """Print what changed since the last look; with ``repeat`` the counts now and then even if nothing did."""
         with self._lock:
             before, self._states = self._states, self.states()
             news = [
-                (job, now)
-                for job, then, now in zip(self.planned, before, self._states, strict=True)
-                if now.status != then.status and now.status in ("complete", "failed", "interrupted")
+                (name, now)
+                for name, then, now in zip(self._names, before, self._states, strict=True)
+                if now.status != then.status and now.status in ("complete", "stopped early", "failed", "interrupted")
             ]
-            for job, now in news:
-                say(_ended(job, now))
-            if news or (repeat and time.monotonic() - self._said >= REPEAT_SECONDS):
-                self._said = time.monotonic()
+            for name, now in news:
+                say(_ended(name, now))
+            if news or (repeat and time.monotonic() - self._printed >= REPEAT_SECONDS):
+                self._printed = time.monotonic()
                 say(self.summary())
 
     def summary(self) -> str:
-        """The counts and the time left."""
-        now = math.fsum(seen.done for seen in self._states)
+        """Return the counts and the time left."""
+        now = math.fsum(state.done for state in self._states)
         left = seconds_left(time.monotonic() - self._began[0], self._began[1], now, len(self._states))
         percent = f"{math.floor(100 * now / len(self._states))} % done"
         rest = f", about {duration(left)} to go" if left else ""
         return f"{counted(self._states)}; {percent}{rest}"
 
     def wait(self, jobs: Sequence[Job], most_seconds: float = math.inf) -> None:
-        """Returns when none of ``jobs`` is running any more, in whatever process, or ``most_seconds`` have passed."""
+        """Return when none of ``jobs`` is running any more, in any process, or ``most_seconds`` have passed."""
         until = time.monotonic() + most_seconds
         while any(self.state(job).status == "running" for job in jobs) and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
 
 
-def _ended(job: Job, seen: Seen) -> str:
-    result = seen.manifest.get("result")
-    if seen.status == "complete" and result:
-        return f"complete: {job.name}  val_loss {result['val_loss']:.4f}  {duration(seen.manifest['seconds'])}"
-    return f"{seen.status}: {job.name}" + (f": {seen.reason}" if seen.reason else "")
+def _ended(name: str, state: JobState) -> str:
+    result = state.manifest.get("result")
+    if state.status == "complete" and result:
+        seconds = state.manifest.get("seconds")
+        return f"complete: {name}  val_loss {result['val_loss']:.4f}" + (f"  {duration(seconds)}" if seconds else "")
+    return f"{state.status}: {name}" + (f": {state.reason}" if state.reason else "")
 
 
 @contextmanager
 def watching(watch: Watch, repeat: bool) -> Iterator[None]:
-    """Looks every second until the context ends; ``repeat`` where the jobs themselves are silent."""
+    """Context manager: looks every second until it ends; ``repeat`` if the jobs themselves are silent."""
     over = threading.Event()
 
     def keep_looking() -> None:
@@ -160,25 +189,33 @@ def watching(watch: Watch, repeat: bool) -> Iterator[None]:
         watch.look()
 
 
-def table(planned: Sequence[Job], states: Sequence[Seen]) -> None:
-    """Prints every job with its status and result, or the reason why there is none."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def table(names: Sequence[str], states: Sequence[JobState], width: int | None = None) -> None:
+    """Print every job with its status and numbers, the reasons of those without, and the counts.
 
-    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("run", "status", "val_bpb", "val_loss", "tokens/s", "time"):
-        rows.add_column(column, justify="left" if column in ("run", "status") else "right", overflow="fold")
-    for job, seen in zip(planned, states, strict=True):
-        result = seen.manifest.get("result") or {}
-        rows.add_row(
-            job.name,
-            f"{seen.status}: {seen.reason}" if seen.reason else seen.status,
-            f"{result['val_bpb']:.4f}" if result.get("val_bpb") is not None else "",
-            f"{result['val_loss']:.4f}" if "val_loss" in result else "",
-            count(result["tokens_per_second"]) if "tokens_per_second" in result else "",
-            duration(seen.manifest["seconds"]) if "seconds" in seen.manifest else "",
-        )
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(rows)
-    console.print(counted(states), highlight=False)
+    ``width``   columns to fit into (default: the terminal's; any width if there is none)
+    """
+    header = ("run", "status", "val_bpb", "val_loss", "forecast", "tokens/s", "time", "spent", "saved")
+    rows = [(harmless(name), *_cells(state)) for name, state in zip(names, states, strict=True)]
+    for line in table_lines(header, rows, width or terminal_width(), _DROPPABLE, left=2):
+        say(line)
+    for name, state in zip(names, states, strict=True):
+        if state.reason:
+            say(f"{state.status}: {name}: {state.reason}")
+    saved = sum(state.saved for state in states)
+    say(counted(states) + (f"; {count(saved)} updates saved" if saved else ""))
+
+
+def _cells(state: JobState) -> tuple[str, ...]:
+    manifest, forecast = state.manifest, state.forecast
+    result = manifest.get("result") or {}
+    ranged = f"{forecast['low']:.3g}–{forecast['high']:.3g}" if {"low", "high"} <= forecast.keys() else ""
+    return (
+        state.status,
+        f"{result['val_bpb']:.4f}" if result.get("val_bpb") is not None else "",
+        f"{result['val_loss']:.4f}" if "val_loss" in result else "",
+        ranged,
+        count(result["tokens_per_second"]) if "tokens_per_second" in result else "",
+        duration(manifest["seconds"]) if manifest.get("seconds") else "",
+        count(state.step) if state.saved else "",
+        count(state.saved) if state.saved else "",
+    )

@@ -2,7 +2,7 @@
 
 A process of its own follows metrics.csv and feeds the tracker, so that nothing the tracker does, or fails to do, can
 stop the run or hold it up: the run waits for it at its end only, and no longer than ``FINISH_SECONDS``. Imports neither
-wandb nor torch.
+a tracker's library nor torch.
 """
 
 import contextlib
@@ -14,25 +14,28 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from rwkv_lab.tracking.config import TrackerConfig
+from rwkv_lab.config.kinds import TrackerConfig
+from rwkv_lab.runs import Run
+from rwkv_lab.tracking.tracker import settings_of
 from rwkv_lab.util.console import warn
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.util.paths import IMPORT_ROOT
 
 FINISH_SECONDS = 10
 STOPPED_SECONDS = 0.5
 
 
 @contextlib.contextmanager
-def following(settings: TrackerConfig, folder: Path, step: int) -> Iterator[None]:
-    """A context in which the configured tracker hears of the rows behind update ``step`` of the run in ``folder``.
+def log_in_background(folder: Path, step: int) -> Iterator[None]:
+    """Context manager: streams metrics after ``step`` of the run in ``folder`` to the tracker in its config.yaml.
 
-    config.yaml, run.json and metrics.csv must be there. Whoever leaves the context by an exception, as a stopped run
-    does, waits a moment only; the tracker then finishes by itself.
+    config.yaml, run.json and metrics.csv must be there. Left by an exception, as by a stopped run, it waits a moment
+    only; the tracker then finishes by itself.
     """
-    if settings.name == "none" or settings.mode == "disabled":
+    settings = settings_of(Run(folder))
+    if not settings.active:
         yield
         return
-    follower = _start(settings, folder, step)
+    follower = _start(folder, step, settings.name)
     warnings = threading.Thread(target=_pass_on_warnings, args=(follower,), daemon=True)
     warnings.start()
     patience: float = STOPPED_SECONDS
@@ -41,34 +44,33 @@ def following(settings: TrackerConfig, folder: Path, step: int) -> Iterator[None
         patience = FINISH_SECONDS
     finally:
         if follower is not None:
-            _finish(follower, patience, folder)
-            # Its last words may be on their way; wandb's own service, should it stay behind, keeps the pipe open.
+            _finish(follower, patience, remedy(settings, folder), settings.name)
+            # Its last words may be on their way; a tracker's own service, should it stay behind, keeps the pipe open.
             warnings.join(STOPPED_SECONDS)
 
 
-def follow_command(folder: Path, place: Path, step: int) -> list[str]:
-    """What starts the process that feeds the tracker, in the repository."""
-    follow = [sys.executable, "-m", "rwkv_lab.tracking", "follow", str(folder)]
-    return [*follow, "--place", str(place), "--after", str(step)]
+def command(*arguments: str) -> list[str]:
+    """Return what starts a process that feeds a tracker, in the folder of the code."""
+    return [sys.executable, "-m", "rwkv_lab.tracking", *arguments]
 
 
-def _start(settings: TrackerConfig, folder: Path, step: int) -> subprocess.Popen | None:
-    place = Path(settings.folder).absolute() if settings.folder else folder
+def _start(folder: Path, step: int, name: str) -> subprocess.Popen | None:
     try:
         # A session of its own: Ctrl-C in the terminal is the run's affair.
-        follower = subprocess.Popen(
-            follow_command(folder.absolute(), place, step),
-            cwd=REPOSITORY,
+        return subprocess.Popen(
+            command("follow", str(folder.absolute()), "--after", str(step)),
+            cwd=IMPORT_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
         )
     except OSError as error:
-        warn(f"the tracker could not be started ({error.strerror}); metrics.csv has everything")
+        warn(f"{name} could not be started ({error.strerror}); metrics.csv has everything")
         return None
-    return follower
 
 
 def _pass_on_warnings(follower: subprocess.Popen | None) -> None:
@@ -78,7 +80,7 @@ def _pass_on_warnings(follower: subprocess.Popen | None) -> None:
         warn(line.strip())
 
 
-def _finish(follower: subprocess.Popen, patience: float, folder: Path) -> None:
+def _finish(follower: subprocess.Popen, patience: float, left: str, name: str) -> None:
     assert follower.stdin is not None
     # The closed pipe tells it that the run has ended, as the run's death would.
     with contextlib.suppress(OSError):
@@ -88,9 +90,19 @@ def _finish(follower: subprocess.Popen, patience: float, folder: Path) -> None:
     except subprocess.TimeoutExpired:
         if patience < FINISH_SECONDS:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(follower.pid, signal.SIGKILL)
-        warn(
-            f"wandb did not finish within {FINISH_SECONDS} s; nothing is lost, "
-            f"'python -m rwkv_lab.tracking sync {folder.parent.name}' uploads it"
-        )
+        end(follower)
+        warn(f"{name} did not finish within {FINISH_SECONDS} s; {left}")
+
+
+def remedy(settings: TrackerConfig, folder: Path) -> str:
+    """Return what to do about rows a tracker did not get."""
+    if settings.uploading(folder) is None:
+        return "metrics.csv has everything"
+    return f"nothing is lost, 'python -m rwkv_lab.tracking sync {folder.parent.name}' uploads it"
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process that was started in a session of its own, with all it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

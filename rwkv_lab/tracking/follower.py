@@ -1,80 +1,81 @@
-"""The process that feeds the tracker: reads metrics.csv as it grows, until the run that started it has ended."""
+"""The processes that feed a tracker: one follows a run while it trains, one uploads what a server lacks."""
 
 import contextlib
-import functools
-import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.runs import Run
-from rwkv_lab.tracking import FINISH_SECONDS, follow_command, uploads, wandb
+from rwkv_lab.tracking import FINISH_SECONDS, remedy, uploads
+from rwkv_lab.tracking.tracker import Replay, Tracker, Undelivered, reason, settings_of
 
 LOOK_SECONDS = 0.5
-OPENING_SECONDS = 4.0  # for a server that has not answered yet when the run ends
 
 
-def follow(folder: Path, place: Path, step: int, mode: str | None = None) -> None:
-    """Feeds the tracker with the rows behind update ``step`` of the run in ``folder`` until standard input closes.
+def follow(folder: Path, after: int) -> None:
+    """Feed the tracker with the rows behind update ``after`` of the run in ``folder`` until standard input closes.
 
-    Earlier rows belong to an earlier session: offline they are in its own wandb run. wandb's files go to ``place``.
-    What goes wrong is one line on standard output, which the run shows as a warning. ``mode`` stands in for the run's.
+    Rows up to there belong to an earlier session; a server gets those it lacks. What goes wrong is one line on
+    standard output, which the run shows as a warning.
     """
-    run = Run(folder)
-    mode = mode or str(run.config["tracker"]["mode"])
-    ended, opening = threading.Event(), threading.Event()
-    offline = functools.partial(_begin_again_offline, folder, place, step) if mode == "online" else None
-    threading.Thread(target=_watch, args=(ended, opening, offline), daemon=True).start()
-    opened = _open(run, mode, place)
-    opening.set()
-    if opened is None and offline is not None:
-        offline()
-    if opened is None:
+    run, ended = Run(folder), threading.Event()
+    threading.Thread(target=_watch, args=(ended,), daemon=True).start()
+    settings, tracker = _open(run, settings_of(run), after)
+    if tracker is None:
         return
-    last = min(step, uploads.read(run).step) if mode == "online" else step
     try:
-        over = False
-        while not over:
-            over = ended.wait(LOOK_SECONDS)
-            last = wandb.log(opened, wandb.rows_after(run, last)) or last
-        run = Run(folder)
-        wandb.close(opened, run)
-        if mode == "online":
-            uploads.write(run, last)
+        replay = Replay(run, tracker, min(after, uploads.read(run).step) if settings.remote else after)
+        while not ended.wait(LOOK_SECONDS):
+            replay.send()
+        send_rest(Run(folder), replay, tracker, settings)
+    except Undelivered as refused:
+        print_line(f"{settings.name}: the server did not take the rows ({refused}); {remedy(settings, folder)}")
     except Exception as error:
-        say(f"wandb stopped working ({wandb.reason(error)}); metrics.csv has everything")
+        print_line(f"{settings.name} stopped working ({reason(error)}); metrics.csv has everything")
 
 
-def say(text: str) -> None:
-    """One line to the run; nobody may be listening any more."""
+def upload(folder: Path, settings: TrackerConfig) -> str | None:
+    """Send to the server what it lacks of a run that is not training; return why that failed, None if it did not."""
+    run = Run(folder)
+    try:
+        after = uploads.read(run).step
+        tracker = settings.open(run, after)
+        send_rest(run, Replay(run, tracker, after), tracker, settings)
+    except Exception as error:
+        return reason(error)
+    return None
+
+
+def send_rest(run: Run, replay: Replay, tracker: Tracker, settings: TrackerConfig) -> None:
+    """Send the rows that are left and the result, and note what a server has acknowledged."""
+    replay.send()
+    tracker.close(run)
+    if settings.remote:
+        uploads.write(run, replay.last)
+
+
+def print_line(text: str) -> None:
+    """Print one line for the run; nobody may be listening any more."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
 
 
-def _watch(ended: threading.Event, opening: threading.Event, offline: Callable[[], None] | None) -> None:
-    """Waits for the run to close the pipe, by ending or by dying; from then on this process has little time."""
+def _watch(ended: threading.Event) -> None:
+    """Wait for the run to close the pipe, by ending or by dying; from then on this process has little time."""
     sys.stdin.read()
-    # Unhandled, the alarm ends the process whatever wandb is waiting for; it outlives a new beginning.
+    # Unhandled, the alarm ends the process whatever the tracker is waiting for.
     signal.alarm(FINISH_SECONDS)
     ended.set()
-    if offline is not None and not opening.wait(OPENING_SECONDS):
-        say("wandb did not answer before the run ended; going on offline")
-        offline()
 
 
-def _begin_again_offline(folder: Path, place: Path, step: int) -> None:
-    """Replaces this process: the wandb service that has failed to start the run keeps the run's id to itself."""
-    fresh = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
-    os.execve(sys.executable, [*follow_command(folder, place, step), "--mode", "offline"], fresh)
-
-
-def _open(run: Run, mode: str, place: Path) -> Any:
+def _open(run: Run, settings: TrackerConfig, after: int) -> tuple[TrackerConfig, Tracker | None]:
+    """Return the tracker with the settings it was opened by, offline ones if the given ones fail."""
     try:
-        return wandb.open_run(run, mode, place)
+        return settings, settings.open(run, after)
     except Exception as error:
-        left = "going on offline" if mode == "online" else "going on without it; metrics.csv has everything"
-        say(f"wandb could not start in mode {mode} ({wandb.reason(error)}); {left}")
-        return None
+        offline = settings.offline()
+        left = "going on offline" if offline else "going on without it; metrics.csv has everything"
+        print_line(f"{settings.name} could not start ({reason(error)}); {left}")
+    return _open(run, offline, after) if offline else (settings, None)

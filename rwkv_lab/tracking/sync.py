@@ -1,40 +1,78 @@
-"""Uploads what a server does not have yet by replaying metrics.csv.
+"""Uploading what a server does not have yet by replaying metrics.csv.
 
-Not wandb's own files: an offline run that was resumed leaves several, and they overlap.
+Not a tracker's own files: an offline run that was resumed leaves several, and they overlap.
 """
 
+import subprocess
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run
-from rwkv_lab.tracking import uploads, wandb
+from rwkv_lab.tracking import command, end, uploads
+from rwkv_lab.tracking.tracker import settings_of
+from rwkv_lab.util.paths import IMPORT_ROOT
+
+SHOW_SECONDS = 5.0
 
 
 class Synced(NamedTuple):
-    """What became of one run: uploaded, whole (already there), running (left for later), unreadable or failed."""
+    """What became of one run.
+
+    uploaded, whole (already there), running (left for later), untracked (its tracker is off or has no server),
+    unreadable or failed
+    """
 
     run: Run
     outcome: str
     reason: str | None = None
 
 
-def sync(run: Run, place: Path, mode: str = "online", project: str | None = None, entity: str | None = None) -> Synced:
-    """Replays ``run`` into wandb, from the first row the server lacks; wandb's files go to ``place``."""
+def sync(
+    run: Run, folder: Path, changed: Mapping[str, str], limit: float, show: Callable[[float], None] = lambda _: None
+) -> Synced:
+    """Send ``run`` to its tracker's server, from the first row the server lacks, in at most ``limit`` seconds.
+
+    The tracker's files go to ``folder``; ``changed`` stands in for some of its settings; ``show`` gets the seconds so
+    far now and then.
+    """
     try:
+        if settings_of(run).uploading(folder) is None:
+            return Synced(run, "untracked")
         if run.status == "running":
             return Synced(run, "running")
     except UserError as mistake:
         return Synced(run, "unreadable", str(mistake))
     if uploads.is_whole(run):
         return Synced(run, "whole")
-    try:
-        opened = wandb.open_run(run, mode, place, project, entity)
-        known = uploads.read(run).step
-        last = wandb.log(opened, wandb.rows_after(run, known)) or known
-        wandb.close(opened, run)
-    except Exception as error:
-        return Synced(run, "failed", wandb.reason(error))
-    if mode == "online":
-        uploads.write(run, last)
-    return Synced(run, "uploaded")
+    options = [f"--{key}={value}" for key, value in changed.items()]
+    # A process of its own can be ended whatever the tracker's library waits for.
+    process = subprocess.Popen(
+        command("upload", str(run.path), f"--folder={folder}", *options),
+        cwd=IMPORT_ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    began = time.monotonic()
+    while process.poll() is None:
+        seconds = time.monotonic() - began
+        if seconds > limit:
+            end(process)
+            return Synced(run, "failed", f"the server did not take everything within {limit:g} s")
+        try:
+            process.wait(min(SHOW_SECONDS, limit))
+        except subprocess.TimeoutExpired:
+            show(time.monotonic() - began)
+        except BaseException:
+            end(process)
+            raise
+    assert process.stdout is not None
+    words = process.stdout.readline().strip()
+    return Synced(run, "uploaded") if process.returncode == 0 else Synced(run, "failed", words or "the upload ended")

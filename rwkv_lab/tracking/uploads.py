@@ -1,10 +1,10 @@
-"""What of a run a server has: ``uploaded.json`` in the run directory."""
+"""uploaded.json in a run directory: what of the run a tracker's server has acknowledged."""
 
 import json
 from dataclasses import asdict, dataclass
 
-from rwkv_lab.runs import Run
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.runs import Run, last_step
+from rwkv_lab.util.io import write_json
 
 NAME = "uploaded.json"
 
@@ -19,20 +19,21 @@ class Uploaded:
 
 
 def read(run: Run) -> Uploaded:
-    """What was uploaded of ``run``; nothing where the note is missing, damaged or of an earlier attempt."""
+    """Return what was uploaded of ``run``; nothing if the note is missing, damaged or of an earlier attempt."""
     try:
-        noted = Uploaded(**json.loads((run.path / NAME).read_text()))
-    except (OSError, ValueError, TypeError):
+        noted = Uploaded(**json.loads((run.path / NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return Uploaded()
-    return noted if noted.started == run.manifest.get("started") else Uploaded()
+    started_then = noted.started == run.manifest.get("started")
+    return noted if started_then and isinstance(noted.step, int) else Uploaded()
 
 
 def write(run: Run, step: int) -> None:
+    """Note that the server has every row up to ``step`` and the run's present status."""
     write_json(run.path / NAME, asdict(Uploaded(run.manifest.get("started"), step, run.status)))
 
 
 def is_whole(run: Run) -> bool:
-    """Whether the server has every row of ``run`` and its present status."""
+    """Return whether the server has every row of ``run`` and its present status."""
     noted = read(run)
-    steps = run.metrics().get("step", ())
-    return noted.status == run.status and noted.step >= max(steps, default=0)
+    return noted.status == run.status and noted.step >= last_step(run.path / "metrics.csv")

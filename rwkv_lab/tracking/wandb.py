@@ -1,93 +1,165 @@
-"""One run directory as a Weights & Biases run."""
+"""Weights & Biases: one run directory as one wandb run."""
 
-import math
+import dataclasses
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.fields import setting
+from rwkv_lab.config.kinds import TrackerConfig
+from rwkv_lab.config.registry import register
 from rwkv_lab.runs import Run
+from rwkv_lab.tracking.tracker import Tracker, Undelivered, writable
 
-INIT_SECONDS = 10.0
-TAG_LENGTH = 64
+ANSWER_SECONDS = 2.0  # for a server's first answer
+INIT_SECONDS = 5.0  # for opening a run on a server that answers
+TAG_LENGTH, PROJECT_LENGTH, PROJECT_REFUSED = 64, 128, "/\\#?%:"  # wandb's own limits
 AXES = ("step", "tokens", "seconds", "flops")
 COSTS = ("parameters", "flops_per_token", "peak_memory_bytes")
 
 
-def open_run(run: Run, mode: str, place: Path, project: str | None = None, entity: str | None = None) -> Any:
-    """A wandb run, ``online`` or ``offline``, with the run's configuration, group, name, id, job type and tags.
+@register("tracker", "wandb")
+@dataclass
+class WandbConfig(TrackerConfig):
+    """Weights & Biases."""
 
-    Files go to ``place``/wandb. Raises whatever wandb raises, and OSError where ``place`` cannot be written.
-    """
-    import wandb
+    name: str = setting("wandb", identity=False)
+    mode: Literal["offline", "online", "disabled"] = setting("offline", identity=False)  # offline needs no account
+    project: str = setting("rwkv_lab", identity=False)  # wandb project
+    entity: str | None = setting(None, identity=False)  # team or user; unset: your default
+    tags: list[str] = setting(factory=list, identity=False)  # labels of the run
+    folder: str | None = setting(None, identity=False)  # of offline files; unset: wandb/ in the run directory
 
-    # wandb itself would go to the temporary folder without a word.
-    (place / "wandb").mkdir(parents=True, exist_ok=True)
-    probe = place / "wandb" / ".probe"
-    probe.touch()
-    probe.unlink()
-    settings = wandb.Settings(
-        init_timeout=INIT_SECONDS, silent=True, console="off", quiet=True, x_disable_stats=True, disable_git=True
-    )
-    wandb.setup(settings)
-    config = run.config
-    tracker = config["tracker"]
-    tags = [config["model"]["name"], config["data"]["name"], f"seed {config['seed']}", *tracker["tags"]]
-    opened = wandb.init(
-        project=project or tracker["project"],
-        entity=entity or tracker["entity"],
-        group=run.study,
-        name=run.name,
-        id=re.sub(r"[^\w-]", "_", f"{run.study}-{run.manifest['id']}"),
-        job_type=config["model"]["name"],
-        tags=[tag[:TAG_LENGTH] for tag in tags],
-        config={key: value for key, value in config.items() if key != "tracker"},
-        mode=mode,  # type: ignore[arg-type]
-        resume="allow" if mode == "online" else None,
-        dir=str(place),
-        settings=settings,
-    )
-    for axis in AXES:
-        opened.define_metric(axis)
-    opened.define_metric("*", step_metric="tokens")
-    return opened
+    def check(self) -> None:
+        for tag in self.tags:
+            if not 1 <= len(tag) <= TAG_LENGTH or not tag.isprintable():
+                raise UserError(
+                    f"tracker.tags must be labels of 1 to {TAG_LENGTH} printable characters, e.g. [baseline,long] "
+                    f"(got {tag!r}, {len(tag)} characters)"
+                )
+        if not 1 <= len(self.project) <= PROJECT_LENGTH or set(self.project) & set(PROJECT_REFUSED):
+            raise UserError(
+                f"tracker.project must have 1 to {PROJECT_LENGTH} characters and none of {' '.join(PROJECT_REFUSED)} "
+                f"(got {self.project})"
+            )
+
+    @property
+    def active(self) -> bool:
+        return self.mode != "disabled"
+
+    @property
+    def remote(self) -> bool:
+        return self.mode == "online"
+
+    def offline(self) -> "WandbConfig | None":
+        return dataclasses.replace(self, mode="offline") if self.remote else None
+
+    def uploading(self, folder: Path) -> "WandbConfig | None":
+        return dataclasses.replace(self, mode="online", folder=str(folder)) if self.active else None
+
+    def open(self, run: Run, after: int) -> Tracker:
+        """Return a wandb run with the run's configuration, group, name, id, job type and tags.
+
+        Raises whatever wandb raises, and OSError if its folder cannot be written or the server does not answer.
+        """
+        import wandb
+
+        # wandb itself would go to the temporary folder without a word.
+        place = Path(self.folder).expanduser().absolute() if self.folder else run.path
+        writable(place / "wandb")
+        settings = wandb.Settings(
+            init_timeout=INIT_SECONDS, silent=True, console="off", quiet=True, x_disable_stats=True, disable_git=True
+        )
+        library = wandb.setup(settings)
+        if self.remote:
+            require_answer(library.settings.base_url)
+        config = run.config
+        tags = [config["model"]["name"], config["data"]["name"], f"seed {config['seed']}"]
+        try:
+            opened = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                group=run.study,
+                name=run.name,
+                id=re.sub(r"[^\w-]", "_", f"{run.study}-{run.manifest['id']}"),
+                job_type=config["model"]["name"],
+                tags=[*(tag[:TAG_LENGTH] for tag in tags), *self.tags],
+                config={key: value for key, value in config.items() if key != "tracker"},
+                mode="online" if self.remote else "offline",
+                resume="allow" if self.remote else None,
+                dir=str(place),
+                settings=settings,
+            )
+        except Exception:
+            # The service that failed to start the run would keep the run's id to itself.
+            wandb.teardown(exit_code=1)
+            raise
+        for axis in AXES:
+            opened.define_metric(axis)
+        opened.define_metric("*", step_metric="tokens")
+        return WandbRun(opened)
 
 
-def reason(error: Exception) -> str:
-    """What wandb complains of, in one line: the first of its message, or the one behind pydantic's heading."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    said = ": ".join(lines[1:3]).partition(" [type=")[0] if "validation error" in lines[0] else lines[0]
-    return (said or lines[0]).rstrip(".")[:200]
+class WandbRun:
+    """An open wandb run."""
 
+    def __init__(self, opened: Any):
+        self._opened = opened
 
-def log(opened: Any, rows: Iterable[Mapping[str, float]]) -> int:
-    """Logs rows of metrics.csv against their step; the last step logged, 0 where there was no row."""
-    last = 0
-    for row in rows:
-        last = int(row["step"])
-        values = {key: value for key, value in row.items() if not math.isnan(value)}
+    def log(self, row: Mapping[str, float]) -> None:
+        """Log a row against its step."""
+        whole = {name: int(row[name]) for name in ("step", "tokens") if name in row}
         # Committed at once: a row still pending would overwrite the summary at the end.
-        opened.log(values | {"step": last, "tokens": int(row["tokens"])}, step=last, commit=True)
-    return last
+        self._opened.log({**row, **whole}, step=whole["step"], commit=True)
+
+    def close(self, run: Run) -> None:
+        """End the wandb run with the run's result as its summary; failed if the run is not complete."""
+        manifest = run.manifest
+        costs = {key: manifest.get(key) for key in COSTS}
+        found = {key: value for key, value in (costs | (manifest.get("result") or {})).items() if value is not None}
+        self._opened.summary.update(found | {"status": run.status})
+        internal_log = Path(self._opened.settings.log_internal)
+        self._opened.finish(exit_code=0 if run.status == "complete" else 1)
+        if refused := refusal(internal_log):
+            raise Undelivered(refused)
 
 
-def close(opened: Any, run: Run) -> None:
-    """Ends the wandb run with the run's result as its summary; failed where the run is not complete."""
-    manifest = run.manifest
-    costs = {key: manifest.get(key) for key in COSTS}
-    found = {key: value for key, value in (costs | (manifest.get("result") or {})).items() if value is not None}
-    opened.summary.update(found | {"status": run.status})
-    opened.finish(exit_code=0 if run.status == "complete" else 1)
+def require_answer(base_url: str) -> None:
+    """Raise OSError unless the server gives some answer, whatever it is, to a request as wandb sends them."""
+    request = urllib.request.Request(
+        f"{base_url.rstrip('/')}/graphql", b'{"query":"{__typename}"}', {"Content-Type": "application/json"}
+    )
+    try:
+        urllib.request.urlopen(request, timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        # An answer, if only that a key is needed.
+        return
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "reason", error)
+        raise ConnectionError(f"{base_url} does not answer: {cause}") from None
 
 
-def rows_after(run: Run, step: int) -> Iterator[dict[str, float]]:
-    """The whole rows of metrics.csv behind update number ``step``, with the training FLOPs spent where known."""
-    columns = run.metrics()
-    flops_per_token = run.manifest.get("flops_per_token")
-    if flops_per_token and "tokens" in columns:
-        columns["flops"] = columns["tokens"] * flops_per_token
-    for i, done in enumerate(columns.get("step", ())):
-        if done > step:
-            yield {name: float(values[i]) for name, values in columns.items()}
+def refusal(internal_log: Path) -> str | None:
+    """Return why the server did not take rows, as wandb's internal log of a finished run has it; None if it took them.
+
+    ``finish`` itself reports nothing of it.
+    """
+    try:
+        lines = internal_log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        text = str(entry.get("msg", ""))
+        if str(entry.get("level", "")).startswith("ERROR") and text.startswith("filestream: fatal error"):
+            return text.rpartition("filestream: ")[2].partition(" url=")[0]
+    return None

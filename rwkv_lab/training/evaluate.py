@@ -1,9 +1,9 @@
 """Held-out loss and bits per byte: quick and repeatable during training, complete at its end.
 
-python -m rwkv_lab.evaluate RUN [--split test|val] [--device auto|cpu|cuda] [--json]
+    rwkv-lab evaluate RUN [--split test|val] [--device auto|cpu|cuda] [--json]
 
-The functions put the model in evaluation mode for their time, draw nothing at random and leave precision to the
-caller's autocast. Loss is the mean cross-entropy in nats per token, without the penalty terms of training.
+All functions switch the model to eval mode temporarily, are deterministic, and respect the caller's autocast. Loss is
+the mean cross-entropy in nats per token, without the penalty terms of training.
 """
 
 from __future__ import annotations
@@ -24,37 +24,33 @@ if TYPE_CHECKING:
 
     from rwkv_lab.models.lm import LM
 
-# most logits computed at once: half a gigabyte in float32
-LOGITS = 1 << 27
-# texts are read with carried state in up to STREAMS streams at once, each at least STREAM_WINDOWS · ctx_len tokens long
-STREAMS, STREAM_WINDOWS = 16, 16
+LOGITS = 1 << 27  # most logits computed at once: half a gigabyte in float32
+STREAMS = 16  # most parallel streams of a text that is read with a carried state
+STREAM_WINDOWS = 16  # least length of a stream, in windows of ctx_len tokens
 
 
 class Evaluation(NamedTuple):
-    """What was measured, over how much text and how."""
+    """A held-out loss with the amount of text behind it."""
 
-    # nats per token
-    loss: float
-    # bits per byte of the evaluated text; nan when the tokens came without text
-    bpb: float
-    # predicted tokens
-    tokens: int
-    # bytes of text behind the predicted tokens; 0 when not known
-    bytes: int
-    # how context was given, in words
-    method: str
+    loss: float  # nats per token
+    bpb: float  # bits per byte of the evaluated text; nan if the tokens came without text
+    tokens: int  # predicted tokens
+    bytes: int  # bytes of text behind the predicted tokens; 0 if not known
+    method: str  # how context was given, in words
 
 
 def bits_per_byte(loss: float, tokens: int, n_bytes: int) -> float:
-    """``loss`` nats per token over ``tokens`` tokens that stand for ``n_bytes`` bytes of text; nan when that is 0."""
+    """Return ``loss`` in nats per token as bits per byte, for ``tokens`` tokens of ``n_bytes`` bytes; nan if 0."""
     return loss * tokens / math.log(2) / n_bytes if n_bytes else math.nan
 
 
 def evaluate_fixed(
     model: LM, split: Split, ctx_len: int, n_tokens: int, batch_size: int, device: torch.device | str | None = None
 ) -> Evaluation:
-    """Loss over the first ``n_tokens`` tokens of ``split`` (all of it when it is shorter), in windows of ``ctx_len``
-    that follow each other without overlap: the same text every time. At least one window is read."""
+    """Return the loss over the first ``n_tokens`` tokens of ``split``, or all, in adjacent windows of ``ctx_len``.
+
+    At least one window is read.
+    """
     length = min(ctx_len, _predicted(split))
     windows = max(1, min(n_tokens, _predicted(split)) // length)
     starts = np.arange(windows, dtype=np.int64) * length
@@ -72,9 +68,11 @@ def evaluate_full(
     device: torch.device | str | None = None,
     n_tokens: int | None = None,
 ) -> Evaluation:
-    """Loss over every token of ``split`` but the first: with carried state where the model has a recurrent form, by
-    sliding windows where it has none. At most ``batch_size`` rows are read at once; with ``n_tokens`` only that many
-    tokens from the beginning are predicted, and the method says so."""
+    """Return the loss over every token of ``split`` but the first, or over the first ``n_tokens``.
+
+    A model with a recurrent form carries its state through the text, others read sliding windows; at most
+    ``batch_size`` rows at once.
+    """
     how = evaluate_carried if model.recurrent else evaluate_sliding
     if n_tokens is None or n_tokens >= _predicted(split):
         return how(model, split, ctx_len, batch_size, device)
@@ -85,8 +83,10 @@ def evaluate_full(
 def evaluate_sliding(
     model: LM, split: Split, ctx_len: int, batch_size: int, device: torch.device | str | None = None
 ) -> Evaluation:
-    """Full evaluation by windows of ``ctx_len`` that overlap by half: beyond the first window every token is predicted
-    from at least ctx_len // 2 tokens before it."""
+    """Return the loss over all of ``split`` by windows of ``ctx_len`` that overlap by half.
+
+    Beyond the first window, every token is predicted from at least ctx_len // 2 tokens before it.
+    """
     tokens = _predicted(split)
     length = min(ctx_len, tokens)
     stride = max(1, length // 2)
@@ -104,11 +104,12 @@ def evaluate_sliding(
 def evaluate_carried(
     model: LM, split: Split, ctx_len: int, batch_size: int, device: torch.device | str | None = None
 ) -> Evaluation:
-    """Full evaluation with the recurrent state carried through the text.
+    """Return the loss over all of ``split`` with the recurrent state carried through the text.
 
-    The text is read in a few streams at once; each but the first begins ctx_len tokens early, on tokens that another
-    stream predicts, so that nothing is predicted from less than ctx_len tokens but at the start of the text. Raises
-    ``UserError`` for a model without a recurrent form."""
+    The text is read in parallel streams. Each but the first has a warm-up of ctx_len tokens that another stream
+    predicts, so that only the start of the text is predicted from less. Raises UserError for a model without a
+    recurrent form.
+    """
     import torch
 
     from rwkv_lab.inference.recurrent import RecurrentModel
@@ -131,8 +132,8 @@ def evaluate_carried(
             logits, state = recurrent.prefill(torch.from_numpy(rows).to(device), state)
             losses = _losses(logits, torch.from_numpy(targets).to(device))
             total += float(losses[torch.from_numpy(counted).to(device)].sum())
-    shown = f" in {streams} streams, each begun {early} tokens early" if early else ""
-    return _evaluation(total, tokens, split, f"carried state{shown}")
+    shown = f"; {streams} parallel streams, {early}-token warm-up each" if early else ""
+    return _evaluation(total, tokens, split, f"recurrent state carried{shown}")
 
 
 def _evaluation(total: float, tokens: int, split: Split, method: str) -> Evaluation:
@@ -155,7 +156,7 @@ def _window_losses(
     batch_size: int,
     device: torch.device | str | None,
 ) -> float:
-    """Summed loss of the targets number ``skip`` and later of each window."""
+    """Return the summed loss of each window's targets from number ``skip`` on."""
     import torch
 
     total = 0.0
@@ -189,17 +190,31 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
-    """The full evaluation of a complete run on its validation or test text, as the run itself computed.
+    """Return the full evaluation of a complete run on its validation or test text, as the run itself computed it.
 
-    Raises ``UserError`` when the run has no weights yet, or its corpus no such split."""
+    Raises UserError if the run has no weights yet, its corpus no such split, or one of its files is damaged.
+    """
     from rwkv_lab import data, models, runs
+    from rwkv_lab.config import registry
+    from rwkv_lab.config.fields import instance
+    from rwkv_lab.runs import manifest
 
     run = runs.load(path)
+    manifest.verify(run.path, "config.yaml", "tokenizer.json", "model.safetensors")
     config = run.config
-    data_config, tokenizer_config = data.DataConfig(**config["data"]), data.TokenizerConfig(**config["tokenizer"])
-    tokenizer = data.from_json((run.path / "tokenizer.json").read_text(encoding="utf-8"))
+    data_config, tokenizer_config = data.stored_configs(config)
+    stored = config.get("objective") or {"name": "lm"}  # earlier runs had no choice
+    objective = instance(registry.get("objective", str(stored["name"])), stored)
+    try:
+        sha256, ctx_len = run.manifest["data"]["sha256"], int(config["model"]["ctx_len"])
+        backend, precision = run.manifest["resolved"]["ops_backend"], run.manifest["resolved"]["precision"]
+        tokenizer = data.from_json((run.path / "tokenizer.json").read_text(encoding="utf-8", errors="replace"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.path} lacks {error} in its run.json or config.yaml: it cannot be evaluated") from None
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
     corpus = data.load(data_config, tokenizer_config, tokenizer)
-    if corpus.sha256 != run.manifest["data"]["sha256"]:
+    if corpus.sha256 != sha256:
         raise UserError(f"the data of {run.name} changed since it was trained: its files have another sha256 now")
     split = corpus.test if split_name == "test" else corpus.val
     if split is None:
@@ -212,7 +227,6 @@ def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device; choose auto or cpu")
-    resolved = run.manifest["resolved"]
-    model = models.load(run.path, resolved["ops_backend"]).to(device)
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=resolved["precision"] == "bf16"):
-        return evaluate_full(model, split, config["model"]["ctx_len"], STREAMS, device)
+    model = models.load(run.path, backend).to(device)
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        return objective.evaluate_final(model, split, ctx_len, STREAMS, device, None)

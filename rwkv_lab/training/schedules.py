@@ -9,10 +9,12 @@ exactly. Rates are per update, in the optimizer's units. Imports no torch.
 """
 
 import functools
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.derived import total_steps
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import instance, setting, validate
-from rwkv_lab.config.kinds import ScheduleConfig
+from rwkv_lab.config.kinds import Prediction, ScheduleConfig
 from rwkv_lab.config.registry import register
 from rwkv_lab.config.schema import Config
 
@@ -31,17 +33,20 @@ Shape = Literal["constant", "linear", "cosine", "exponential", "sqrt", "power"]
 
 def blend(shape: Shape, progress: float, start: float, end: float, power: float = 1.0) -> float:
     """Return the rate at ``progress`` in [0, 1] on the way from ``start`` to ``end``; a constant is at its end."""
-    left = 1 - progress
-    shares = {  # of the way that is left
-        "constant": 0.0,
-        "linear": left,
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "sqrt": 1 - math.sqrt(progress),
-        "power": left**power,
-    }
-    if shape == "exponential":
-        return start * (end / start) ** progress
-    return end + (start - end) * shares[shape]
+    match shape:
+        case "constant":
+            return end
+        case "exponential":
+            return start * (end / start) ** progress
+        case "linear":
+            left = 1 - progress
+        case "cosine":
+            left = 0.5 * (1 + math.cos(math.pi * progress))
+        case "sqrt":
+            left = 1 - math.sqrt(progress)
+        case "power":
+            left = (1 - progress) ** power
+    return end + (start - end) * left
 
 
 def _progress(step: int, first: int, last: int) -> float:
@@ -231,10 +236,12 @@ class FittedConfig(ScheduleConfig):
     def check_run(self, run: Config) -> None:
         """Raise UserError for a run whose model, data or batch are not those of the runs fitted."""
         from rwkv_lab.runs.setup import differences, setup
-        from rwkv_lab.training.fitted import read_proposal
 
+        # A file that is not there is a mistake of the run, reported when it is read.
+        if self.fit_any or not Path(self.fit).is_file():
+            return
         fitted = read_proposal(self.fit).setup
-        if not fitted or self.fit_any:
+        if not fitted:
             return
         own = setup(asdict(run))
         off = differences(fitted, own)
@@ -248,7 +255,6 @@ class FittedConfig(ScheduleConfig):
 
     def build(self, total: int) -> Callable[[int], float]:
         """Return the rate of every update; UserError for a file made for a run of another length."""
-        from rwkv_lab.training.fitted import read_proposal
 
         given = read_proposal(self.fit).rates
         if len(given) != total:
@@ -257,6 +263,11 @@ class FittedConfig(ScheduleConfig):
                 f"or make another with 'python -m analysis optimal FIT --steps {total}'"
             )
         return given.__getitem__
+
+    def prediction(self) -> Prediction:
+        """Return what the law behind the file predicts for the end of the run."""
+
+        return read_proposal(self.fit).prediction
 
 
 def rates(name: str, total: int, **parameters: Any) -> np.ndarray:
@@ -278,3 +289,44 @@ def rates(name: str, total: int, **parameters: Any) -> np.ndarray:
 def parameters_of(config: ScheduleConfig) -> Mapping[str, Any]:
     """Return the fields of a schedule without its name, as ``rates`` takes them."""
     return {key: value for key, value in asdict(config).items() if key != "name"}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A proposed schedule with the loss its law predicts for the last logged step."""
+
+    rates: list[float]  # one rate an update
+    prediction: Prediction
+    setup: dict[str, Any]  # of the runs fitted, as ``runs.setup`` gives it; empty if unknown
+
+
+def read_proposal(path: str | Path) -> Proposal:
+    """Return the proposal inside a fit.json; UserError naming ``schedule.fit`` if it has none that can be used."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"schedule.fit={path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"schedule.fit={path} is not JSON: give the fit.json of 'python -m analysis fit'") from None
+    proposal: Any = content.get("proposal") if isinstance(content, dict) else None
+    try:
+        low, high = map(float, proposal["interval"])
+        read = Proposal(
+            rates=[float(rate) for rate in proposal["rates"]],
+            prediction=Prediction(
+                final_loss=float(proposal["predicted_final_loss"]),
+                interval=(low, high),
+                level=float(proposal["level"]),
+                column=str(proposal["column"]),
+                law=str(proposal["law"]),
+                kind=str(proposal["kind"]),
+                fit=str(path),
+            ),
+            setup=dict((content.get("trained") or {}).get("setup") or {}),
+        )
+    except (KeyError, TypeError, ValueError):
+        make = "make one with 'python -m analysis fit'"
+        raise UserError(f"schedule.fit={path} does not have a proposed schedule: {make}") from None
+    if not read.rates or not all(math.isfinite(rate) and rate >= 0 for rate in read.rates):
+        raise UserError(f"schedule.fit={path} has rates that are missing, negative or not finite")
+    return read

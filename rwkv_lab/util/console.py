@@ -1,47 +1,70 @@
-"""What a run says to people: one line per choice, one live line while it trains, a summary at its end."""
+"""Printing for people: lines that any terminal can show, and one live line while a run trains."""
 
+import os
+import shutil
 import sys
+import textwrap
 import time
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
 from tqdm import tqdm
 
-from rwkv_lab.config.errors import mute
+from rwkv_lab.util.units import count, duration
+
+__all__ = ["Progress", "count", "duration", "harmless", "mute", "say", "showable", "warn"]
 
 
 def say(text: str) -> None:
-    """One line on standard output, clear of a live progress line."""
+    """Print one line on standard output, clear of a live progress line."""
     _write(text, sys.stdout)
 
 
 def warn(text: str) -> None:
-    """One line on standard error, clear of a live progress line."""
+    """Print one line on standard error, clear of a live progress line."""
     _write(f"warning: {text}", sys.stderr)
+
+
+def harmless(text: str) -> str:
+    r"""Return ``text`` with every control character but line break and tab as an escape such as ``\x1b``.
+
+    A sample, a name or a data file can then not steer the terminal; neither can text that runs right to left.
+    """
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    steers = unicodedata.category(character) in ("Cc", "Cs") or unicodedata.bidirectional(character) in _BIDI
+    return f"{character!a}"[1:-1] if steers and character not in "\n\t" else character
+
+
+_BIDI = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")
+
+
+def showable(text: str, stream: TextIO) -> str:
+    """Return ``text`` with ``?`` for every character that the encoding of ``stream`` lacks."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def _write(text: str, stream: TextIO) -> None:
     try:
-        tqdm.write(text, file=stream)
+        tqdm.write(showable(harmless(text), stream), file=stream)
         stream.flush()
     except OSError:
         # A run outlives the terminal or the pipe that watched it.
         mute(stream)
 
 
-def count(number: float) -> str:
-    """16384 as 16.4K: three digits and a unit."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """75 as 1:15, 4000 as 1:06:40."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def mute(stream: TextIO) -> None:
+    """Redirect ``stream`` to nowhere, so that a closed pipe or terminal raises no further errors."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 @dataclass
@@ -59,7 +82,12 @@ class Progress:
     def start(self) -> None:
         if self.out.isatty():
             self._bar = tqdm(
-                total=self.total, initial=self.step, file=self.out, leave=False, bar_format="{bar:20} {desc}"
+                total=self.total,
+                initial=self.step,
+                file=self.out,
+                leave=False,
+                bar_format="{bar:20} {desc}",
+                ascii=showable("█", self.out) != "█",
             )
 
     def update(self, step: int, tokens: int, loss: float, lr: float) -> None:
@@ -84,3 +112,47 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+GAP = "  "
+LEAST_FIRST_COLUMN = 16
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal on standard output, or COLUMNS; None if there is neither."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
+
+
+def table_lines(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int | None = None,
+    droppable: Sequence[str] = (),
+    left: int = 1,
+) -> list[str]:
+    """Return the lines of a table within ``width`` columns (None: as wide as it is).
+
+    droppable   headings of columns to leave out, in this order, until the rest fits; empty columns go always
+    left        leading columns that are aligned to the left; the others to the right
+    The first column is folded into what remains.
+    """
+    shown = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+
+    def excess() -> int:
+        return 0 if width is None else sum(widths[i] for i in shown) + len(GAP) * (len(shown) - 1) - width
+
+    for name in droppable:
+        # A short first column may be folded before a number is lost.
+        if excess() <= max(0, widths[0] - 2 * LEAST_FIRST_COLUMN):
+            break
+        shown = [i for i in shown if header[i] != name]
+    if excess() > 0:
+        widths[0] = max(min(LEAST_FIRST_COLUMN, widths[0]), widths[0] - excess())
+    lines = []
+    for line in (header, *rows):
+        folded = textwrap.wrap(line[0], widths[0], subsequent_indent="  ", break_on_hyphens=False) or [""]
+        cells = [line[i].ljust(widths[i]) if i < left else line[i].rjust(widths[i]) for i in shown[1:]]
+        lines.append(GAP.join([folded[0].ljust(widths[0]), *cells]).rstrip())
+        lines += folded[1:]
+    return lines

@@ -1,27 +1,26 @@
-"""Where things are, and how files are written so that a crash leaves the old or the new one, never half."""
+"""Folders of the checkout or of the installed package, and the command that starts it again."""
 
-import json
-import os
+import sys
 from pathlib import Path
-from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RUNS = REPOSITORY / "runs"
+PACKAGE = Path(__file__).resolve().parents[1]  # rwkv_lab/
+IMPORT_ROOT = PACKAGE.parent  # folder to put on sys.path: the checkout or site-packages
+CHECKOUT = IMPORT_ROOT if (IMPORT_ROOT / "conf" / "config.yaml").is_file() else None
 
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces ``path`` in one step; on any error the old file stays and no partial file is left behind."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+REPOSITORY = CHECKOUT or PACKAGE  # folder of the three below
+CONF = REPOSITORY / "conf"
+CSRC = REPOSITORY / "csrc"
+EXPERIMENTS = REPOSITORY / "experiments"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """``value`` as readable JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+def runs_dir(value: str | None = None) -> Path:
+    """Return the folder of all runs: ``value``, else runs/ of the checkout, else runs/ of the current folder."""
+    return Path(value).expanduser().absolute() if value else (CHECKOUT or Path.cwd()) / "runs"
+
+
+def train_command() -> list[str]:
+    """Return the command that trains, in whatever folder it is started; overrides are appended to it."""
+    if CHECKOUT:
+        return [sys.executable, str(CHECKOUT / "run.py")]
+    # -P: modules of the current folder must not hide those of the package's dependencies.
+    return [sys.executable, "-P", "-m", "rwkv_lab", "train"]

@@ -15,8 +15,6 @@ from rwkv_lab.cli import train
 from rwkv_lab.config import check, hydra
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.run_hash import named_files
-from rwkv_lab.sweeps import plan
-from rwkv_lab.training import job
 from tests.lab import TINY, Lab
 
 PROPOSAL: dict[str, Any] = {
@@ -65,12 +63,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     """run.py's command line in this process, with runs/ in a temporary folder."""
-    monkeypatch.setattr(job, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(plan, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def call(*overrides: str) -> Said:
-        exit_code = train.main([*TINY, "trainer.steps=2", *overrides])
+        exit_code = train.main([*TINY, "trainer.steps=2", f"runs_dir={tmp_path / 'runs'}", *overrides])
         captured = capsys.readouterr()
         return Said(exit_code, captured.out, captured.err)
 
@@ -152,11 +148,11 @@ TYPED = [
     ("data=text data.path=/dev/null", "data.path=/dev/null is neither a file nor a folder"),
     ("data=text data.train_path=FILES/good.txt data.val_path=FILES/empty.txt", "data.val_path=", "empty.txt is empty"),
     ("data=text data.path=FILES/good.txt data.split=[0.999,0.001]", "too long for the validation text", "more data"),
-    ("data=text data.path=FILES/folder", "data.path=", "without any .txt file"),
-    ("data=npy tokenizer=ids data.path=FILES/garbage.npy", "data.path=", "garbage.npy is no readable .npy file"),
+    ("data=text data.path=FILES/folder", "data.path=", ".txt file"),
+    ("data=npy tokenizer=ids data.path=FILES/garbage.npy", "data.path=", "garbage.npy", "numpy.save"),
     ("data=text data.path=FILES/good.txt data.split=[100000,20]", "data.split asks for 100020 bytes", "has 9000"),
     ("data.cache_dir=/proc/nowhere", "data.cache_dir=/proc/nowhere", "cannot be written"),
-    ("tokenizer=bpe tokenizer.path=FILES/good.txt", "tokenizer.path=", "good.txt is no tokenizer.json"),
+    ("tokenizer=bpe tokenizer.path=FILES/good.txt", "tokenizer.path=", "good.txt", "tokenizer.json"),
     ("model.init_from=FILES/garbage.safetensors", "garbage.safetensors: not a readable .safetensors file"),
     ("model.init_from=FILES/folder", "model.init_from=", "model.safetensors does not exist"),
     ("schedule=fitted", "schedule.fit"),
@@ -202,17 +198,17 @@ VALUES = [
     ("", "model.init_from=/nowhere", "model.init_from=/nowhere does not exist"),
     ("model=mha_rotary", "model.n_embd=30 model.n_head=4", "model.n_head", "4 heads cannot share 30 channels"),
     ("model=mha_rotary", "model.n_head=0", "model.n_head", "at least 1"),
-    ("", "data.train_path=x.txt", "data.train_path has no use with data=builtin", "data=text"),
-    ("", "data.path=x.txt", "data.path has no use with data=builtin", "data=text"),
+    ("", "data.train_path=x.txt", "data.train_path is unknown", "data=text"),
+    ("", "data.path=x.txt", "data.path is unknown", "data=text"),
     ("", "data.order=shuffled", "data.order=shuffled", "random, cube, sequential"),
     ("", "data.split=half", "data.split", "list"),
-    ("", "data.split=[0.9,0.9]", "data.split=[0.9,0.9]", "more than 1"),
-    ("", "data.split=[0.5]", "data.split=[0.5] has 1 parts", "[train, val]"),
+    ("", "data.split=[0.9,0.9]", "data.split=[0.9,0.9]", "at most 1"),
+    ("", "data.split=[0.5]", "data.split=[0.5]", "[train,val]"),
     ("data=text", "", "data.path is missing", "data.path=FILE"),
     ("data=text", "data.train_path=a.txt", "data.val_path is missing"),
     ("data=text", "data.path=a.txt data.train_path=b.txt", "exclude each other"),
     ("tokenizer=bpe", "", "tokenizer.path is missing"),
-    ("tokenizer=ids", "", "tokenizer=ids has no use with data=builtin"),
+    ("tokenizer=ids", "", "tokenizer=ids", "data=kjv", "byte, char"),
     ("", "trainer.steps=0", "trainer.steps", "positive integer", "2M"),
     ("", "trainer.steps=many", "trainer.steps", "positive integer"),
     ("", "trainer.tokens=0", "trainer.tokens", "positive integer", "2M"),
@@ -227,6 +223,8 @@ VALUES = [
     ("", "trainer.steps=2.5", "trainer.steps", "positive integer"),
     ("", "trainer.precision=FP32", "trainer.precision=FP32", "'fp32'"),
     ("", "trainer.processes=2", "trainer.processes=2", "trainer=ddp"),
+    ("trainer=ddp", "trainer.device=cuda:0", "trainer.device=cuda:0", "trainer.device=cuda)"),
+    ("trainer=ddp", "trainer.timeout=0", "trainer.timeout", "at least 1"),
     ("trainer=ddp", "trainer.processes=0", "trainer.processes", "at least 1"),
     ("trainer=ddp", "trainer.processes=3", "trainer.batch_size=8", "3 processes", "multiple of 3"),
     ("", "trainer.clip=.nan", "trainer.clip", "nan"),

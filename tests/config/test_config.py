@@ -16,8 +16,11 @@ from tests.composing import checked, compose, hydra_context
 NEEDS = {
     "data=text": ["data.path=some.txt"],
     "data=npy": ["data.path=some.npy", "tokenizer=ids"],
+    "data=binidx": ["data.path=some.idx", "tokenizer=ids"],
+    "data=jsonl": ["data.path=some.jsonl"],
     "tokenizer=ids": ["data=npy", "data.path=some.npy"],
     "tokenizer=bpe": ["tokenizer.path=tokenizer.json"],
+    "tokenizer=run": [f"tokenizer.path={REPOSITORY}"],
     "schedule=fitted": ["schedule.fit=fit.json"],
 }
 
@@ -51,7 +54,7 @@ def test_every_file_says_what_it_is_and_how_to_use_it(path: Path):
 def test_every_study_composes_with_all_its_jobs(study: Path):
     composed = compose(f"experiments={study.stem}", hydra=True)
     assert composed.study == study.stem
-    texts = plan.parameters(composed.hydra.sweeper.params or {})
+    texts = plan.study_overrides(composed.hydra.sweeper.params or {})
     swept = [
         [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
         if override.is_sweep_override()

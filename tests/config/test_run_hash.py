@@ -25,7 +25,7 @@ def name_of(*overrides: str) -> str:
 
 
 def test_the_name_says_model_data_and_seed():
-    assert run_name(checked("seed=7"), FILES) == f"rwkv_v4-builtin-s7-{name_of('seed=7')}"
+    assert run_name(checked("seed=7"), FILES) == f"rwkv_v4-kjv-s7-{name_of('seed=7')}"
 
 
 @pytest.mark.parametrize(

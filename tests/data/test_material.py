@@ -2,14 +2,15 @@
 
 import pytest
 
-from rwkv_lab.data import DataConfig, TokenizerConfig, load
+from rwkv_lab.data import load
+from tests.data.configs import data_config, tokenizer_config
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 def test_beginning_of_enwik8(material, cache, tokenizer):
     file = material / "data" / "enwik8-first-4MB"
-    data = DataConfig("enwik8", path=str(file), split=[0.9, 0.05, 0.05], cache_dir=str(cache))
-    corpus = load(data, TokenizerConfig(tokenizer))
+    data = data_config("enwik8", path=str(file), split=[0.9, 0.05, 0.05], cache_dir=str(cache))
+    corpus = load(data, tokenizer_config(tokenizer))
     content = file.read_bytes()
     splits = (corpus.train, corpus.val, corpus.test)
     sizes = [split.bytes_between(0, len(split)) for split in splits]
@@ -23,7 +24,7 @@ def test_beginning_of_enwik8(material, cache, tokenizer):
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 def test_simplebooks_2_by_its_two_files(material, cache, tokenizer):
     train, val = (material / "data" / f"simplebooks-2-{part}.txt" for part in ("valid", "test"))
-    data = DataConfig("simplebooks_2", train_path=str(train), val_path=str(val), cache_dir=str(cache))
-    corpus = load(data, TokenizerConfig(tokenizer))
+    data = data_config("simplebooks_2", train_path=str(train), val_path=str(val), cache_dir=str(cache))
+    corpus = load(data, tokenizer_config(tokenizer))
     assert corpus.tokenizer.decode(corpus.train.tokens) == train.read_text(encoding="utf-8")
     assert len(corpus.val) == val.stat().st_size and corpus.test is None

@@ -24,15 +24,6 @@ def test_every_sequence_and_its_targets_lie_within_the_tokens(order, ctx_len, ch
     assert (starts >= 0).all() and (starts + ctx_len + 1 <= n_tokens).all()
 
 
-@given(ORDERS, SEEDS, st.integers(0, 10**12), st.integers(1, 64), st.integers(1, 9))
-def test_same_stream_at_any_world_size(order, seed, first, count, world):
-    together = sampling.offsets(order, 10_007, 16, seed, first, count)
-    shares = [sampling.shard(first, count, rank, world) for rank in range(world)]
-    parts = [sampling.offsets(order, 10_007, 16, seed, begin, size) for begin, size in shares]
-    assert np.array_equal(np.concatenate(parts), together)
-    assert max(size for _, size in shares) - min(size for _, size in shares) <= 1
-
-
 @given(ORDERS, SEEDS, st.integers(0, 10**12), st.integers(0, 40), st.integers(0, 40))
 def test_same_stream_after_a_resume_anywhere(order, seed, first, before, after):
     whole = sampling.offsets(order, 5_003, 8, seed, first, before + after)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.data import DataConfig, TokenizerConfig, load, token_cache
+from rwkv_lab.data import load, token_cache
+from tests.data.configs import data_config, tokenizer_config
 
 LOAD = """
-from rwkv_lab.data import DataConfig, TokenizerConfig, load
-from rwkv_lab.data import token_cache
-def run(tokenizer="char"):
-    return load(DataConfig("text", path={path!r}, split=[0.9, 0.1], cache_dir={cache!r}), TokenizerConfig(tokenizer))
+from rwkv_lab.data import load, token_cache
+from rwkv_lab.data.corpora.text import TextConfig
+from rwkv_lab.data.tokenizers.char import CharConfig
+def run():
+    return load(TextConfig(path={path!r}, cache_dir={cache!r}), CharConfig())
 """
 
 
@@ -36,8 +39,8 @@ def script(tmp_path, cache):
 
 @pytest.fixture
 def again(tmp_path, cache):
-    data = DataConfig("text", path=str(tmp_path / "text.txt"), split=[0.9, 0.1], cache_dir=str(cache))
-    return lambda tokenizer="char": load(data, TokenizerConfig(tokenizer))
+    data = data_config("text", path=str(tmp_path / "text.txt"), split=[0.9, 0.1], cache_dir=str(cache))
+    return lambda tokenizer="char": load(data, tokenizer_config(tokenizer))
 
 
 def test_two_processes_tokenise_once(script, tmp_path, cache):
@@ -97,6 +100,59 @@ def test_damaged_entries_are_made_again(load_text, damage):
         meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": 0}))
     assert len(load_text(b"some text " * 100).train) == 900
     assert json.loads(meta.read_text())["format"] == token_cache.FORMAT
+
+
+TEXT = "some text and é " * 100
+
+
+@pytest.mark.parametrize("damage", ["one bit", "zeros", "empty", "missing"])
+def test_a_damaged_file_of_an_entry_is_named_and_made_again(load_text, capsys, damage):
+    corpus = load_text(TEXT.encode())
+    whole = {file.name: file.read_bytes() for file in corpus.folder.iterdir()}
+    assert {"tokenizer.json", "meta.json", "train.tokens", "train.lengths", "val.tokens", "val.lengths"} == set(whole)
+    for name, content in whole.items():
+        file = corpus.folder / name
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        file.unlink()
+        if damage != "missing":
+            file.write_bytes({"one bit": flipped, "zeros": bytes(len(content)), "empty": b""}[damage])
+        again = load_text(TEXT.encode())
+        assert {file.name: file.read_bytes() for file in again.folder.iterdir()} == whole
+        if (name, damage) != ("meta.json", "missing"):
+            assert str(file) in capsys.readouterr().err
+
+
+def test_everything_is_on_the_disk_before_an_entry_counts(load_text, monkeypatch):
+    """A file that is renamed into place, or lies in a folder that is, has been flushed before, and its folder after."""
+    flushed, events = set(), []
+    fsync, rename = os.fsync, os.rename
+
+    def noted(number):
+        flushed.add(os.readlink(f"/proc/self/fd/{number}"))
+        return fsync(number)
+
+    def renamed(self, target):
+        inside = {str(file) for file in self.rglob("*")} | {str(self)}
+        events.append((inside - flushed, str(target)))
+        flushed.discard(str(target.parent))
+        rename(self, target)
+        return target
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr("pathlib.Path.rename", renamed)
+    corpus = load_text(TEXT.encode())
+    assert events == [(set(), str(corpus.folder))]
+    assert str(corpus.folder.parent) in flushed
+
+
+def test_text_of_a_package_is_written_again_where_it_is_damaged(cache):
+    data = data_config("builtin", cache_dir=str(cache))
+    before = load(data, tokenizer_config("byte"))
+    (file,) = (cache / "texts").iterdir()
+    content = file.read_bytes()
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert load(data, tokenizer_config("byte")).sha256 == before.sha256 and file.read_bytes() == content
 
 
 def test_changed_text_gets_tokens_of_its_own(load_text):
@@ -165,11 +221,13 @@ def test_memory_of_tokenising_does_not_grow_with_the_text(tmp_path, cache):
             run_python(f"""
                 import resource
                 from pathlib import Path
-                from rwkv_lab.data import DataConfig, TokenizerConfig, bench, load
+                from benchmarks.data import synthetic_text
+                from rwkv_lab.data import load
+                from rwkv_lab.data.corpora.text import TextConfig
+                from rwkv_lab.data.tokenizers.char import CharConfig
                 text = Path({str(tmp_path)!r}) / "text{megabytes}"
-                bench.synthetic_text(text, {megabytes})
-                data = DataConfig("text", path=str(text), split=[1, 0], cache_dir={str(cache)!r})
-                load(data, TokenizerConfig("char"))
+                synthetic_text(text, {megabytes})
+                load(TextConfig(path=str(text), split=[1, 0], cache_dir={str(cache)!r}), CharConfig())
                 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
             """)
         )
@@ -182,14 +240,6 @@ def run_python(code):
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True
     ).stdout
-
-
-def test_synthetic_text_is_text_of_the_size_asked_for(tmp_path):
-    from rwkv_lab.data.bench import synthetic_text
-
-    synthetic_text(tmp_path / "a", 2)
-    assert len((tmp_path / "a").read_bytes()) == 2_000_000
-    assert "é" in (tmp_path / "a").read_text(encoding="utf-8")
 
 
 def test_split_without_lengths():

@@ -8,11 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.data import from_json, hashing, reading
+from rwkv_lab.data import from_json, reading, unknown_in
 from rwkv_lab.data.reading import Segment
 from rwkv_lab.data.tokenizers import bpe
 from rwkv_lab.data.tokenizers.bpe import BpeTokenizer, read_bpe
-from rwkv_lab.data.tokenizers.text import ByteTokenizer, CharTokenizer, IdsTokenizer, char_vocabulary, unknown_in
+from rwkv_lab.data.tokenizers.byte import ByteTokenizer
+from rwkv_lab.data.tokenizers.char import CharTokenizer, char_vocabulary
+from rwkv_lab.data.tokenizers.ids import IdsTokenizer
+from rwkv_lab.util import hashing
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)
 ONCE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
@@ -75,7 +78,19 @@ def test_stored_with_a_run_and_read_again(make):
     assert again == tokenizer and again.vocab_size == tokenizer.vocab_size
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "pickle"}', '{"kind": "ids"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"kind": "pickle"}',
+        '{"kind": "ids"}',
+        '{"kind": "run"}',
+        '{"kind": "char", "characters": 5}',
+        "[" * 100000,
+    ],
+)
 def test_a_stored_tokenizer_that_is_none(text):
     with pytest.raises(UserError, match="stored tokenizer"):
         from_json(text)
@@ -92,7 +107,8 @@ def test_streaming_does_not_see_the_blocks(tmp_path, text, block):
     assert tokenizer.characters == "".join(sorted(set(text)))
     for ids, sizes in tokenizer.stream(source):
         assert ids.tolist() == tokenizer.encode(text).tolist()
-        assert sizes.tolist() == [len(character.encode()) for character in text]
+        expected = [len(character.encode()) for character in text]
+        assert (sizes.tolist() if sizes is not None else [1] * len(ids)) == expected
 
 
 def test_bpe_stored_and_read_again(byte_level):
@@ -104,10 +120,11 @@ def test_bpe_stored_and_read_again(byte_level):
     assert again.decode(tokenizer.encode("the café 𝄞")) == "the café 𝄞"
 
 
-@pytest.mark.parametrize("piece", [7, 64, 1 << 16])
-def test_bpe_streamed_is_bpe_of_the_whole(byte_level, tmp_path, monkeypatch, piece):
+@pytest.mark.parametrize("piece,short", [(7, 7), (64, 1 << 12), (1 << 16, 16), (1 << 16, 1 << 12)])
+def test_bpe_streamed_is_bpe_of_the_whole(byte_level, tmp_path, monkeypatch, piece, short):
     """Cutting before the space between two words does not change byte-level tokens, whatever the size of a piece."""
     monkeypatch.setattr(bpe, "PIECE", piece)
+    monkeypatch.setattr(bpe, "SHORT_PIECE", short)
     monkeypatch.setattr(bpe, "BLOCK", 100)
     text = "the cat sat on the mat,    and the dog ate\n\nthe café's bread " * 30
     tokenizer = read_bpe(str(byte_level))
@@ -148,3 +165,33 @@ def test_ids_without_text():
     for prompt in ("a b", "10", "-1"):
         with pytest.raises(UserError):
             tokenizer.encode(prompt)
+
+
+STARTS = [
+    (ByteTokenizer(), "\n"),
+    (CharTokenizer("\nab"), "\n"),
+    (CharTokenizer("ab"), "a"),
+    (IdsTokenizer(7), "0"),
+]
+
+
+@pytest.mark.parametrize("tokenizer,start", STARTS)
+def test_a_sample_starts_from_an_id_of_the_vocabulary(tokenizer, start):
+    assert tokenizer.decode(tokenizer.start()) == start
+
+
+def test_a_sample_starts_where_a_line_break_is_nothing(byte_level):
+    content = json.loads(read_bpe(str(byte_level)).content)
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": r"\s"}, "content": ""}
+    tokenizer = BpeTokenizer(json.dumps(content))
+    assert len(tokenizer.encode("\n")) == 0 and len(tokenizer.start()) > 0
+    assert all(0 <= i < tokenizer.vocab_size for i in tokenizer.start())
+
+
+@pytest.mark.parametrize("make", [lambda text: ByteTokenizer(), lambda text: CharTokenizer("".join(sorted(set(text))))])
+def test_bytes_of_ids_are_those_of_the_text(make):
+    text = "the café 𝄞"
+    tokenizer = make(text)
+    table = tokenizer.bytes_of_ids()
+    lengths = np.full(tokenizer.vocab_size, table) if isinstance(table, int) else table
+    assert lengths[tokenizer.encode(text)].sum() == len(text.encode())

@@ -14,7 +14,6 @@ from rwkv_lab import models
 from rwkv_lab.cli import convert
 from rwkv_lab.cli.convert import load_original, to_original
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.models.config import HeadsConfig
 from rwkv_lab.models.rwkv_lm_format import read_checkpoint
 
 SMALL = {"n_layer": 3, "n_embd": 16, "ctx_len": 12}
@@ -46,7 +45,7 @@ def moved(name, model_type="RWKV", **fields):
 
 def widths(config):
     """The sizes a checkpoint shows where the configuration leaves them to n_embd."""
-    if not isinstance(config, HeadsConfig):
+    if not hasattr(config, "n_head"):
         return {}
     return {"n_head": config.heads, "n_attn": config.attention_width, "n_ffn": config.ffn_width}
 
@@ -100,7 +99,7 @@ def test_gradients_under_original_names():
         ({}, ("v5", "RWKV"), "no v5 model"),
         ({}, ("v1", "RWKV-ffnPre"), "no v1 model of type 'RWKV-ffnPre'"),
         ({}, ("v1", "RWKV"), "no tok_emb.weight"),
-        ({"emb.bias": torch.ones(2)}, ("v4", "RWKV"), "has emb.bias, which rwkv_v4 does not know"),
+        ({"emb.bias": torch.ones(2)}, ("v4", "RWKV"), "has emb.bias, which rwkv_v4 lacks"),
         ({"ln_out.bias": torch.ones(2)}, ("v4", "RWKV"), r"ln_out.bias is \[2\]"),
         ({"ln_out.bias": None}, ("v4", "RWKV"), "the checkpoint has no ln_out.bias"),
     ],
@@ -117,7 +116,7 @@ def test_sizes_that_contradict_or_lack():
         load_original(theirs, "v1", "MHA_rotary")
     with pytest.raises(UserError, match="n_layer is given as 7, but the tensors show 3"):
         load_original(theirs, "v1", "MHA_rotary", n_head=4, n_layer=7)
-    with pytest.raises(UserError, match="n_loyer is no size"):
+    with pytest.raises(UserError, match="n_loyer is not a size"):
         load_original(theirs, "v1", "MHA_rotary", n_head=4, n_loyer=7)
 
 
@@ -157,7 +156,8 @@ def test_command_line_mistakes_are_one_line(arguments, tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: nowhere")
+    assert done.stderr.startswith("error: ")
+    assert "nowhere" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -197,45 +197,3 @@ def test_a_saved_model_loads_by_itself(tmp_path):
     idx = torch.arange(9).unsqueeze(0)
     assert again.config == model.config
     assert torch.equal(again(idx), model(idx))
-
-
-def test_initialise_from(tmp_path):
-    source = moved("rwkv_v4")
-    models.save(source, tmp_path / "model.safetensors")
-    longer = models.build("rwkv_v4", vocab_size=19, **(SMALL | {"ctx_len": 48}), init_from=str(tmp_path))
-    assert all(torch.equal(a, b) for a, b in zip(longer.parameters(), source.parameters(), strict=True))
-    with pytest.raises(UserError, match="sizes and tricks must agree"):
-        models.build("rwkv_v4", vocab_size=20, **SMALL, init_from=str(tmp_path))
-    with pytest.raises(UserError, match="missing"):
-        models.build("rwkv_v3", vocab_size=19, **SMALL, token_shift="none", init_from=str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("name", "fields", "longer"), [("mha_rotary", {"time_out": False}, True), ("rwkv_v1", {}, False)]
-)
-def test_initialise_from_a_shorter_context(tmp_path, name, fields, longer):
-    models.save(moved(name, **fields), tmp_path / "m.safetensors")
-    target = models.build(name, vocab_size=19, **(SMALL | {"ctx_len": 48}), **fields)
-    if longer:
-        models.initialise_from(target, tmp_path / "m.safetensors")
-    else:
-        with pytest.raises(UserError, match="ctx_len, which this parameter depends on"):
-            models.initialise_from(target, tmp_path / "m.safetensors")
-
-
-def test_time_vectors_of_a_smaller_model(tmp_path):
-    """Sorted, smoothed, stretched: an ascending source comes out as the same curve at the new size."""
-    small = models.build("rwkv_v4", vocab_size=5, n_layer=2, n_embd=8, ctx_len=4)
-    shuffled = torch.randperm(8, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for i, block in enumerate(small.blocks):
-            block.att.time_decay.copy_(torch.arange(8.0)[shuffled] + 10 * i)
-    models.save(small, tmp_path / "m.safetensors")
-    source = str(tmp_path / "m.safetensors")
-    large = models.build("rwkv_v4", vocab_size=9, n_layer=3, n_embd=15, ctx_len=4, time_vectors_from=source)
-    for i, block in enumerate(large.blocks):
-        torch.testing.assert_close(block.att.time_decay, torch.arange(15) / 2 + 5.0 * i)
-    plain = models.build("rwkv_v4", vocab_size=9, n_layer=3, n_embd=15, ctx_len=4)
-    assert torch.equal(large.blocks[1].att.value.weight, plain.blocks[1].att.value.weight)
-    with pytest.raises(UserError, match="version and token shift must agree"):
-        models.build("rwkv_v2", vocab_size=9, n_layer=3, n_embd=15, ctx_len=4, time_vectors_from=source)

@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rwkv_lab import models
+from rwkv_lab.config.registry import names
 from rwkv_lab.models.factory import configure, skeleton
-from rwkv_lab.models.registry import MODELS
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_counts_of_the_published_comparison(name, millions):
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_only_linear_weights_decay(name):
     model = skeleton(configure(name, token_shift="learned", head_qk_dim=8, n_layer=2), 13)
     decaying = models.decay_parameters(model)
@@ -45,7 +45,7 @@ def test_only_linear_weights_decay(name):
     assert decaying == matrices
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_flops_count_the_matrix_products(name):
     """The formula counts what torch counts, and what torch does not see: the scan and head mix are under 2 %."""
     model = models.build(name, vocab_size=50, n_layer=2, n_embd=64, ctx_len=32, head_qk_dim=16)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rwkv_lab import models
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.config.registry import get, names
+from tests.models.contract import options, require_every_parameter_moves
 
 HEADS = ("rwkv_v1", "mha_rotary", "mha_shift", "mha_pro")
 V, C, L = 50, 24, 4
@@ -65,7 +66,7 @@ def test_attention_matrices_are_normal(name):
             assert getattr(module, "bias", None) is None or not module.bias.any()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_small_init_emb(name):
     small = built(name, small_init_emb=True).emb.weight.detach()
     assert small.abs().max() <= 1e-4
@@ -75,7 +76,39 @@ def test_small_init_emb(name):
     assert plain.blocks[0].ln0 is None
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
+def test_the_two_halves_of_small_init_emb(name):
+    for start, scale in (("unit", 1.0), ("small", 2e-4 / math.sqrt(12))):
+        for norm in (True, False):
+            model = built(name, norm="pre", emb_init=start, emb_norm=norm)
+            assert abs(model.emb.weight.std().item() / scale - 1.0) < 0.1
+            assert (model.blocks[0].ln0 is not None) == norm
+    both, small = (
+        built(name, norm="pre", **f) for f in ({"emb_init": "small", "emb_norm": True}, {"small_init_emb": True})
+    )
+    assert all(torch.equal(a, b) for a, b in zip(both.parameters(), small.parameters(), strict=True))
+    recipe = built(name, emb_init="recipe")
+    assert torch.equal(recipe.emb.weight, built(name).emb.weight)
+    assert (recipe.blocks[0].ln0 is None) == (built(name).blocks[0].ln0 is None)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name in names("model") for option in options(name)], ids=str
+)
+def test_every_parameter_moves(name, option):
+    require_every_parameter_moves(name, option)
+
+
+def test_a_channel_mix_starts_as_one_wherever_it_stands():
+    for name in names("model"):
+        if hasattr(get("model", name), "ffn_pre"):
+            for mix in (built(name, ffn_pre=True).blocks[0].att, built(name, ffn_pre=True).blocks[0].ffn):
+                require_orthogonal(mix.key.weight.detach(), 1.0)
+                assert not mix.value.weight.any()
+                assert not mix.receptance.weight.any()
+
+
+@pytest.mark.parametrize("name", names("model"))
 def test_norms_and_factors_start_at_one(name):
     for path, parameter in built(name).named_parameters():
         if ".ln" in path or path.startswith("ln_out"):
@@ -165,7 +198,7 @@ def test_learned_shift_of_the_heads_family_starts_halved(name):
             assert all(share.tolist() == [0.0] * (C // 2) + [1.0] * (C // 2) for share in shares)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_the_seed_alone_decides(name):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -177,7 +210,7 @@ def test_the_seed_alone_decides(name):
     assert not torch.equal(first["emb.weight"], other["emb.weight"])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_every_parameter_is_initialised(name, monkeypatch):
     """Memory full of NaN before initialisation leaves none after it."""
     to_empty = torch.nn.Module.to_empty

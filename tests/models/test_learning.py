@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rwkv_lab import models
+from rwkv_lab.config.registry import names
 
 STEPS, B, T = 100, 8, 64
 
@@ -27,7 +28,7 @@ def text() -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", names("model"))
 def test_learning(name):
     tokens = text()
     model = models.build(name, vocab_size=128, n_layer=2, n_embd=64, ctx_len=T, head_qk_dim=0, seed=1)

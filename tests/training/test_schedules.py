@@ -42,7 +42,7 @@ def test_wsd_holds_then_decays_over_its_share():
 
 
 def test_piecewise_is_the_notes_protocol():
-    stages = [(1 / 13, 1.0, "constant"), (1.0, 0.2, "exponential")]
+    stages = [{"until": 1 / 13, "lr": 1.0, "shape": "constant"}, {"until": 1.0, "lr": 0.2, "shape": "exponential"}]
     got = schedules.rates("piecewise", 130, lr_init=1.0, stages=stages)
     assert got[:10] == pytest.approx([1.0] * 10)
     assert got[-1] == pytest.approx(0.2)

@@ -1,21 +1,27 @@
 """The loop in this process, on a tiny model: accumulation, resuming, late betas, decay groups, non-finite numbers."""
 
+import dataclasses
 import functools
+import os
+import signal
 
 import pytest
 import torch
 
 from rwkv_lab import models
-from rwkv_lab.config import derived
+from rwkv_lab.config import derived, registry
 from rwkv_lab.runs import read_metrics
-from rwkv_lab.runs.store import claim
-from rwkv_lab.training import run
+from rwkv_lab.runs.store import acquire_run
+from rwkv_lab.training import session, trainer
+from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed.world import World
-from rwkv_lab.training.job import config_text
 from rwkv_lab.training.metrics import MetricsLog
+from rwkv_lab.training.optim import block_matrices
 from rwkv_lab.training.optim.adam import AdamConfig, AdamWConfig
+from rwkv_lab.training.optim.muon import MuonConfig
 from rwkv_lab.training.signals import Stopped
-from rwkv_lab.training.trainer import Listeners, NotFinite, Training, train
+from rwkv_lab.training.trainer import NotFinite, Training, train
+from rwkv_lab.util import console
 from tests.composing import checked, hydra_context
 
 TINY = ("model.n_layer=1", "model.n_embd=16", "model.ctx_len=16", "trainer.threads=1", "tracker=none", "debug=smoke")
@@ -30,9 +36,9 @@ def context():
 
 def start(folder, *overrides: str) -> Training:
     config = checked(*TINY, *overrides)
-    held = claim(folder, rerun=False)
+    held = acquire_run(folder, rerun=False)
     try:
-        return run.prepare(config, held, list(overrides), config_text(config), World())
+        return session.prepare(RunContext(config, held, list(overrides)), World())
     finally:
         held.release()
 
@@ -40,15 +46,13 @@ def start(folder, *overrides: str) -> Training:
 def finish(training: Training, stop_after: int | None = None) -> None:
     metrics = MetricsLog(training.folder / "metrics.csv", training.progress.step)
 
-    def stepped(progress, loss, lr):
-        if stop_after is not None and progress.step == stop_after:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGTERM)
+    class Live(console.Progress):
+        def update(self, step, tokens, loss, lr):
+            if step == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        train(training, metrics, Listeners(lambda row: None, stepped))
+        train(training, metrics, Live(training.total, training.progress.step))
     finally:
         metrics.close()
 
@@ -88,12 +92,35 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, model, s
         assert one[column].tobytes() == other[column].tobytes(), column
 
 
+@pytest.mark.parametrize("optimizer", registry.names("optimizer"))
+def test_every_optimizer_learns_and_resumes_bit_for_bit(tmp_path, optimizer):
+    settings = (f"optimizer={optimizer}", "trainer.steps=6", "trainer.batch_size=2", "trainer.overfit=true")
+    whole = start(tmp_path / "whole", *settings)
+    finish(whole)
+    with pytest.raises(Stopped):
+        finish(start(tmp_path / "parts", *settings), stop_after=3)
+    second = start(tmp_path / "parts", *settings)
+    finish(second)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(second)[name], value), name
+    losses = read_metrics(tmp_path / "parts" / "metrics.csv")["train_loss"]
+    assert losses[-1] < losses[0]
+    held = sum(
+        value.numel() * value.element_size()
+        for inner in second.optimizers
+        for state in inner.state.values()
+        for key, value in state.items()
+        if key != "step"
+    )
+    assert held == second.config.optimizer.state_bytes(dict(second.model.named_parameters()))
+
+
 @pytest.mark.parametrize("trigger", ["weight", "lr"])
 def test_a_number_that_is_none_stops_the_run_before_it_spreads(tmp_path, trigger):
     training = start(tmp_path / "run", "trainer.steps=4")
     if trigger == "weight":
         with torch.no_grad():
-            next(training.model.parameters()).view(-1)[0] = float("nan")
+            training.model.head.weight[0, 0] = float("nan")
     else:
         training.lr = functools.partial(lambda step: float("inf") if step == 1 else 1e-3)
     before = weights(training) if trigger == "weight" else None
@@ -105,20 +132,46 @@ def test_a_number_that_is_none_stops_the_run_before_it_spreads(tmp_path, trigger
         )
 
 
+@pytest.mark.parametrize("where", ["loss", "weights"])
+def test_stopped_between_rows_after_a_nan_nothing_is_saved(tmp_path, monkeypatch, where):
+    """As on a GPU, whose numbers are looked at for a row only."""
+    settings = ("trainer.steps=40", "trainer.log_every=20", "trainer.eval_every=0", "trainer.checkpoint_every=4")
+    training = start(tmp_path / "run", *settings)
+    training.resolved = dataclasses.replace(training.resolved, device="cpu:0")
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    update = trainer.update
+
+    def spoiled(training, module, step):
+        loss, norm = update(training, module, step)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if where == "weights":
+                training.lr = lambda step: 1e-3
+                for group in training.optimizers[0].param_groups:
+                    group["lr"] = float("nan")
+        return (loss * float("nan") if where == "loss" and step == 5 else loss), norm
+
+    monkeypatch.setattr(trainer, "update", spoiled)
+    with pytest.raises(NotFinite, match="at step 6"):
+        finish(training)
+    assert [path.stem for path in (tmp_path / "run" / "checkpoints").glob("*.json")] == ["step-000000004"]
+
+
 def test_late_betas_begin_at_their_step():
     config = AdamConfig(betas=[0.9, 0.99], betas_late=[0.8, 0.999], betas_late_step=3)
-    optimizer = config.build(models.build("rwkv_v4", vocab_size=8, n_layer=1, n_embd=8, ctx_len=4))
+    model = models.build("rwkv_v4", vocab_size=8, n_layer=1, n_embd=8, ctx_len=4)
+    optimizers = config.build(dict(model.named_parameters()))
     seen = []
     for step in range(5):
-        config.set_step(optimizer, step, lr=1e-3 * step)
-        seen.append(optimizer.param_groups[0]["betas"])
-        assert all(group["lr"] == 1e-3 * step for group in optimizer.param_groups)
+        config.set_lr(optimizers, step, lr=1e-3 * step)
+        seen.append(optimizers[0].param_groups[0]["betas"])
+        assert all(group["lr"] == 1e-3 * step for group in optimizers[0].param_groups)
     assert seen == [(0.9, 0.99)] * 3 + [(0.8, 0.999)] * 2
 
 
 def test_weight_decay_reaches_linear_weights_only():
     model = models.build("mha_rotary", vocab_size=8, n_layer=1, n_embd=8, ctx_len=4, n_head=2)
-    optimizer = AdamWConfig(weight_decay=0.1).build(model)
+    (optimizer,) = AdamWConfig(weight_decay=0.1).build(dict(model.named_parameters()))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed = {
         names[id(parameter)]
@@ -129,6 +182,27 @@ def test_weight_decay_reaches_linear_weights_only():
     assert decayed and all(name.endswith(".weight") and "head" not in name and "ln" not in name for name in decayed)
     assert len(decayed) < len(names)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
+@pytest.mark.parametrize("model", registry.names("model"))
+def test_block_matrices_are_the_linear_weights_of_the_blocks(model):
+    built = models.build(model, vocab_size=8, n_layer=1, n_embd=8, ctx_len=4, head_qk_dim=4)
+    linear = {
+        f"{name}.weight"
+        for name, module in built.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.startswith("head")
+    }
+    assert set(block_matrices(dict(built.named_parameters()))) == linear
+
+
+def test_muon_takes_matrices_and_adam_the_rest_at_its_own_rate():
+    config = MuonConfig(adam_lr_scale=0.5)
+    model = models.build("rwkv_v4", vocab_size=8, n_layer=1, n_embd=8, ctx_len=4)
+    muon, adam = optimizers = config.build(dict(model.named_parameters()))
+    config.set_lr(optimizers, 0, 1e-2)
+    assert (muon.param_groups[0]["lr"], adam.param_groups[0]["lr"]) == (1e-2, 5e-3)
+    assert all(p.ndim == 2 for p in muon.param_groups[0]["params"])
+    assert sum(len(each.param_groups[0]["params"]) for each in optimizers) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Starts the processes of one run on this machine, through torch elastic, which torchrun is made of."""
+"""Starting the ranks of one run on this machine, by torch elastic, on which torchrun is built."""
 
 import logging
 import os
@@ -13,16 +13,14 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config, TrainerConfig
 from rwkv_lab.runs import Run
 from rwkv_lab.runs.provenance import usable_cores
-from rwkv_lab.sweeps.subprocesses import killed_by
 from rwkv_lab.training.distributed import torchrun
-from rwkv_lab.training.signals import STOPPED, one_request
-
-LOST_TOUCH = 3  # how a rank ends whose counterpart is gone, so that one sentence can be said for all of them
-SAVING_SECONDS = 600  # for ranks that have been told to stop
+from rwkv_lab.training.signals import STOPPED, StopSignals, end_process
+from rwkv_lab.util.paths import train_command
+from rwkv_lab.util.subprocesses import killed_by
 
 
 def run(config: Config, path: Path) -> tuple[int, float]:
-    """Runs this command again in ``trainer.processes`` ranks; (exit code, final val_loss or infinity) of the run."""
+    """Run this command again in ``trainer.processes`` ranks; return exit code and final val_loss, or infinity."""
     # torch is imported here, so that everything before it answers at once.
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -44,11 +42,12 @@ def run(config: Config, path: Path) -> tuple[int, float]:
         max_restarts=0,
         # Requests to stop are ours: elastic hands them on as they come, and SIGINT finds a rank's Python starting up.
         signals_to_handle="SIGQUIT",
-        shutdown_timeout=SAVING_SECONDS,
+        shutdown_timeout=round(config.trainer.timeout),
     )
     try:
-        with one_request():
-            elastic_launch(settings, sys.executable)("-u", *sys.argv)
+        with StopSignals(again=end_process):
+            interpreter, *program = train_command()
+            elastic_launch(settings, interpreter)("-u", *program, *sys.argv[1:])
     except ChildFailedError as failed:
         return _end(failed.failures, processes), float("inf")
     except (KeyboardInterrupt, SignalException):
@@ -58,7 +57,7 @@ def run(config: Config, path: Path) -> tuple[int, float]:
 
 
 def count(trainer: TrainerConfig) -> int:
-    """How many ranks to start: as many as the configuration says, else one a GPU, else one a CPU core."""
+    """Return how many ranks to start: ``trainer.processes``, else one per GPU, else one per CPU core."""
     import torch
 
     gpus = torch.cuda.device_count() if trainer.device in ("auto", "cuda") else 0
@@ -70,30 +69,32 @@ def count(trainer: TrainerConfig) -> int:
 
 
 def threads(processes: int, environment: Mapping[str, str]) -> int:
-    """A rank's share of the threads OMP_NUM_THREADS gives the run, or else of the cores."""
+    """Return a rank's share of the run's threads: of OMP_NUM_THREADS, or else of the cores."""
     given = environment.get("OMP_NUM_THREADS", "")
-    return max(1, (int(given) if given.isdigit() else usable_cores()) // processes)
+    return max(1, (int(given) if given.isdecimal() else usable_cores()) // processes)
 
 
 def _silence() -> None:
-    """Elastic logs what its ranks have said themselves or ``_end`` says."""
+    """Mute elastic, which would log again what its ranks and ``_end`` print."""
     logger = logging.getLogger("torch.distributed.elastic")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
 
 
 def _end(failures: Mapping[int, Any], processes: int) -> int:
-    """The exit code where ranks failed; one sentence where none of them could say one."""
+    """Return the exit code of a run whose ranks failed; print one sentence if none of them could."""
     in_order = sorted(failures.items(), key=lambda item: item[1].timestamp)
     # Elastic itself ends the others, by SIGTERM at once and by SIGKILL much later.
     at_once = in_order[0][1].timestamp + 1
     killed = [item for item in in_order if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
-    said = [failure.exitcode for _, failure in in_order if failure.exitcode > 0 and failure.exitcode != LOST_TOUCH]
+    exit_codes = [
+        failure.exitcode for _, failure in in_order if failure.exitcode > 0 and failure.exitcode != torchrun.LOST_TOUCH
+    ]
     if killed and killed[0][1].timestamp <= at_once:
         rank, failure = killed[0]
         reason = f"process {rank + 1} of {processes} was {killed_by(-failure.exitcode)}"
-    elif said:
-        return said[0]
+    elif exit_codes:
+        return exit_codes[0]
     else:
         reason = f"the {processes} processes of the run lost touch with each other"
     print(f"failed: {reason}; the same command again goes on from the last checkpoint", file=sys.stderr)

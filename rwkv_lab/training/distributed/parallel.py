@@ -7,32 +7,32 @@ from pathlib import Path
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config
-from rwkv_lab.runs.store import Claim, claim
+from rwkv_lab.runs.store import RunHandle, acquire_run
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.training.distributed.world import World, join, leave
 
 
-def run(config: Config, path: Path, work: Callable[[Claim, World], tuple[int, float]]) -> tuple[int, float]:
-    """Does ``work`` on every rank with the claim of the run directory ``path``; its (exit code, final val_loss)."""
+def run(config: Config, path: Path, work: Callable[[RunHandle, World], tuple[int, float]]) -> tuple[int, float]:
+    """Do ``work`` on every rank with the handle of ``path``; return its exit code and final val_loss."""
     world = join(config.trainer)
-    held = _claim_together(path, config.rerun, world)
+    held = _acquire_together(path, config.rerun, config.stop is not None, world)
     try:
         with _one_voice(world):
             code, loss = work(held, world)
-        if code in torchrun.ENDED_TOGETHER or held.state == "busy":
-            leave()
+        if code in torchrun.ENDED_TOGETHER or held.state == "locked":
+            leave(world)
         # Otherwise this rank may be the only one that failed: elastic stops the others, which wait for it in vain.
         return code, loss
     finally:
         held.release()
 
 
-def _claim_together(path: Path, rerun: bool, world: World) -> Claim:
-    """Rank 0's claim, which holds the lock, and what it found on every other rank."""
+def _acquire_together(path: Path, rerun: bool, early: bool, world: World) -> RunHandle:
+    """Return rank 0's handle, which holds the lock, and on every other rank one with what it found."""
     held, mistake = None, None
     if world.writes:
         try:
-            held = claim(path, rerun)
+            held = acquire_run(path, rerun, early)
         except UserError as error:
             mistake = str(error)
     found = world.broadcast((held.state, held.manifest) if held else mistake)
@@ -40,7 +40,7 @@ def _claim_together(path: Path, rerun: bool, world: World) -> Claim:
         raise UserError(found)
     state, manifest = found
     if held is None:
-        held = Claim(path, state, manifest)
+        held = RunHandle(path, state, manifest)
     before = manifest.get("world_size")
     if state == "resume" and before not in (None, world.size):
         held.release()
@@ -53,7 +53,7 @@ def _claim_together(path: Path, rerun: bool, world: World) -> Claim:
 
 @contextlib.contextmanager
 def _one_voice(world: World) -> Iterator[None]:
-    """Only the rank that writes speaks on standard output."""
+    """Context manager: drops standard output of ranks that do not write."""
     if world.writes:
         yield
         return

@@ -1,4 +1,4 @@
-"""What torchrun, or run.py in its place, tells the processes it starts. Imports no torch."""
+"""The environment in which torchrun, or run.py in its place, starts the ranks of a run. Imports no torch."""
 
 import os
 import re
@@ -7,29 +7,30 @@ _RUN_ID = "TORCHELASTIC_RUN_ID"
 
 # Exit codes of a run all of whose ranks end alike and have left their process group.
 ENDED_TOGETHER = (0, 130)
+LOST_TOUCH = 3  # how a rank ends whose counterpart is gone, so that one sentence can be said for all of them
 
 
 def ranks() -> int:
-    """How many processes there are on the run; 0 where neither torchrun nor run.py started this one as one of them."""
+    """Return the number of ranks; 0 for a process that neither torchrun nor run.py has started as one of them."""
     return int(os.environ.get("WORLD_SIZE", 0)) if _RUN_ID in os.environ else 0
 
 
 def rank() -> int:
-    """This process's number among them; 0 where it is alone."""
+    """Return this process's number among the ranks; 0 if it is alone."""
     return int(os.environ.get("RANK", 0)) if ranks() else 0
 
 
 def local_rank() -> int:
-    """This process's number on its machine."""
+    """Return this process's number among the ranks on its machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def run_id(launcher: int) -> str:
-    """What elastic is to call a run whose processes the process ``launcher`` starts."""
+    """Return the id elastic uses for a run whose ranks the process ``launcher`` starts."""
     return f"run.py-{launcher}"
 
 
 def launcher() -> int | None:
-    """The process id of the run.py that started this rank; None where torchrun did."""
+    """Return the process id of the run.py that started this rank; None if torchrun did."""
     found = re.fullmatch(r"run\.py-(\d+)", os.environ.get(_RUN_ID, ""))
     return int(found[1]) if found else None

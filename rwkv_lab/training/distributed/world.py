@@ -1,6 +1,7 @@
 """Several processes on one run: plain torch.distributed, data parallel; one process without it."""
 
 import gc
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,7 @@ from torch import nn
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import TrainerConfig
+from rwkv_lab.models.lm import LM
 from rwkv_lab.training.distributed import torchrun
 
 # The others wait this long for rank 0, which alone measures the whole held-out part at the end.
@@ -24,37 +26,35 @@ class World:
 
     rank: int = 0
     size: int = 1
+    side: Any = None  # the processes' group on the CPU, for all that is not gradients
 
     @property
     def writes(self) -> bool:
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's ``value`` on every rank."""
+        """Return rank 0's ``value`` on every rank."""
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.side)
         return box[0]
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean over ranks of a tensor every rank has."""
+        """Return the mean over ranks of a tensor that every rank has."""
         if self.size > 1:
             dist.all_reduce(value)
             value /= self.size
         return value
 
-    def any(self, flag: bool, device: str) -> bool:
-        """Whether any rank raises ``flag``."""
-        if self.size == 1:
-            return flag
-        raised = torch.tensor(int(flag), device=device)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-        return bool(raised.item())
+    def meet(self) -> None:
+        """Waits until every rank is here, so that none waits for another inside a GPU's collective."""
+        if self.size > 1:
+            dist.barrier(group=self.side)
 
 
 def join(trainer: TrainerConfig) -> World:
-    """Joins the run's process group; a Mistake where the configuration and the launch do not fit each other."""
+    """Join the run's process group; UserError if the configuration and the launch do not fit each other."""
     ranks = torchrun.ranks()
     if trainer.strategy is None:
         raise UserError(f"torchrun started {ranks} processes and trainer.strategy is unset: add trainer=ddp")
@@ -66,20 +66,26 @@ def join(trainer: TrainerConfig) -> World:
         if local >= seen:
             raise UserError(f"torchrun started more processes than the {seen} GPUs here: lower --nproc-per-node")
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
-    return World(dist.get_rank(), dist.get_world_size())
+    card = torch.device("cuda", torch.cuda.current_device()) if cuda else None
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=card)
+    side = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return World(dist.get_rank(), dist.get_world_size(), side)
+
+
+class LostTouch(Exception):
+    """Another rank has died or does not answer."""
 
 
 def lost_touch(error: Exception) -> bool:
-    """Whether ``error`` is what a rank sees of another one's end."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    """Return whether ``error`` is what a rank sees when another one ends."""
+    return isinstance(error, (LostTouch, dist.DistError)) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def leave() -> None:
+def leave(world: World) -> None:
     """Leaves the process group once every rank is here; gloo aborts at exit in a tenth of all runs without this."""
     gc.collect()
     try:
-        dist.barrier()
+        world.meet()
     except Exception as error:
         # What there was to save together is saved.
         if not lost_touch(error):
@@ -88,26 +94,30 @@ def leave() -> None:
 
 
 class TrainingLoss(nn.Module):
-    """``model.loss`` as a forward pass, which is what DistributedDataParallel hooks into."""
+    """The objective's loss as a forward pass, which is what DistributedDataParallel hooks into."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: LM, loss: Callable[..., torch.Tensor]):
         super().__init__()
         self.model = model
+        self.loss = loss
 
-    def forward(self, idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return self.model.loss(idx, targets)  # type: ignore[operator]
+    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+        return self.loss(self.model, *batch)
 
 
-def wrap(model: nn.Module, world: World) -> nn.Module:
-    """The module whose call gives the training loss and whose gradients are means over ranks."""
-    loss = TrainingLoss(model)
+def wrap(model: LM, objective_loss: Callable[..., torch.Tensor], world: World) -> nn.Module:
+    """Return the module whose call ``(*batch)`` gives the training loss and whose gradients are means over ranks.
+
+    ``objective_loss`` is called as ``(model, *batch)``.
+    """
+    loss = TrainingLoss(model, objective_loss)
     if world.size == 1:
         return loss
     return nn.parallel.DistributedDataParallel(loss, gradient_as_bucket_view=True)
 
 
 def synchronised(module: nn.Module, last: bool) -> AbstractContextManager:
-    """Gradients travel with the last micro-batch of an update only."""
+    """Context manager: gradients are exchanged with the last micro-batch of an update only."""
     if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()

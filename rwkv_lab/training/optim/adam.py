@@ -1,5 +1,6 @@
 """Adam and AdamW with the decay groups and late betas of the RWKV recipes."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -7,17 +8,17 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import OptimizerConfig
 from rwkv_lab.config.registry import register
+from rwkv_lab.training.optim import block_matrices
 
 if TYPE_CHECKING:
     import torch
-
-    from rwkv_lab.models.lm import LM
+    from torch import nn
 
 
 @register("optimizer", "adam")
 @dataclass
 class AdamConfig(OptimizerConfig):
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980). Weight decay, where asked, reaches linear weights only."""
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980). Weight decay reaches the blocks' matrices only."""
 
     name: str = "adam"
     betas: list[float] = setting(factory=lambda: [0.9, 0.99], low=0, below=1)  # running-average coefficients
@@ -34,35 +35,34 @@ class AdamConfig(OptimizerConfig):
         if (self.betas_late is None) != (self.betas_late_step is None):
             raise UserError("optimizer.betas_late and optimizer.betas_late_step go together: give both or neither")
 
-    def build(self, model: "LM") -> "torch.optim.Optimizer":
-        """Return Adam in two groups: weights that decay, and the rest (``models.lm.decay_parameters``)."""
+    def build(self, parameters: "Mapping[str, nn.Parameter]") -> "list[torch.optim.Optimizer]":
+        """Return one Adam in two groups: matrices that decay, and the rest."""
         import torch
 
-        return self.over(model, torch.optim.Adam)
+        return [self.over(parameters, torch.optim.Adam)]
 
-    def over(self, model: "LM", kind: "type[torch.optim.Adam]") -> "torch.optim.Optimizer":
-        """Return ``kind`` over the decaying weights and the rest of ``model``'s parameters."""
-        from rwkv_lab.models.lm import decay_parameters
-
-        decaying = decay_parameters(model)
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    def over(self, parameters: "Mapping[str, nn.Parameter]", kind: "type[torch.optim.Adam]") -> "torch.optim.Optimizer":
+        """Return an optimizer of class ``kind`` with Adam's two groups."""
+        decaying = block_matrices(parameters)
         groups = [
-            {"params": [p for name, p in named if name in decaying], "weight_decay": self.weight_decay},
-            {"params": [p for name, p in named if name not in decaying], "weight_decay": 0.0},
+            {"params": [p for name, p in parameters.items() if name in decaying], "weight_decay": self.weight_decay},
+            {"params": [p for name, p in parameters.items() if name not in decaying], "weight_decay": 0.0},
         ]
         first, second = self.betas
         return kind([g for g in groups if g["params"]], lr=0.0, betas=(first, second), eps=self.eps, fused=True)
 
-    def set_step(self, optimizer: "torch.optim.Optimizer", step: int, lr: float) -> None:
+    def set_lr(self, optimizers: "Sequence[torch.optim.Optimizer]", step: int, lr: float) -> None:
+        """Put rate and betas of update ``step`` into every group."""
+        super().set_lr(optimizers, step, lr)
         late = self.betas_late_step is not None and step >= self.betas_late_step
         betas = tuple(self.betas_late if late and self.betas_late else self.betas)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-            group["betas"] = betas
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["betas"] = betas
 
-    def state_bytes(self, parameters: int) -> float:
+    def state_bytes(self, parameters: "Mapping[str, nn.Parameter]") -> int:
         """Return the bytes of the two running averages."""
-        return 8.0 * parameters
+        return sum(2 * 4 * parameter.numel() for parameter in parameters.values())
 
 
 @register("optimizer", "adamw")
@@ -72,8 +72,8 @@ class AdamWConfig(AdamConfig):
 
     name: str = "adamw"
 
-    def build(self, model: "LM") -> "torch.optim.Optimizer":
-        """Return AdamW in two groups, as Adam's."""
+    def build(self, parameters: "Mapping[str, nn.Parameter]") -> "list[torch.optim.Optimizer]":
+        """Return one AdamW in two groups, as Adam's."""
         import torch
 
-        return self.over(model, torch.optim.AdamW)
+        return [self.over(parameters, torch.optim.AdamW)]

@@ -74,7 +74,7 @@ def test_paths_without_a_folder_in_common_need_one(study, monkeypatch):
 
 def test_a_folder_that_cannot_be_made(study, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be written"):
         main(["compare", str(study), "--out", str(tmp_path / "file" / "below")])
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.compare.records import collect
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs import lock
+from rwkv_lab.runs import store
 
 
 def statuses(tmp_path: Path, fingerprint: str) -> dict[str, str]:
@@ -20,7 +20,7 @@ def test_every_state_is_kept(tmp_path, make_run, fingerprint):
     make_run(seed=3, status="running", part=0.5)
     make_run(seed=4, status="failed", part=0.5, facts={"reason": "out of memory"})
     (make_run(seed=5) / "run.json").write_text("{ torn")
-    held = lock.acquire(make_run(seed=6, status="running", part=0.5))
+    held = store.lock(make_run(seed=6, status="running", part=0.5))
     assert held is not None
     with held:
         found = statuses(tmp_path, fingerprint)

@@ -1,0 +1,1 @@
+"""One command that proves the whole GPU path on one card, with figures: ``make gpu``."""

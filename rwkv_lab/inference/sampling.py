@@ -1,0 +1,97 @@
+"""Sampling: which tokens may be drawn, and texts drawn token by token."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.inference.recurrent import RecurrentModel
+from rwkv_lab.models.lm import LM
+
+
+def filter_logits(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    top_a: float = 0.0,
+    top_a_power: float = 2.0,
+    top_p_x: float = 0.0,
+) -> Tensor:
+    """Return probabilities [B,V] to draw from, given logits [B,V]; filters look at the model's own probabilities p.
+
+    top_k    keep the k most probable (0: all)
+    top_p    keep the fewest most probable whose sum reaches top_p (Holtzman et al. 2020); 1 keeps all
+    top_p_x  beside the top_p set, keep every token with p > top_p_x (Peng 2022; try 0.01); 0 adds none
+    top_a    drop tokens with p < top_a * max(p)^top_a_power (Peng 2021; try 0.2, the original code has 0.02); 0: none
+    temperature  flattens (> 1) or sharpens (< 1) what is kept; 0 keeps the most probable token alone
+
+    The most probable token always stays. Raises UserError for a value out of range.
+    """
+    _check_sampling(temperature, top_k, top_p, top_a, top_p_x)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    p = torch.softmax(logits, dim=-1)
+    best, first = p.max(dim=-1, keepdim=True)
+    if temperature == 0:
+        return torch.zeros_like(p).scatter_(-1, first, 1.0)
+    kept = torch.ones_like(p, dtype=torch.bool)
+    if top_p < 1:
+        kept &= _nucleus(p, top_p) | ((p > top_p_x) & (top_p_x > 0))
+    if 0 < top_k < p.shape[-1]:
+        kept &= p >= p.topk(top_k, dim=-1).values[..., -1:]
+    if top_a > 0:
+        kept &= p >= top_a * best**top_a_power
+    kept.scatter_(-1, first, True)
+    return torch.softmax(logits.masked_fill(~kept, -torch.inf) / temperature, dim=-1)
+
+
+def _nucleus(p: Tensor, top_p: float, most: int = 64) -> Tensor:
+    """Return the mask [B,V] of the fewest most probable tokens of p [B,V] whose sum reaches ``top_p``.
+
+    Ranks the ``most`` largest only, and four times as many until they suffice: a full sort is needed for flat
+    distributions alone.
+    """
+    V = p.shape[-1]
+    while True:
+        ranked, order = p.topk(min(most, V), dim=-1)
+        sums = ranked.cumsum(-1)
+        if most >= V or bool((sums[..., -1] >= top_p).all()):
+            return torch.zeros_like(p, dtype=torch.bool).scatter_(-1, order, sums - ranked < top_p)
+        most *= 4
+
+
+def _check_sampling(temperature: float, top_k: int, top_p: float, top_a: float, top_p_x: float) -> None:
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature must be at least 0 and finite, e.g. 0.8 (got {temperature})")
+    if top_k < 0:
+        raise UserError(f"top_k must be at least 0, which keeps all tokens (got {top_k})")
+    for name, value in (("top_p", top_p), ("top_a", top_a), ("top_p_x", top_p_x)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} must be between 0 and 1 (got {value})")
+
+
+@torch.no_grad()
+def generate(
+    model: LM, prompt: Sequence[int], length: int, generator: Generator | None = None, **filters: Any
+) -> list[int]:
+    """Return ``length`` tokens that continue the token ids of ``prompt``, drawn with ``generator`` (on the model's
+    device).
+
+    filters are those of ``filter_logits``. Raises UserError for an empty prompt, a token outside the vocabulary, or a
+    filter out of range.
+    """
+    if len(prompt) == 0:
+        raise UserError("the prompt is empty: give at least one token")
+    if min(prompt) < 0 or max(prompt) >= model.vocab_size:
+        raise UserError(f"the prompt has a token outside the vocabulary of {model.vocab_size}")
+    recurrent = RecurrentModel(model)
+    unread = torch.tensor([list(prompt)], device=model.emb.weight.device)
+    state, tokens = None, []
+    for _ in range(length):
+        logits, state = recurrent.prefill(unread, state)
+        unread = torch.multinomial(filter_logits(logits[:, -1], **filters), 1, generator=generator)  # [1,1]
+        tokens.append(int(unread))
+    return tokens

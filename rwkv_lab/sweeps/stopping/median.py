@@ -1,0 +1,37 @@
+"""Stop a job that is behind the median of the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rwkv_lab.config.fields import setting
+from rwkv_lab.config.kinds import StopConfig
+from rwkv_lab.config.registry import register
+from rwkv_lab.sweeps.stopping.curves import GO_ON, JobCurve, Verdict
+
+
+@register("stop", "median")
+@dataclass
+class MedianStop(StopConfig):
+    """Stops a job if its best loss so far is above the median, over the others, of their mean loss up to that point.
+
+    The rule of Golovin et al., Google Vizier, KDD 2017, section 3.2.2, over all jobs that have come as far.
+    """
+
+    least: int = setting(3, low=1)  # other jobs that must have come as far
+
+    def verdict(self, job: JobCurve, others: Sequence[JobCurve]) -> Verdict:
+        if job.done < self.after:
+            return GO_ON
+        averages = [
+            float(other.until(job.done).mean())
+            for other in others
+            if other.first_at(job.done) is not None and len(other.until(job.done))
+        ]
+        if len(averages) < self.least:
+            return GO_ON
+        median, best = float(np.median(averages)), float(job.loss.min())
+        if best <= median:
+            return GO_ON
+        return Verdict(f"best loss {best:.2f} at {100 * job.done:.0f} %; median of {len(averages)} others {median:.2f}")

@@ -1,0 +1,82 @@
+"""What a tracker does, and how the rows of a run reach one."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from rwkv_lab.config import registry
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.fields import instance, validate
+from rwkv_lab.config.kinds import TrackerConfig
+from rwkv_lab.runs import Run
+from rwkv_lab.runs.metrics import RowReader
+
+
+class Undelivered(Exception):
+    """The tracker's server did not accept what it was sent; the message gives the server's reason."""
+
+
+class Tracker(Protocol):
+    """An open tracker."""
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Record a row: its columns, and ``flops`` spent so far where known."""
+
+    def close(self, run: Run) -> None:
+        """Record status and result of ``run`` and deliver everything; raise Undelivered if a server refused."""
+
+
+class Replay:
+    """Sends a run's rows to a tracker as metrics.csv grows."""
+
+    def __init__(self, run: Run, tracker: Tracker, after: int):
+        self.last = after  # step of the last row sent
+        self._tracker = tracker
+        self._reader = RowReader(run.path / "metrics.csv")
+        self._flops_per_token = run.manifest.get("flops_per_token")
+
+    def send(self) -> None:
+        """Send the rows that were added since the call before."""
+        for row in self._reader.new():
+            if row.get("step", 0) > self.last:
+                self.last = int(row["step"])
+                if self._flops_per_token and "tokens" in row:
+                    row["flops"] = row["tokens"] * self._flops_per_token
+                self._tracker.log(row)
+
+
+def settings_of(run: Run) -> TrackerConfig:
+    """Return the tracker settings a run was started with; fields this version does not have are left out.
+
+    Raises UserError if config.yaml has none that can be used.
+    """
+    stored = run.config.get("tracker")
+    if not isinstance(stored, dict):
+        raise UserError(f"{run.path / 'config.yaml'} has no tracker group")
+    owner = registry.get("tracker", str(stored.get("name")), "tracker.name")
+    known = [field.name for field in dataclasses.fields(owner)]
+    try:
+        settings: TrackerConfig = instance(owner, {key: value for key, value in stored.items() if key in known})
+    except TypeError as error:
+        raise UserError(f"{run.path / 'config.yaml'}: the tracker group cannot be read ({error})") from None
+    validate(settings, "tracker.")
+    return settings
+
+
+def reason(error: Exception) -> str:
+    """Return an error in one short line: the first of its message, or the one behind pydantic's heading."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    detail = ": ".join(lines[1:3]).partition(" [type=")[0] if "validation error" in lines[0] else lines[0]
+    return (detail or lines[0]).rstrip(".")[:200]
+
+
+def writable(folder: Path) -> Path:
+    """Return ``folder``, made if it is missing; OSError if it cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".probe"
+    probe.touch()
+    probe.unlink()
+    return folder

@@ -1,0 +1,1 @@
+"""Training objectives, each in a file of its own."""

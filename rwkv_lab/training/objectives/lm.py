@@ -1,0 +1,47 @@
+"""Next-token prediction: the mean cross-entropy of every token given those before it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rwkv_lab.config.fields import setting
+from rwkv_lab.config.kinds import ObjectiveConfig
+from rwkv_lab.config.registry import register
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from rwkv_lab.data.token_cache import Split
+    from rwkv_lab.models.lm import LM
+    from rwkv_lab.training.evaluate import Evaluation
+
+
+@register("objective", "lm")
+@dataclass
+class LMConfig(ObjectiveConfig):
+    """Next-token prediction."""
+
+    name: str = setting("lm", hash_default=False)
+
+    def batch(self, rows: "np.ndarray", first: int, seed: int) -> "tuple[np.ndarray, ...]":
+        """Return inputs and targets, int64 [B,T] each."""
+        return rows[:, :-1], rows[:, 1:]
+
+    def loss(self, model: "LM", *batch: "torch.Tensor") -> "torch.Tensor":
+        """Return the model's own loss of inputs and targets [B,T]."""
+        inputs, targets = batch
+        return model.loss(inputs, targets)
+
+    def evaluate(
+        self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int
+    ) -> "Evaluation":
+        from rwkv_lab.training.evaluate import evaluate_fixed
+
+        return evaluate_fixed(model, split, ctx_len, tokens, batch_size, device)
+
+    def evaluate_final(
+        self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int | None
+    ) -> "Evaluation":
+        from rwkv_lab.training.evaluate import evaluate_full
+
+        return evaluate_full(model, split, ctx_len, batch_size, device, tokens)
