@@ -66,10 +66,11 @@ def coordinates(family: Family, numbers: Mapping[str, Any]) -> np.ndarray:
         found.append(theta - offsets(numbers["prior"], lowest, posterior.scale, posterior.reference))
         if len({round(run.peak, 12) for run in group}) < 2:
             found[-1][[NAMES[1:].index(name) for name in BETWEEN]] = np.nan
-    if len(lengths) > 1:  # how the level changes with the length shows between lengths
+    length = np.nan  # how the level changes with the length shows between lengths only
+    if len(lengths) > 1:
         with constants.using(weak(numbers)):
-            theta = fit_posterior([run.curve for run in usable]).components[0].theta
-        found = [np.where(np.array(NAMES[1:]) == "d", theta[1:], x) for x in found]
+            length = fit_posterior([run.curve for run in usable]).components[0].theta[NAMES.index("d")]
+    found = [np.where(np.array(NAMES[1:]) == "d", length, x) for x in found]
     return _mean(found) if found else np.full(len(NAMES) - 1, np.nan)
 
 
