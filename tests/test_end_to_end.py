@@ -60,7 +60,7 @@ def test_the_same_command_again_trains_nothing(lab, smoke):
 
 
 def test_other_code_gives_the_result_with_one_warning(lab, smoke):
-    source = lab.root / "rwkv_lab" / "usage.py"
+    source = lab.root / "rwkv_lab" / "cli/help.py"
     text = source.read_text()
     try:
         source.write_text(text + "\n# changed\n")
@@ -120,7 +120,7 @@ def test_the_default_run_learns_the_built_in_text(lab):
     lab.run("tracker=none", "trainer.threads=1", timeout=900)
     result = runs.load(lab.only_run("default")).manifest["result"]
     # Measured: 1.67; counting characters alone gives 4.6.
-    assert result["val_bpb"] < 1.9
+    assert result["val_bpb"] < 2.2
 
 
 def test_without_a_compiler_it_trains_after_one_sentence(lab, tmp_path):

@@ -84,7 +84,7 @@ def test_offline_run_read_back(lab: Lab) -> None:
     assert begun["run_group"] == "logged"
     assert begun["display_name"] == run.name
     assert begun["job_type"] == "rwkv_v4"
-    assert begun["tags"] == ["rwkv_v4", "builtin", "seed 1", "mine"]
+    assert begun["tags"] == ["rwkv_v4", "kjv", "seed 1", "mine"]
     assert begun["config"]["update"]["model"]["n_embd"] == 16
     defined = [record["metric"] for record in records if record["type"] == "metric"]
     assert {metric.get("name") for metric in defined} >= {"step", "tokens", "seconds", "flops"}
@@ -96,7 +96,7 @@ def test_offline_run_read_back(lab: Lab) -> None:
     for name in ("tokens", "lr", "train_loss", "grad_norm"):
         assert [row[name] for row in rows] == columns[name].tolist()
     assert [row["flops"] for row in rows] == (columns["tokens"] * run.manifest["flops_per_token"]).tolist()
-    assert begun["config"]["update"]["data"]["name"] == "builtin"
+    assert begun["config"]["update"]["data"]["name"] == "kjv"
     assert begun["config"]["update"]["model"]["name"] == "rwkv_v4"
     assert summary_of(records)["val_bpb"] == run.manifest["result"]["val_bpb"]
     for cost in ("parameters", "flops_per_token", "peak_memory_bytes"):
