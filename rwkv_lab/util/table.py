@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Sequence
 
 GAP = "  "
-LEAST_FIRST_COLUMN = 16
+LEAST_FIRST_COLUMN = 16  # characters; droppable columns go before it is narrower
+NARROWEST = 8
 
 
 def terminal_width() -> int | None:
@@ -40,7 +41,7 @@ def table_lines(
             break
         shown = [i for i in shown if header[i] != name]
     if excess() > 0:
-        widths[0] = max(min(LEAST_FIRST_COLUMN, widths[0]), widths[0] - excess())
+        widths[0] = max(min(NARROWEST, widths[0]), widths[0] - excess())
     lines = []
     for line in (header, *rows):
         folded = textwrap.wrap(line[0], widths[0], subsequent_indent="  ", break_on_hyphens=False) or [""]
