@@ -17,7 +17,7 @@ setup(
     ],
     package_dir={f"rwkv_lab.{folder}": folder for folder in DATA},
     package_data={
-        "": ["py.typed", "*.css", "*.html", "*.js"],
+        "": ["py.typed", "constants.json", "*.css", "*.html", "*.js"],
         "rwkv_lab.ops": ["prebuilt/*/*"],
         **{f"rwkv_lab.{folder}": patterns for folder, patterns in DATA.items()},
     },

@@ -1,5 +1,6 @@
 """Tables of fits, predictions and recommended schedules for the terminal."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -124,8 +125,13 @@ def print_prediction(console: Console, name: str, prediction: Prediction, level:
     console.print(table)
 
 
-def print_command(console: Console, file: Path, steps: int) -> None:
-    """Print the command that trains the schedule of a schedule file."""
+def print_command(console: Console, file: Path, steps: int, overrides: Iterable[str] = ()) -> None:
+    """Print the command that trains the schedule of a schedule file, with the ``overrides`` of the runs fitted."""
+    words = [shlex.quote(word) for word in overrides]
     console.print(
-        harmless(f"train it: python run.py schedule=fitted schedule.fit={file} trainer.steps={steps}"), soft_wrap=True
+        harmless(
+            " ".join(["train it: python run.py", *words, f"schedule=fitted schedule.fit={file} trainer.steps={steps}"])
+        ),
+        soft_wrap=True,
+        highlight=False,
     )

@@ -17,7 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run directories or folders of them, CSV or JSONL files with step, lr and loss, .wandb files, "
         "wandb:ENTITY/PROJECT/ID",
     )
-    parser.add_argument("--law", default="auto", help="auto, a mixture (default), or one law; docs/laws.md lists them")
+    parser.add_argument(
+        "--law",
+        default="auto",
+        help="auto (default), the level law with a prior over families, or one law; docs/laws.md lists them",
+    )
     parser.add_argument("--window", default="auto", help="first step to fit (default: auto, chosen by prediction)")
     parser.add_argument("--column", help="loss to fit (default: loss, else val_loss if dense, else train_loss)")
     parser.add_argument(
@@ -26,18 +30,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="schedules of tables without a column lr (default: schedules.json beside each)",
     )
+    parser.add_argument("--step-column", metavar="NAME", help="column that counts updates (default: step or its like)")
+    parser.add_argument(
+        "--tokens-per-step", type=int, metavar="N", help="if that column counts tokens: tokens of one update"
+    )
+    parser.add_argument("--fitted", action="store_true", help="also fit runs that were trained from a fit")
     parser.add_argument("--out", type=Path, default=Path("fit"), help="folder for the results (default: fit)")
 
 
 def expand(path: str) -> list[str]:
-    """Return the runs below a folder, by name; ``path`` itself if it is a run or a file."""
+    """Return the runs below a folder, by name, none if it has none; ``path`` itself if it is a run or a file."""
     folder = Path(path)
     if folder.is_dir() and not (folder / "metrics.csv").is_file() and not list(folder.glob("*.wandb")):
-        found = sorted(str(metrics.parent) for metrics in folder.glob("**/metrics.csv"))
-        if not found:
-            raise UserError(f"{path} has no run below it (no metrics.csv)")
-        return found
+        return sorted(str(metrics.parent) for metrics in folder.glob("**/metrics.csv"))
     return [path]
+
+
+def load_all(args: argparse.Namespace) -> tuple[list, list[str]]:
+    """Return the curves to fit, and a sentence on what was passed over: folders without runs, runs of a fit."""
+    from analysis.curves.loading import Reading, load
+
+    paths = {given: expand(given) for given in args.runs}
+    empty = [given for given, found in paths.items() if not found]
+    if len(empty) == len(paths):
+        raise UserError(f"{', '.join(empty)} has no run below it (no metrics.csv)")
+    reading = Reading(args.step_column, args.tokens_per_step)
+    curves = [load(path, args.column, args.schedules, reading) for found in paths.values() for path in found]
+    fitted = [curve for curve in curves if curve.meta.get("fitted")]
+    notes = [f"passed over, for it has no runs: {', '.join(empty)}"] if empty else []
+    if fitted and not args.fitted and len(fitted) < len(curves):
+        curves = [curve for curve in curves if curve not in fitted]
+        names = ", ".join(curve.name for curve in fitted)
+        notes.append(f"left out, for they were trained from a fit (--fitted takes them in): {names}")
+    return curves, notes
 
 
 def window_of(text: str) -> int | str:
@@ -53,7 +78,6 @@ def window_of(text: str) -> int | str:
 def run(args: argparse.Namespace) -> int:
     """Fit, print the tables, write fit.json, schedule.csv and the figures."""
     from analysis.cli import _output, _tables
-    from analysis.curves import load
     from analysis.fit import fit
     from analysis.laws import registry
     from analysis.plots.fit_figures import draw_fit
@@ -62,14 +86,16 @@ def run(args: argparse.Namespace) -> int:
 
     registry.check_fittable(args.law)
     window = window_of(args.window)
-    curves = [load(path, args.column, args.schedules) for given in args.runs for path in expand(given)]
+    curves, notes = load_all(args)
     _output.folder_for_results(args.out)
     result = fit(curves, args.law, window)
     content = result.model.to_dict()
     optimum, files = None, ["fit.json"]
+    # Before the proposal, which may fail.
     with _output.unwritten(str(args.out / "fit.json")):
         write_json(args.out / "fit.json", content)
     console = _tables.plain_console()
+    _tables.print_remarks(console, notes)
     _tables.print_fit(console, result)
     try:
         optimum, rates = recommended.propose(result.model, max(run.steps for run in result.runs))
@@ -85,5 +111,6 @@ def run(args: argparse.Namespace) -> int:
     figures = _output.drawn(lambda: draw_fit(args.out, result, optimum, recommended.LEVEL))
     console.print(_output.listed(args.out, files, figures), soft_wrap=True)
     if optimum:
-        _tables.print_command(console, args.out / "fit.json", optimum.steps)
+        overrides = content["trained"].get("overrides", ())
+        _tables.print_command(console, args.out / "fit.json", optimum.steps, overrides)
     return 0

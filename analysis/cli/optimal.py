@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     name = f"optimal_{args.kind}_{args.steps}"
     proposal = recommended.as_dict(model, optimum, rates)
     with _output.unwritten(str(folder)):
-        write_json(folder / f"{name}.json", {"fit": str(path), "proposal": proposal})
+        write_json(folder / f"{name}.json", {"fit": str(path), "trained": model.trained, "proposal": proposal})
         recommended.write_schedule(folder / "schedule.csv", rates, optimum.prediction.loss)
     figures = _output.drawn(lambda: [draw_optimum(folder, model, optimum, recommended.LEVEL, name)])
     written = _output.listed(folder, [f"{name}.json", "schedule.csv"], figures)

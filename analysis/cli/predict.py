@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rates_of(args: argparse.Namespace, peak: float, warmup: int) -> "np.ndarray":
     """Return the rate of every update; ``peak`` and ``warmup`` are defaults."""
-    from analysis.curves import lr_schedule_io, tables
+    from analysis.curves import lr_schedule_io
     from analysis.fit.model import as_rates
     from rwkv_lab.config import registry
 
@@ -49,13 +49,7 @@ def rates_of(args: argparse.Namespace, peak: float, warmup: int) -> "np.ndarray"
             raise UserError(f"--schedules {args.schedules} has no schedule '{args.schedule}'")
         return rates
     if args.schedule.endswith(".csv"):
-        if not Path(args.schedule).is_file():
-            raise UserError(f"--schedule {args.schedule}: no such file")
-        columns = tables.read_csv(Path(args.schedule))
-        name = tables.pick(columns, tables.RATE_NAMES)
-        if name is None:
-            raise UserError(f"{args.schedule} has no column lr; it has {', '.join(columns)}")
-        return as_rates(columns[name], None, {})
+        return lr_schedule_io.read_rates(Path(args.schedule))
     known = registry.names("schedule")
     if args.schedule not in known:
         raise UserError(

@@ -10,8 +10,7 @@ from analysis.compare.notes import BUDGETS, METRIC_NAMES, census, method, notes,
 from analysis.compare.records import Record
 from analysis.compare.significance import UNJUDGED
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
-from rwkv_lab.util.console import harmless
-from rwkv_lab.util.table import terminal_width
+from rwkv_lab.util.console import harmless, terminal_width
 from rwkv_lab.util.units import count, duration
 
 NONE = "–"

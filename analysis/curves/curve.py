@@ -50,6 +50,11 @@ class LossCurve:
         return str(self.meta.get("name", "curve"))
 
     @property
+    def eta(self) -> np.ndarray:
+        """The rates ``lr``, by the letter of the formulas."""
+        return self.lr
+
+    @property
     def notes(self) -> list[str]:
         """Sentences on what was repaired or assumed."""
         return list(self.meta.get("notes", []))

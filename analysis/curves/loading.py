@@ -1,28 +1,46 @@
 """Reading loss curves from run directories, CSV and JSONL tables, and wandb."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.curves import lr_schedule_io, tables
+from analysis.curves import foreign, lr_schedule_io, tables
 from analysis.curves.curve import LossCurve
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.runs import Run, is_run
+from rwkv_lab.runs.setup import recipe, setup
 
 DENSE = 50  # points from which a held-out loss is worth fitting instead of the training loss
+BITS = re.compile(r"(^|[_/])(bpb|bpc|bits)")  # in the name of a loss that is not in nats
 TIMEOUT = 30  # seconds to wait for wandb
 
 
-def load(path: str | Path, column: str | None = None, schedules: str | Path | None = None) -> LossCurve:
+@dataclass(frozen=True)
+class Reading:
+    """How a log of another tool is read: the column that counts updates; tokens of an update, if it counts tokens."""
+
+    step_column: str | None = None
+    tokens_per_step: int | None = None
+
+
+def load(
+    path: str | Path,
+    column: str | None = None,
+    schedules: str | Path | None = None,
+    reading: Reading = Reading(),
+) -> LossCurve:
     """Load one curve; UserError if ``path`` has none.
 
-    ``path``: a run directory, a CSV or JSONL file, or a wandb run (``wandb:entity/project/id``, an offline folder or a
-    .wandb file). ``column``: the loss to read. ``schedules``: for tables, a file of schedules that gives the rates.
+    ``path``: a run directory, a CSV or JSONL file, a log of nanoGPT, Hugging Face's trainer_state.json, TensorBoard's
+    event files, or a wandb run (``wandb:entity/project/id``, an offline folder or a .wandb file). ``column``: the loss
+    to read. ``schedules``: for tables, a file of schedules that gives the rates.
     """
     text = str(path)
     path = Path(path)
@@ -32,6 +50,8 @@ def load(path: str | Path, column: str | None = None, schedules: str | Path | No
     if path.is_dir():
         if (path / "metrics.csv").is_file():
             return load_run(path, column)
+        if foreign.is_events(path):
+            return load_table(path, column, schedules, reading)
         records = sorted(path.glob("*.wandb"))
         if not records:
             raise UserError(f"{path}: neither a run directory (no metrics.csv) nor an offline wandb run (no .wandb)")
@@ -42,7 +62,7 @@ def load(path: str | Path, column: str | None = None, schedules: str | Path | No
         return from_history(*read_offline(path), where=str(path), name=path.stem, column=column)
     if path.name == "metrics.csv":
         return load_run(path.parent, column)
-    return load_table(path, column, schedules)
+    return load_table(path, column, schedules, reading)
 
 
 def load_run(path: str | Path, column: str | None = None) -> LossCurve:
@@ -51,21 +71,44 @@ def load_run(path: str | Path, column: str | None = None) -> LossCurve:
     config = run.config if (run.path / "config.yaml").is_file() else {}
     steps = run.manifest.get("steps") if is_run(run.path) else None
     where = str(run.path / "metrics.csv")
-    return from_lab(run.metrics(), config, steps, where=where, name=run.name, column=column)
+    curve = from_lab(run.metrics(), config, steps, where=where, name=run.name, column=column)
+    if is_run(run.path):
+        curve.meta["overrides"] = recipe(run.manifest.get("overrides") or [])
+    return curve
 
 
-def load_table(path: str | Path, column: str | None = None, schedules: str | Path | None = None) -> LossCurve:
-    """Load a CSV or JSONL file with step, lr and loss.
+def load_table(
+    path: str | Path,
+    column: str | None = None,
+    schedules: str | Path | None = None,
+    reading: Reading = Reading(),
+) -> LossCurve:
+    """Load a CSV or JSONL file with step, lr and loss, or a log of another tool.
 
     The rates are those of ``schedules``, or of a ``schedules.json`` beside the file, if it describes a schedule under
     the file's stem.
     """
     path = Path(path)
-    columns = tables.read_jsonl(path) if path.suffix in (".jsonl", ".ndjson", ".json") else tables.read_csv(path)
+    columns = foreign.read(path)
+    if columns is None:
+        lines = path.suffix in (".jsonl", ".ndjson", ".json")
+        columns = tables.read_jsonl(path) if lines else foreign.read_csv(path)
+    columns = counted(columns, reading, str(path))
     described = lr_schedule_io.schedules_file(path, Path(schedules) if schedules else None)
     return from_columns(
         columns, where=str(path), name=path.stem, column=column, lr=described, meta={"path": str(path)}
     )  # fmt: skip
+
+
+def counted(columns: Mapping[str, np.ndarray], reading: Reading, where: str) -> dict[str, np.ndarray]:
+    """Return the columns with a column ``step`` that counts updates."""
+    name = reading.step_column or tables.pick(columns, tables.STEP_NAMES)
+    if reading.step_column and tables.pick(columns, [reading.step_column]) is None:
+        raise UserError(f"{where}: no column '{name}' with numbers{nearest(str(name), columns)}")
+    if name is None or (reading == Reading() and name in ("step", "_step")):
+        return dict(columns)
+    step = columns[name] / (reading.tokens_per_step or 1)
+    return {**{key: values for key, values in columns.items() if key not in tables.STEP_NAMES}, "step": step}
 
 
 def from_lab(
@@ -92,6 +135,7 @@ def from_lab(
             notes.append("the logged rates differ from those of the config: logged rates used")
             lr = None
     meta = {"path": where, "batch_size": trainer.get("batch_size"), "study": config.get("study")}
+    meta |= {"about": setup(config), "fitted": (config.get("schedule") or {}).get("name") == "fitted"}
     curve = from_columns(columns, where=where, name=name, column=column, lr=lr, completed=True, meta=meta)
     curve.meta["notes"] += notes
     return curve
@@ -131,6 +175,11 @@ def from_columns(
     (step, loss, rate), notes = tables.clean(columns[step_name], columns[loss_name], rate)
     if len(step) == 0:
         raise UserError(f"{where}: no row with a finite step and {loss_name}")
+    if BITS.search(loss_name):
+        loss = loss * np.log(2)
+        notes.append(f"{loss_name} is in bits: converted to nats, of the same unit of text")
+    if step_name == "_step":
+        notes.append("_step counts the rows that wandb logged; give --step-column if another column counts updates")
     update = np.maximum(step - 1, 0) if completed else step
     if loss_name == "train_loss":
         step = update

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.curves import foreign, tables
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
@@ -73,6 +74,22 @@ def schedules_file(log: Path, file: Path | None = None) -> np.ndarray | None:
     return from_description(described[log.stem], str(path)) if log.stem in described else None
 
 
+def read_rates(path: Path) -> np.ndarray:
+    """Return the rates ``[T]`` of a CSV with a column lr: one row an update, or interpolated between its steps."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    columns = foreign.read_csv(path)
+    name = tables.pick(columns, tables.RATE_NAMES)
+    if name is None:
+        raise UserError(f"{path} has no column lr; it has {', '.join(columns)}")
+    rate = columns[name]
+    steps = tables.pick(columns, tables.STEP_NAMES)
+    if steps is None:
+        return rate
+    (step, rate), _ = tables.clean(columns[steps], rate)
+    return interpolated(step - step[0] if step[0] == 1 else step, rate)
+
+
 def of_config(schedule: Mapping[str, Any], total: int) -> np.ndarray | None:
     """Return the rates ``[total]`` of a run's ``schedule`` group; None if its file is gone or has another length."""
     parameters = dict(schedule)
@@ -95,6 +112,6 @@ def interpolated(step: np.ndarray, rate: np.ndarray) -> np.ndarray:
 
 
 def matches_logged(lr: np.ndarray, step: np.ndarray, rate: np.ndarray) -> bool:
-    """Whether the rates ``lr`` are those logged, within 1 % of the largest."""
+    """Return whether the rates ``lr`` are those logged, within 1 % of the largest."""
     known = np.isfinite(rate) & (step < len(lr))
     return bool(np.all(np.abs(lr[step[known]] - rate[known]) <= 0.01 * lr.max()))

@@ -1,6 +1,5 @@
 """Tables of logged rows: CSV or JSONL with gaps, NaN, repeats, resumed stretches and rows out of order."""
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,7 @@ import numpy as np
 
 from rwkv_lab.config.errors import UserError
 
-STEP_NAMES = ("step", "_step", "global_step", "iteration", "trainer/global_step")
+STEP_NAMES = ("step", "Step", "global_step", "trainer/global_step", "train/global_step", "iteration", "iter", "_step")
 RATE_NAMES = ("lr", "learning_rate", "eta", "train/lr", "train/learning_rate")
 
 
@@ -27,12 +26,6 @@ def to_columns(rows: Iterable[Mapping[str, object]]) -> dict[str, np.ndarray]:
     rows = list(rows)
     names = dict.fromkeys(name for row in rows for name in row if name is not None)
     return {name: np.array([_number(row.get(name)) for row in rows]) for name in names}
-
-
-def read_csv(path: Path) -> dict[str, np.ndarray]:
-    """Read the columns of a CSV file."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return to_columns(csv.DictReader(file))
 
 
 def read_jsonl(path: Path) -> dict[str, np.ndarray]:

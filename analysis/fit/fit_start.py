@@ -15,11 +15,12 @@ from analysis.fit.fitted_law import FittedLaw, fit_one
 from analysis.laws import registry
 from analysis.schedules.features import warmup_steps
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.runs.setup import differences
 
 TIERS = 5  # parts a run is cut into to see whether its loss rises
-MOST_UNKNOWNS = 6  # parameters assumed for a law of the mixture
+MOST_UNKNOWNS = 6  # parameters that the runs must determine in the default law; the rest have priors
 POINTS_BEYOND = 4  # points needed beyond the number of parameters
-FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of the shortest run, not before its warm-up ends
+FRACTIONS = (0.0, 0.02, 0.05, 0.1, 0.2)  # of the shortest run, not before its warm-up ends
 LEAST_POINTS = 12  # a run must have in a window
 BINS = 60  # residuals are averaged into before their correlation is measured
 SLACK = 0.1  # a later window must beat an earlier one's error by this share
@@ -65,7 +66,7 @@ def candidates(curves: Sequence[LossCurve], fractions: Sequence[float] = FRACTIO
 
 
 def varies(curves: Sequence[LossCurve], first: int) -> bool:
-    """Whether the rate differs between updates or runs from step ``first`` on, so that its effect can be fitted."""
+    """Return whether the rate differs between updates or runs from step ``first`` on, as a fit needs."""
     rates = [curve.lr[max(first, warmup_steps(curve.lr)) :] for curve in curves]
     low, high = min(r.min() for r in rates if len(r)), max(r.max() for r in rates if len(r))
     return bool(low < 0.99 * high)
@@ -142,12 +143,27 @@ def _unknowns(name: str) -> int:
     return len(law.linear) + len(law.nonlinear(1.0))
 
 
-def check_curves(curves: Sequence[LossCurve], law: str, first: int) -> None:
-    """Refuse curves that cannot be fitted jointly from step ``first`` on."""
+def check_alike(curves: Sequence[LossCurve]) -> None:
+    """Refuse runs that differ in more than schedule, peak and seed: a law holds for one model, data and batch size."""
     for key, what in (("batch_size", "batch sizes"), ("column", "columns")):
         values = {str(curve.meta[key]) for curve in curves if curve.meta.get(key) is not None}
         if len(values) > 1:
             raise UserError(f"the runs have mixed {what} ({', '.join(sorted(values))}); fit runs that agree")
+    known = [curve for curve in curves if curve.meta.get("about")]
+    for curve in known[1:]:
+        first, other = known[0].meta["about"], curve.meta["about"]
+        off = differences(first, other)
+        if off:
+            named = ", ".join(f"{key} ({first.get(key)} and {other.get(key)})" for key in off[:4])
+            more = f" and {len(off) - 4} more" if len(off) > 4 else ""
+            raise UserError(
+                f"{known[0].name} and {curve.name} differ in {named}{more}; the runs of a fit may differ in schedule, "
+                "peak and seed only"
+            )
+
+
+def check_curves(curves: Sequence[LossCurve], law: str, first: int) -> None:
+    """Refuse curves that cannot be fitted jointly from step ``first`` on."""
     needed = POINTS_BEYOND + (MOST_UNKNOWNS if law == "auto" else _unknowns(law))
     for curve in curves:
         kept = curve.loss[curve.step >= first]

@@ -1,29 +1,29 @@
 """``fit(curves)``: fit a law, or a mixture of laws, to runs jointly."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from analysis.curves.curve import LossCurve, bin_curve
-from analysis.fit import fit_start
+from analysis.curves.repair import repair
+from analysis.fit import fit_start, level_model, level_posterior, summary
 from analysis.fit.error_budget import ErrorBudget, LeftOut
 from analysis.fit.fit_start import Window
 from analysis.fit.fitted_law import Correlations, FittedLaw, covariance, fit_one
+from analysis.fit.level_model import LevelModel, end_noise, end_of
 from analysis.fit.model import FittedModel, Prediction, RunSummary, middle_start, parameters_of
 from analysis.laws import registry
 from analysis.schedules.features import warmup_steps
 from rwkv_lab.config.errors import UserError
 
-MIXTURE_FRACTIONS = (0.05, 0.1, 0.2)  # first steps of the mixture's fits, as fractions of the shortest run
 DRAWN = 400  # points of a run kept in fit.json for the figures
 MISFIT_BINS = 20  # parts of a run over which residuals are averaged before they count as misfit
-END = 0.02  # share of a run over which the loss at its end is averaged
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit:
     """Result of a fit with the curves it was made from; ``model`` is the part that predicts and is stored.
 
@@ -34,6 +34,8 @@ class Fit:
     members: tuple[FittedLaw, ...]
     windows: tuple[Window, ...]  # first steps compared
     curves: tuple[LossCurve, ...] = field(repr=False)
+    level: LevelModel | None = field(default=None, repr=False)  # of the default law
+    left_out: tuple[LeftOut, ...] = field(default=(), repr=False)  # runs predicted from the others by the default law
 
     @cached_property
     def model(self) -> FittedModel:
@@ -46,6 +48,7 @@ class Fit:
             error_budget=self.error_budget,
             windows=self.windows,
             runs=self.runs,
+            level=self.level,
             prefix_lrs=self._prefix_lrs(),
             standard_errors=standard_errors,
             correlations=correlations,
@@ -73,8 +76,8 @@ class Fit:
 
     @cached_property
     def rivals(self) -> tuple[FittedLaw, ...]:
-        """Other laws on the same steps, for the spread; none for a mixture, which has its own."""
-        if len(self.members) > 1:
+        """Other laws on the same steps, for the spread; none for the default law, which has its own."""
+        if self.level is not None:
             return ()
         first = max(self.fit_start, fit_start.beginning(self.curves))
         return tuple(fit_one(name, self.curves, first, final=False) for name in registry.rivals(self.law))
@@ -82,6 +85,9 @@ class Fit:
     @cached_property
     def error_budget(self) -> ErrorBudget:
         """Errors measured on the runs: each predicted from the others, noise, misfit."""
+        if self.level is not None:
+            furthest = float(max(curve.lr.sum() for curve in self.curves))
+            return ErrorBudget(list(self.left_out), self.level.noise, self.level.posterior.misfit, furthest)
         return measure_errors(self)
 
     def predict(
@@ -93,55 +99,28 @@ class Fit:
         """Predict the losses of a schedule; see ``FittedModel.predict``."""
         return self.model.predict(lr, steps, **parameters)
 
+    def __str__(self) -> str:
+        """The fit in at most ten lines."""
+        return summary.text(self.law, self.runs, self.params, self.error_budget, self.fit_start)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The fit as a table, for Jupyter."""
+        return summary.html(self.law, self.runs, self.params, self.error_budget)
+
     def to_json(self) -> str:
         """Return the model as JSON text."""
         return self.model.to_json()
 
     def _uncertainty(self) -> tuple[dict[str, float], Correlations]:
-        if len(self.members) == 1:
-            return covariance(self.members[0], self.curves)
-        errors: dict[str, float] = {}
-        correlations: Correlations = {}
-        for member in (m for m in self.members if m.fit_start == self.fit_start):
-            own, together = covariance(member, self.curves)
-            errors |= {f"{member.law}.{a}": e for a, e in own.items()}
-            correlations |= {
-                f"{member.law}.{a}": {f"{member.law}.{b}": r for b, r in row.items()} for a, row in together.items()
-            }
-        return errors, correlations
+        if self.level is not None:
+            return self.level.posterior.uncertainty()
+        return covariance(self.members[0], self.curves)
 
     def _prefix_lrs(self) -> tuple[float, ...]:
         counts_from_start = self.law != "auto" and registry.get(self.law).from_start
         return tuple(self.curves[0].lr[: self.fit_start].tolist()) if counts_from_start else ()
-
-
-def fit_members(law: str, curves: Sequence[LossCurve], firsts: Sequence[int], *, final: bool = True) -> list[FittedLaw]:
-    """Fit a law, or every law of the mixture, from each first step; later fits set out from the parameters before."""
-    found: list[FittedLaw] = []
-    for name in registry.mixture() if law == "auto" else (law,):
-        start = None
-        for first in firsts:
-            member = fit_one(name, curves, first, start=start, final=final)
-            start = member.nonlinear
-            found.append(member)
-    return found
-
-
-def end_loss(curve: LossCurve) -> float:
-    """Return the loss at a run's end, averaged over its last points."""
-    kept = curve.step >= curve.step[-1] - END * len(curve.lr)
-    return float(curve.loss[kept].mean())
-
-
-def end_noise(curve: LossCurve) -> float:
-    """Return the standard deviation of the loss at a run's end, from second differences, which a trend leaves alone."""
-    tail = curve.loss[-max(len(curve.loss) // 5, 5) :]
-    return float(1.4826 * np.median(np.abs(np.diff(tail, n=2))) / np.sqrt(6))
-
-
-def mean_loss(members: Sequence[FittedLaw], lr: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Return the mean loss ``[n]`` of the laws at the states ``at``."""
-    return np.mean([member.loss(lr, at) for member in members], axis=0)
 
 
 def misfit(result: Fit, curve: LossCurve) -> float:
@@ -149,7 +128,7 @@ def misfit(result: Fit, curve: LossCurve) -> float:
     kept = curve.step >= result.fit_start
     at, loss, _ = bin_curve(curve.step[kept], curve.loss[kept], MISFIT_BINS)
     later = at >= min(len(curve.lr) / 2, at[-1])
-    return float(np.mean((mean_loss(result.members, curve.lr, at)[later] - loss[later]) ** 2))
+    return float(np.mean((result.members[0].loss(curve.lr, at)[later] - loss[later]) ** 2))
 
 
 def measure_errors(result: Fit) -> ErrorBudget:
@@ -159,10 +138,9 @@ def measure_errors(result: Fit) -> ErrorBudget:
         others = fit_start.without(result.curves, i)
         if not others or not fit_start.varies(others, result.fit_start):
             continue
-        members = fit_members(result.law, others, [result.fit_start], final=False)
-        at = np.unique(curve.step[curve.step >= curve.step[-1] - END * len(curve.lr)])
-        predicted = float(np.mean([member.loss(curve.lr, at).mean() for member in members]))
-        left_out.append(LeftOut(curve.name, predicted, end_loss(curve)))
+        member = fit_one(result.law, others, result.fit_start, final=False)
+        at, measured = end_of(curve)
+        left_out.append(LeftOut(curve.name, float(member.loss(curve.lr, at).mean()), measured))
     return ErrorBudget(
         left_out,
         noise=float(np.mean([end_noise(curve) for curve in result.curves])),
@@ -183,26 +161,60 @@ def summarise(curve: LossCurve) -> RunSummary:
         loss=loss.tolist(),
         rate=curve.lr[np.minimum(step, len(curve.lr) - 1)].tolist(),
         notes=curve.notes,
+        peak=float(curve.lr.max()),
+        end=float(curve.lr[-1]),
+        about=dict(curve.meta.get("about", {})),
+        overrides=list(curve.meta.get("overrides", [])),
     )
 
 
 def fit(curves: LossCurve | Sequence[LossCurve], law: str = "auto", window: int | str = "auto") -> Fit:
     """Fit ``law`` jointly to ``curves``, losses in nats per token.
 
-    ``law``: auto, which is the mixture, or one of ``laws.registry.fittable()``. ``window``: the first step fitted, or
-    auto. UserError if the curves cannot be fitted: too few points, a constant rate, mixed batch sizes, a rising loss.
+    ``law``: auto, the level law with a prior over families, or one of ``laws.registry.fittable()``. ``window``: the
+    first step fitted, or auto. Outliers, what comes before a break, and runs given twice are left out, with a note.
+    UserError if the curves cannot be fitted: too few points, a constant rate, mixed batch sizes, a rising loss.
     """
     curves = (curves,) if isinstance(curves, LossCurve) else tuple(curves)
     if not curves:
         raise UserError("fit needs at least one curve")
     registry.check_fittable(law)
     fit_start.check_window(window)
+    fit_start.check_alike(curves)
+    curves, jump = prepare(curves)
     earliest = int(window) if window != "auto" else fit_start.beginning(curves)
     fit_start.check_curves(curves, law, earliest)
     if law == "auto":
-        firsts = [earliest] if window != "auto" else fit_start.candidates(curves, MIXTURE_FRACTIONS)
-        windows: list[Window] = []
-    else:
-        first, windows = fit_start.choose(law, curves, window)
-        firsts = [first]
-    return Fit(law, tuple(fit_members(law, curves, firsts)), tuple(windows), curves)
+        return _fit_level(curves, None if window == "auto" else int(window), jump)
+    first, windows = fit_start.choose(law, curves, window)
+    return Fit(law, (fit_one(law, curves, first),), tuple(windows), curves)
+
+
+def prepare(curves: Sequence[LossCurve]) -> tuple[tuple[LossCurve, ...], float]:
+    """Return the curves without what no law describes and without runs given twice, and the largest break in nats."""
+    kept: list[LossCurve] = []
+    for curve in curves:
+        same = [i for i, other in enumerate(kept) if _equal(curve, other)]
+        if same:
+            other = kept[same[0]]
+            note = f"given twice (also as {curve.name}): it counts once"
+            kept[same[0]] = replace(other, meta={**other.meta, "notes": [*other.notes, note]})
+        else:
+            kept.append(curve)
+    repaired = [repair(curve) for curve in kept]
+    return tuple(one.curve for one in repaired), max(one.jump for one in repaired)
+
+
+def _equal(a: LossCurve, b: LossCurve) -> bool:
+    return np.array_equal(a.step, b.step) and np.array_equal(a.loss, b.loss) and np.array_equal(a.lr, b.lr)
+
+
+def _fit_level(curves: tuple[LossCurve, ...], first: int | None, jump: float) -> Fit:
+    """Fit the default: the level law with its prior."""
+    left_out, z = level_model.leave_out(curves, first)
+    model = level_model.build(curves, first, jump, z, "finished" if len(curves) > 1 else "one")
+    linear, nonlinear = model.posterior.parameters(model.posterior.heaviest)
+    start = first if first is not None else min(level_posterior.start_of(curve) for curve in curves)
+    relative = model.posterior.misfit / min(float(curve.loss[-1]) for curve in curves)
+    member = FittedLaw("level", linear, nonlinear, start, model.posterior.reference, relative**2)
+    return Fit("auto", (member,), (), curves, model, tuple(left_out))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,14 @@ import numpy as np
 from analysis.fit.error_budget import ErrorBudget, quantile
 from analysis.fit.fit_start import Window
 from analysis.fit.fitted_law import Correlations, FittedLaw, correlated
+from analysis.fit.level_model import SURE, LevelModel
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
 
 FORMAT = 1
+CLOSE_PEAK = 1.05  # ratio of peaks taken as equal
+CLOSE_LENGTH = 1.05  # of the longest run fitted
+NEAR_END = 0.02  # of the peak, by which an end may be lower
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class RunSummary:
     loss: list[float]
     rate: list[float]
     notes: list[str]
+    peak: float = 0.0  # highest rate; 0 in files that lack it
+    end: float = 0.0  # rate of the last update
+    about: dict[str, Any] = field(default_factory=dict)  # of a run of this laboratory: what a fit's runs must share
+    overrides: list[str] = field(default_factory=list)  # and the overrides that gave it, without schedule and length
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +45,9 @@ class Prediction:
 
     lr: np.ndarray  # [T]
     states: np.ndarray  # [T+1] loss before every update and after the last
-    spread: np.ndarray  # [T+1] standard deviation over the laws
-    error_budget: ErrorBudget
+    spread: np.ndarray  # [T+1] standard deviation over the laws, or of the level law's posterior
+    error: np.ndarray  # [T+1] scale of the error in nats; intervals are multiples of it
+    remarks: tuple[str, ...] = ()  # how far the schedule is from the runs, a sentence each
 
     @property
     def loss(self) -> np.ndarray:
@@ -64,13 +73,7 @@ class Prediction:
         if not 0 < level < 1:
             raise UserError(f"level must be between 0 and 1, e.g. 0.9 (got {level})")
         half = quantile(level) * self.error
-        return self.states - half, self.states + half
-
-    @property
-    def error(self) -> np.ndarray:
-        """Scale ``[T+1]`` of the error in nats; intervals are multiples of it."""
-        reached = np.concatenate([[0.0], np.cumsum(self.lr)])
-        return self.error_budget.scale(self.spread, reached)
+        return np.maximum(self.states - half, 0.0), self.states + half
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +86,7 @@ class FittedModel:
     error_budget: ErrorBudget
     windows: tuple[Window, ...]  # first steps compared
     runs: tuple[RunSummary, ...]
+    level: LevelModel | None  # the default model; None for a law fitted alone
     prefix_lrs: tuple[float, ...]  # rates of the first run before fit_start, for a law that counts from there
     standard_errors: dict[str, float]
     correlations: Correlations
@@ -101,6 +105,12 @@ class FittedModel:
     def params(self) -> dict[str, float]:
         """Parameters by name; see ``parameters_of``."""
         return parameters_of(self.members)
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """Model, data, tokenizer, batch and the like of the runs, and the overrides that give them; empty for logs."""
+        known = [run for run in self.runs if run.about]
+        return {"setup": known[0].about, "overrides": known[0].overrides} if known else {}
 
     @property
     def remarks(self) -> list[str]:
@@ -127,14 +137,20 @@ class FittedModel:
         with its length ``steps`` and its ``parameters`` as in ``rwkv_lab.training.schedules``.
         """
         rates = as_rates(lr, steps, parameters)
-        if len(rates) <= self.fit_start:
+        remarks = tuple(distances(self.runs, rates))
+        if self.level is not None:
+            mean, sd, half = self.level.states(rates)
+            return Prediction(rates, mean, sd, half / quantile(SURE), remarks)
+        if self.prefix_lrs and len(rates) <= self.fit_start:
             raise UserError(
                 f"the schedule must be longer than {self.fit_start} updates, the first step fitted (got {len(rates)})"
             )
         at = np.arange(len(rates) + 1)
         own = np.stack([member.loss(rates, at) for member in self.members])
         laws = [own, *(rival.loss(rates, at)[None] for rival in self.rivals)]
-        return Prediction(rates, own.mean(axis=0), np.std(np.concatenate(laws), axis=0), self.error_budget)
+        spread = np.std(np.concatenate(laws), axis=0)
+        reached = np.concatenate([[0.0], np.cumsum(rates)])
+        return Prediction(rates, own.mean(axis=0), spread, self.error_budget.scale(spread, reached), remarks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON; ``from_dict`` gives a model that predicts the same."""
@@ -149,7 +165,9 @@ class FittedModel:
             "rivals": [rival.to_dict() for rival in self.rivals],
             "evidence": self.error_budget.to_dict(),
             "windows": [row.to_dict() for row in self.windows],
+            "trained": self.trained,
             "runs": [asdict(run) for run in self.runs],
+            "level": self.level.to_dict() if self.level else None,
             "lead": list(self.prefix_lrs),
         }
 
@@ -167,6 +185,7 @@ class FittedModel:
             error_budget=ErrorBudget.from_dict(stored["evidence"]),
             windows=tuple(map(Window.from_dict, stored["windows"])),
             runs=tuple(RunSummary(**run) for run in stored["runs"]),
+            level=LevelModel.from_dict(stored["level"]) if stored.get("level") else None,
             prefix_lrs=tuple(stored["lead"]),
             standard_errors=stored["standard_errors"],
             correlations=stored["correlations"],
@@ -186,6 +205,26 @@ class FittedModel:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a fit written by 'python -m analysis fit'") from error
+
+
+def distances(runs: Sequence[RunSummary], lr: np.ndarray) -> list[str]:
+    """Return one sentence for everything in which the rates ``lr`` lie outside the runs fitted."""
+    known = [run for run in runs if run.peak > 0]
+    if not known:
+        return []
+    found = []
+    peak, end = float(lr.max()), float(lr[-1])
+    low, high = min(run.peak for run in known), max(run.peak for run in known)
+    if not low / CLOSE_PEAK <= peak <= high * CLOSE_PEAK:
+        span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        found.append(f"its peak, {peak:.3g}, lies outside the runs fitted ({span})")
+    lowest = min(run.end / run.peak for run in known)
+    if end / peak < lowest - NEAR_END:
+        found.append(f"it ends at {end / peak:.0%} of its peak, the runs fitted at {lowest:.0%} or more")
+    longest = max(run.steps for run in known)
+    if len(lr) > CLOSE_LENGTH * longest:
+        found.append(f"it is {len(lr) / longest:.2g} times as long as the longest run fitted ({longest} updates)")
+    return found
 
 
 def middle_start(members: Sequence[FittedLaw]) -> int:

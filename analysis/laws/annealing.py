@@ -41,7 +41,6 @@ LAW = register("law", "annealing")(
         linear=("L0", "A", "C"),
         nonlinear=nonlinear,
         columns=columns,
-        in_mixture=True,
         rival=True,
         optimisable=False,
     )

@@ -52,7 +52,6 @@ LAW = register("law", "functional")(
         linear=("L0", "A", "c"),
         nonlinear=nonlinear,
         columns=columns,
-        in_mixture=True,
         blocked=True,
         per_rate=("c",),
         kernel=kernel,

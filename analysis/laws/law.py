@@ -76,8 +76,6 @@ class Law:
     formerly: tuple[str, ...] = ()  # earlier names, still read from fit.json
 
     # Roles
-    alone: bool = True  # may be fitted alone
-    in_mixture: bool = False  # member of the default mixture
     rival: bool = False  # fitted beside a law that is fitted alone, for the spread of the predictions
 
     # Fitting
@@ -98,7 +96,7 @@ class Law:
 
     @property
     def from_start(self) -> bool:
-        """Whether the law counts from the fit's first step instead of from step 0."""
+        """Return whether the law counts from the fit's first step instead of from step 0."""
         return self.before_start is not None
 
     def losses(self, features: ScheduleFeatures, linear: Parameters, nonlinear: Parameters) -> np.ndarray:

@@ -51,7 +51,6 @@ LAW = register("law", "multi_power")(
         linear=("L0", "A", "B"),
         nonlinear=nonlinear,
         columns=columns,
-        in_mixture=True,
         rival=True,
         blocked=True,
         per_rate=("B",),

@@ -3,7 +3,7 @@
     s_k = eta_ref (eta_k / eta_ref)^p
 
 replaces the rate wherever V+ counts progress; eta_ref is the highest rate of the runs fitted, and p = 1 gives V+.
-Fitted to all runs of a family, p came out between 0.64 and 1.05. Member of the default mixture; not from a paper.
+Fitted to all runs of a family, p came out between 0.64 and 1.05. Not from a paper.
 """
 
 import numpy as np
@@ -44,8 +44,6 @@ LAW = register("law", "power_time")(
         nonlinear=lambda eta_max: (*vplus.nonlinear(eta_max), POWER),
         columns=columns,
         formerly=("vplus_own_time",),
-        alone=False,
-        in_mixture=True,
         per_rate=("alpha",),
         forgetting=vplus.forgetting,
         kernel=vplus.kernel,

@@ -20,8 +20,8 @@ def get(name: str) -> Law:
 
 
 def fittable() -> tuple[str, ...]:
-    """Return what a user can fit: ``auto``, which is the mixture, and every law that can be fitted alone."""
-    return ("auto", *(law.name for law in laws() if law.alone))
+    """Return what a user can fit: ``auto``, the level law with a prior over families, and every law."""
+    return ("auto", *(law.name for law in laws()))
 
 
 def check_fittable(name: str) -> None:
@@ -29,11 +29,6 @@ def check_fittable(name: str) -> None:
     known = fittable()
     if name not in known:
         raise UserError(f"law '{name}' is unknown{nearest(name, known)}; choose one of {', '.join(known)}")
-
-
-def mixture() -> tuple[str, ...]:
-    """Return the names of the laws of the default mixture."""
-    return tuple(law.name for law in laws() if law.in_mixture)
 
 
 def rivals(name: str) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from rwkv_lab.config.registry import register
 
 def lagged_rate(schedule: ScheduleFeatures, beta: float) -> np.ndarray:
     """Return y ``[n]`` at the schedule's states."""
-    step = np.minimum(beta * schedule.lr, 1.0)
-    return recurrence(1 - step, step * schedule.lr)[schedule.at]
+    length, rate, index = schedule.stretches
+    kept = np.exp(length * np.log1p(-np.minimum(beta * rate, 1 - 1e-12)))
+    return recurrence(kept, (1 - kept) * rate)[index]
 
 
 def columns(schedule: ScheduleFeatures, nonlinear: Parameters) -> np.ndarray:

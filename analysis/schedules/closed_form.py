@@ -15,6 +15,8 @@ GRID = 400  # points in u
 SMALLEST = 1e-4  # of S_T: the first point in u after 0
 Kernel = Callable[[np.ndarray], np.ndarray]
 
+FORGOTTEN = 1e-120  # least weight of a kernel: an exponential's own underflows
+
 
 def warmup_ramp(peak: float, warmup: int) -> np.ndarray:
     """Return the rates ``[warmup]`` of a linear warm-up that ends at ``peak``."""
@@ -27,7 +29,7 @@ def profile(w: Kernel, p: float, total: float, steps: int, eta_max: float, refer
     ``w(u)`` is the kernel, ``p`` the exponent of progress, which counts in units of the rate ``reference``.
     """
     u = np.concatenate([[0.0], np.geomspace(SMALLEST * total, total, GRID)])
-    shape = w(u) ** (-1 / (1 + p))
+    shape = np.maximum(w(u), FORGOTTEN) ** (-1 / (1 + p))
 
     def speed(mu: float) -> np.ndarray:
         return reference * (np.minimum(eta_max, mu * shape) / reference) ** p  # progress of an update at every u

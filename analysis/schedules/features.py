@@ -9,6 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
+from analysis.schedules.blocks import LevelBlocks
+
+LONG = 5000  # updates beyond which a schedule is taken in stretches
 BLOCKS = 192  # a schedule is cut into at least this many blocks, of one update where it has no more
 
 
@@ -69,6 +72,22 @@ class ScheduleFeatures:
     def warmup(self) -> int:
         """Updates of the rising prefix."""
         return warmup_steps(self.lr)
+
+    @cached_property
+    def stretches(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lengths ``[M]`` and mean rates ``[M]`` of stretches of updates, and the indices ``[n]`` of the states ``at``
+        among their ends; single updates in a schedule that is not long."""
+        steps = len(self.lr)
+        ends = np.arange(steps + 1)
+        if steps > LONG:
+            ends = np.unique(np.concatenate([np.linspace(0, steps, LONG // 2).astype(int), self.at]))
+        length = np.diff(ends)
+        return length, np.diff(self.sums[ends]) / length, np.searchsorted(ends, self.at)
+
+    @cached_property
+    def level_blocks(self) -> LevelBlocks:
+        """The schedule as the level law sums over it."""
+        return LevelBlocks(self.lr, self.at, self.warmup)
 
     @cached_property
     def changes(self) -> np.ndarray:

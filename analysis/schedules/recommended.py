@@ -66,11 +66,11 @@ class Optimum:
     @property
     def remarks(self) -> list[str]:
         """Cautions before training it, a sentence each."""
-        doubtful = [row.kind for row in self.table if row.kind != self.kind and not row.beyond_error]
+        doubtful = [row.kind for row in self.table if row.lr is not self.lr and not row.beyond_error]
         found = ["a recommended schedule tends to end above its prediction: the search favours the errors of the law"]
         if doubtful:
-            found.append(f"its gain over {', '.join(doubtful)} is below the error of the fit, {self.error:.4f} nats")
-        return found
+            found.append(f"its gain over {', '.join(doubtful)} is within the error of the comparison")
+        return [*found, *self.prediction.remarks]
 
 
 def _check(steps: int, eta_max: float, warmup: int, kind: str) -> None:
@@ -89,39 +89,62 @@ def best(
 ) -> Optimum:
     """Return the schedule of ``steps`` updates with the lowest predicted final loss.
 
-    Its rates never exceed ``eta_max`` (per update; by default the highest of the runs) and do not rise after ``warmup``
-    updates. For a law that counts from the fit's first step, it follows the first run's rates up to there. ``kind``:
+    Its rates do not rise after ``warmup`` updates. The peak is searched too if the runs have several, up to 1.5 times
+    the highest; otherwise it is theirs. ``eta_max``: the highest rate allowed, per update. For a law that counts
+    from the fit's first step, the schedule follows the first run's rates up to there. ``kind``:
     free, or the best of one of the usual shapes. UserError for a law that is not optimised.
     """
     model = fit.model if isinstance(fit, Fit) else fit
-    eta_max = model.reference if eta_max is None else float(eta_max)
-    _check(steps, eta_max, warmup, kind)
+    highest = model.reference if eta_max is None else float(eta_max)
+    _check(steps, highest, warmup, kind)
     steps, warmup = int(steps), int(warmup)
-    goal = search.goal_of(model, steps, warmup, eta_max)
-    groups = {name: search.search_shape(goal, shape, warmup) for name, shape in search.shapes().items()}
-    usual = {name: search.rates_of(group, steps) for name, group in groups.items()}
-    exact = model.members[0].definition.best_schedule if len(model.members) == 1 else None
-    if kind != "free":
-        lr, method = usual[kind], "search"
-    elif exact is not None:
-        member = model.members[0]
-        lr, method = exact(member.linear, member.nonlinear, steps, eta_max, warmup), "feedback form"
-    else:
-        coarse = [
-            search.rates_of(group | {"warmup_steps": goal.warmup}, goal.steps, goal.factor)
-            for group in groups.values()
-        ]  # fmt: skip
-        found, method = search.search_free(goal, coarse)
-        lr = np.minimum(search.finer(found, goal, steps, warmup), eta_max)
+    peaks = search.peaks_of(model, None if eta_max is None else highest)
+    goal = search.goal_of(model, steps, warmup, peaks[1])
+    found = {name: search.search_shape(goal, shape, peaks, warmup) for name, shape in search.shapes().items()}
+    usual = {name: search.rates_of(group, steps) for name, (group, _) in found.items()}
+    chosen = min(found, key=lambda name: found[name][1]) if kind == "free" else kind
+    schedule: dict[str, Any] | None = found[chosen][0]
+    lr, method = usual[chosen], f"the best of the shape {chosen}"
+    if kind == "free" and model.level is None:
+        own = _closed_form(model, steps, peaks[1], warmup)
+        prefix = np.array(model.prefix_lrs)
+        if own is not None and _final(model, prefix, own) < _final(model, prefix, lr):
+            lr, method, schedule = own, "closed form of the law", None
+    return _compare(model, kind, lr, method, schedule, {name: (found[name][0], usual[name]) for name in found})
+
+
+def _closed_form(model: FittedModel, steps: int, eta_max: float, warmup: int) -> np.ndarray | None:
+    """Return the rates that are best exactly, or by the law's kernel; None for a law without either."""
+    member = model.members[0]
+    exact = member.definition.best_schedule
+    if exact is not None:
+        return exact(member.linear, member.nonlinear, steps, eta_max, warmup)
+    return member.kernel_schedule(steps, eta_max, warmup)
+
+
+def _final(model: FittedModel, prefix: np.ndarray, lr: np.ndarray) -> float:
+    return model.predict(np.concatenate([prefix, lr])).final_loss
+
+
+def _compare(
+    model: FittedModel,
+    kind: str,
+    lr: np.ndarray,
+    method: str,
+    schedule: dict[str, Any] | None,
+    others: dict[str, tuple[dict[str, Any], np.ndarray]],
+) -> Optimum:
+    """Set the schedule found beside the best of every shape."""
     prefix = np.array(model.prefix_lrs)
     prediction = model.predict(np.concatenate([prefix, lr]))
     error = float(prediction.error[-1])
+    doubts = model.level.differences(lr, [rates for _, rates in others.values()]) if model.level else None
     table = []
-    for name, rates in usual.items():
+    for i, (name, (group, rates)) in enumerate(others.items()):
         other = model.predict(np.concatenate([prefix, rates]))
         gain = other.final_loss - prediction.final_loss
-        table.append(Row(name, other.final_loss, other.interval(), gain, gain > error, groups[name], rates))
-    schedule = groups.get(kind)
+        needed = error if doubts is None else float(doubts[i])
+        table.append(Row(name, other.final_loss, other.interval(), gain, gain > needed, group, rates))
     return Optimum(lr, prediction.final_loss, kind, model.law, schedule, table, error, prediction, prefix, method)
 
 

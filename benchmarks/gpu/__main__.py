@@ -35,7 +35,7 @@ STEPS = {
     "study": ("runs", 90),
     "sanitizer": ("system", 60),
 }
-SECONDS = 470.0
+SECONDS = 470.0  # of the eight minutes
 REHEARSAL_FACTOR = 5  # a CPU that others use too
 LEAST_SECONDS = 5.0
 ENDING_SECONDS = 5.0
@@ -145,7 +145,7 @@ def main() -> int:
 
 
 def summary(steps: list[dict[str, Any]], args: argparse.Namespace) -> int:
-    """Prints where the results are and what failed, with the command to repeat it."""
+    """Print where the results are and what failed, with the command to repeat it."""
     print(f"\nresults: {args.out / 'gpu.md'}, {args.out / 'gpu.json'}")
     bad = [step for step in steps if step["result"] != "done"]
     for step in bad:

@@ -17,7 +17,7 @@ from rwkv_lab.config import hydra, overrides, registry
 from rwkv_lab.config.check import check
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
-from rwkv_lab.config.quoting import file_for_corpus
+from rwkv_lab.config.overrides import file_for_corpus
 from rwkv_lab.data import Corpus, Split, load
 from rwkv_lab.util.console import harmless
 from rwkv_lab.util.hashing import expand

@@ -17,7 +17,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("rwkv_lab.cli.train", "train a model, a sweep or a study (the same as python run.py)"),
-    "runs": Command("rwkv_lab.cli.runs", "list, show, compare, remove and unlock runs"),
+    "runs": Command("rwkv_lab.cli.runs", "list, show, compare, watch, remove and unlock runs"),
     "evaluate": Command("rwkv_lab.cli.evaluate", "measure the held-out loss of a run"),
     "generate": Command("rwkv_lab.cli.generate", "continue a text"),
     "convert": Command("rwkv_lab.cli.convert", "read and write checkpoints of the original implementation"),

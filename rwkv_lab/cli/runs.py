@@ -14,9 +14,8 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.runs import STATUSES, Run, listing, store
 from rwkv_lab.runs.listing import MISSING, UNREADABLE, Row
-from rwkv_lab.util.console import harmless
+from rwkv_lab.util.console import harmless, table_lines, terminal_width
 from rwkv_lab.util.paths import runs_dir
-from rwkv_lab.util.table import table_lines, terminal_width
 
 SORTS = ("path", "run", "name", "status", "val_bpb", "tokens_per_second", "age")
 # Names of a row's own fields as filters, beside every key of the configuration.
@@ -64,6 +63,9 @@ def _print_rows(rows: Sequence[Row], swept: Sequence[str], ids: bool) -> None:
     if swept:
         header = [key.removesuffix(".name").rpartition(".")[2] for key in swept]
         first = [[listing.short(row.config.get(key)) for key in swept] for row in rows]
+        for cells, row in zip(first, rows, strict=True):
+            # A run without a configuration has nothing else to be known by.
+            cells[0] = cells[0] if row.config else row.run
     else:
         header = ["run"]
         first = [[f"{row.study}/{row.run}" if ids else f"{row.study}/{row.name}"] for row in rows]
@@ -114,7 +116,7 @@ def _filter(key: str, value: str, rows: Sequence[Row]) -> Callable[[Row], bool]:
 
 
 def _same(value: Any, text: str) -> bool:
-    """Whether a configured value is what ``text`` says: 4e-3 is 0.004, null is None."""
+    """Return whether a configured value equals what was typed: 4e-3 is 0.004, null is None."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             return float(text) == value

@@ -55,13 +55,13 @@ def _prediction(predicted: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def dry_run(config: Config, path: Path) -> None:
-    """Says what the configuration would run: sizes, cost, memory and place. Nothing is trained or written."""
+    """Print what the configuration would run: sizes, cost, memory and place. Nothing is trained or written."""
     from omegaconf import OmegaConf
 
     from rwkv_lab import data, models
     from rwkv_lab.config import check, derived
     from rwkv_lab.models.factory import skeleton
-    from rwkv_lab.training import lineage, memory
+    from rwkv_lab.training import device, lineage
 
     say(OmegaConf.to_yaml(OmegaConf.create(check.plain(config))))
     total = derived.total_steps(config)
@@ -70,7 +70,7 @@ def dry_run(config: Config, path: Path) -> None:
     data.require_length(corpus, config.model.ctx_len)
     model = skeleton(config.model, corpus.tokenizer.vocab_size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    memory_bytes = sum(memory.estimate(config, dict(model.named_parameters()), corpus.tokenizer.vocab_size).values())
+    memory_bytes = sum(device.estimate(config, dict(model.named_parameters()), corpus.tokenizer.vocab_size).values())
     tokens = total * config.trainer.batch_size * config.model.ctx_len
     flops = models.flops_per_token(model)
     say(f"parameters        {parameters:,}")

@@ -9,8 +9,7 @@ from pathlib import Path
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, last_row, listing, store
 from rwkv_lab.sweeps.progress import JobState, counted, run_state
-from rwkv_lab.util.console import harmless
-from rwkv_lab.util.table import table_lines, terminal_width
+from rwkv_lab.util.console import harmless, table_lines, terminal_width
 from rwkv_lab.util.units import duration
 
 LOOK_SECONDS = 1.0

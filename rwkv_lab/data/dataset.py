@@ -14,9 +14,8 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import instance, validate
 from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
 from rwkv_lab.config.run_hash import canonical
-from rwkv_lab.data.cache import cache_dir
 from rwkv_lab.data.sources import PARTS, Sources
-from rwkv_lab.data.token_cache import Part, Split, Stream, entry, open_split
+from rwkv_lab.data.token_cache import Part, Split, Stream, cache_dir, entry, open_split
 from rwkv_lab.data.tokenizers.base import Tokenizer, from_json
 from rwkv_lab.util.hashing import file_sha256, text_sha256
 

@@ -14,8 +14,8 @@ import numpy as np
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import DataConfig
-from rwkv_lab.data.cache import cache_dir, cache_errors
 from rwkv_lab.data.reading import Segment, boundary
+from rwkv_lab.data.token_cache import cache_dir, cache_errors
 from rwkv_lab.util.hashing import expand, file_sha256, home_expanded, text_sha256
 from rwkv_lab.util.io import write_atomic
 

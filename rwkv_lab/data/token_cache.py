@@ -5,6 +5,7 @@ tokenizer.json and meta.json. It is written under another name, flushed, and ren
 checksum of every file and one of its own; all are verified when an entry is opened, and a damaged entry is made again.
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rwkv_lab.data.cache import cache_errors, locked
-from rwkv_lab.util.console import warn
-from rwkv_lab.util.hashing import Checksum, checksum, intact, read_sealed, write_sealed
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.kinds import DataConfig
+from rwkv_lab.util.console import say, warn
+from rwkv_lab.util.hashing import Checksum, checksum, home_expanded, intact, read_sealed, write_sealed
 from rwkv_lab.util.io import sync, sync_tree
 
 FORMAT = 2
@@ -192,3 +194,45 @@ def _sealed(file: Path) -> bool:
         return b'"format": 1' not in file.read_bytes()
     except OSError:
         return True
+
+
+def cache_dir(data: DataConfig) -> Path:
+    """Return ``data.cache_dir``, or rwkv_lab in the user's cache folder."""
+    if data.cache_dir:
+        return home_expanded(data.cache_dir, "data.cache_dir").absolute()
+    from platformdirs import user_cache_path
+
+    with contextlib.suppress(RuntimeError):
+        folder = user_cache_path("rwkv_lab")
+        if folder.is_absolute():
+            return folder
+    raise UserError("data.cache_dir must be given: the home folder is not known (HOME is not set)")
+
+
+@contextmanager
+def locked(cache: Path, name: str) -> Iterator[None]:
+    """Hold the lock ``name`` of the cache, with a line if another process has it. A process that dies releases it."""
+    from filelock import FileLock, Timeout
+
+    with cache_errors(cache):
+        (cache / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache / "locks" / f"{name}.lock")
+        try:
+            # The ranks of a run come here together: a second passes without a line.
+            lock.acquire(timeout=1)
+        except Timeout:
+            say("waiting for another process that prepares the same data")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def cache_errors(cache: Path) -> Iterator[None]:
+    """Turn a failed write to the cache, e.g. one that is full or read-only, into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"data.cache_dir={cache} cannot be written: {error.strerror or error}") from error

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rwkv_lab.models.factory import build, check, check_init, construct, load, save, skeleton
-    from rwkv_lab.models.flops import flops_per_token
-    from rwkv_lab.models.lm import decay_parameters
+    from rwkv_lab.models.lm import decay_parameters, flops_per_token
     from rwkv_lab.models.warm_start import initialise_from
 
 __all__ = [
@@ -26,7 +25,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "flops_per_token": "flops",
+    "flops_per_token": "lm",
     "decay_parameters": "lm",
     "initialise_from": "warm_start",
 }

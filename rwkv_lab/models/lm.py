@@ -146,3 +146,15 @@ def decay_parameters(model: nn.Module) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and not name.startswith("head")
     }
+
+
+def flops_per_token(model: LM) -> float:
+    """Forward and backward FLOPs per training token at ctx_len; the backward pass costs twice the forward.
+
+    Counts 2 a weight of every linear layer, the head-QK products, and what the architecture does between positions,
+    over the full square of positions where it computes one (the convention of Chowdhery et al. 2022, PaLM).
+    """
+    config = model.config
+    linear = sum(2.0 * module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    head_qk = 2.0 * config.head_qk_dim * config.ctx_len
+    return 3.0 * (linear + head_qk + config.mixing_flops())

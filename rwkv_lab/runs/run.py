@@ -62,7 +62,7 @@ class Run:
         return "running" if is_locked(self.path) else "interrupted"
 
     def stale(self, fingerprint: str) -> bool:
-        """Whether the run was completed by other code than ``fingerprint`` (``provenance.code_fingerprint()``)."""
+        """Return whether other code completed the run than ``fingerprint`` (``provenance.code_fingerprint()``)."""
         return self.manifest.get("code") != fingerprint
 
     def metrics(self) -> dict[str, np.ndarray]:
@@ -108,7 +108,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a living process holds the run's lock; works in folders that can only be read."""
+    """Return whether a living process holds the run's lock; works in folders that can only be read."""
     try:
         descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
     except OSError:
@@ -124,7 +124,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Whether ``path`` is a run directory."""
+    """Return whether ``path`` is a run directory."""
     return (path / "run.json").is_file()
 
 

@@ -1,8 +1,10 @@
 """Choices for ``auto``: device, precision and threads, made once and recorded in the manifest."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,6 +12,10 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config, TrainerConfig
 from rwkv_lab.ops.memory import keep_freed_memory
 from rwkv_lab.runs.provenance import processor_name, usable_cores
+from rwkv_lab.util.units import count
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def another_card(before: dict, resolved: Resolved) -> str | None:
 
 
 def apply(resolved: Resolved) -> None:
-    """Sets torch's threads, matmul precision and determinism for this process, and keeps its freed memory.
+    """Set torch's threads, matmul precision and determinism for this process, and keeps its freed memory.
 
     Under bf16 on a GPU the products that stay in float32, such as RWKV v1's time weights, take TF32.
     """
@@ -138,3 +144,35 @@ def peak_memory_bytes(resolved: Resolved) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def estimate(config: Config, parameters: "Mapping[str, nn.Parameter]", vocab_size: int) -> dict[str, float]:
+    """Return bytes by what takes them: weights with gradients, optimizer state, activations and logits.
+
+    Activations are those one micro-batch keeps: about 34 values a token, layer and channel in 16 bits (Korthikanti et
+    al. 2022, arXiv 2205.05198, without attention's quadratic part). Of the logits there are three fp32 copies.
+    """
+    trainer, model = config.trainer, config.model
+    tokens = trainer.batch_size // trainer.accumulate * model.ctx_len
+    width = 2 if trainer.precision == "bf16" else 4
+    return {
+        "weights and gradients": 8.0 * sum(parameter.numel() for parameter in parameters.values()),
+        "optimizer state": float(config.optimizer.state_bytes(parameters)),
+        "activations": tokens * 34 / 2 * model.n_layer * model.n_embd * width,
+        "logits": tokens * 3.0 * vocab_size * 4,
+    }
+
+
+def advice(config: Config, parameters: "Mapping[str, nn.Parameter]", vocab_size: int) -> str:
+    """Return a sentence on a run that is out of memory: what to change, and what is large."""
+    parts = sorted(estimate(config, parameters, vocab_size).items(), key=lambda part: -part[1])
+    shown = ", ".join(f"{name} {count(size)}B" for name, size in parts)
+    smaller = (
+        ""
+        if parts[0][0] in ("activations", "logits")
+        else f", or choose a smaller model or vocabulary (now {vocab_size})"
+    )
+    return (
+        f"out of memory: lower trainer.batch_size, or raise trainer.accumulate{smaller}; of about "
+        f"{count(sum(size for _, size in parts))}B, {shown}"
+    )

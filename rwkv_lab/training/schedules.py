@@ -9,10 +9,12 @@ exactly. Rates are per update, in the optimizer's units. Imports no torch.
 """
 
 import functools
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -229,10 +231,30 @@ class FittedConfig(ScheduleConfig):
 
     name: str = "fitted"
     fit: str = setting(MISSING, file=True)  # the fit.json of `python -m analysis fit` or `optimal`
+    fit_any: bool = setting(False, identity=False)  # train it although model, data or batch differ from the runs fitted
+
+    def check_run(self, run: Config) -> None:
+        """Raise UserError for a run whose model, data or batch are not those of the runs fitted."""
+        from rwkv_lab.runs.setup import differences, setup
+
+        # A file that is not there is a mistake of the run, reported when it is read.
+        if self.fit_any or not Path(self.fit).is_file():
+            return
+        fitted = read_proposal(self.fit).setup
+        if not fitted:
+            return
+        own = setup(asdict(run))
+        off = differences(fitted, own)
+        if off:
+            named = ", ".join(f"{key}={own.get(key)} (fitted: {fitted.get(key)})" for key in off[:4])
+            more = f" and {len(off) - 4} more" if len(off) > 4 else ""
+            raise UserError(
+                f"schedule.fit is of runs that differ in {named}{more}: its prediction does not hold for this run; "
+                "train it all the same with schedule.fit_any=true"
+            )
 
     def build(self, total: int) -> Callable[[int], float]:
         """Return the rate of every update; UserError for a file made for a run of another length."""
-        from rwkv_lab.training.fitted import read_proposal
 
         given = read_proposal(self.fit).rates
         if len(given) != total:
@@ -244,7 +266,6 @@ class FittedConfig(ScheduleConfig):
 
     def prediction(self) -> Prediction:
         """Return what the law behind the file predicts for the end of the run."""
-        from rwkv_lab.training.fitted import read_proposal
 
         return read_proposal(self.fit).prediction
 
@@ -268,3 +289,44 @@ def rates(name: str, total: int, **parameters: Any) -> np.ndarray:
 def parameters_of(config: ScheduleConfig) -> Mapping[str, Any]:
     """Return the fields of a schedule without its name, as ``rates`` takes them."""
     return {key: value for key, value in asdict(config).items() if key != "name"}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A proposed schedule with the loss its law predicts for the last logged step."""
+
+    rates: list[float]  # one rate an update
+    prediction: Prediction
+    setup: dict[str, Any]  # of the runs fitted, as ``runs.setup`` gives it; empty if unknown
+
+
+def read_proposal(path: str | Path) -> Proposal:
+    """Return the proposal inside a fit.json; UserError naming ``schedule.fit`` if it has none that can be used."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"schedule.fit={path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"schedule.fit={path} is not JSON: give the fit.json of 'python -m analysis fit'") from None
+    proposal: Any = content.get("proposal") if isinstance(content, dict) else None
+    try:
+        low, high = map(float, proposal["interval"])
+        read = Proposal(
+            rates=[float(rate) for rate in proposal["rates"]],
+            prediction=Prediction(
+                final_loss=float(proposal["predicted_final_loss"]),
+                interval=(low, high),
+                level=float(proposal["level"]),
+                column=str(proposal["column"]),
+                law=str(proposal["law"]),
+                kind=str(proposal["kind"]),
+                fit=str(path),
+            ),
+            setup=dict((content.get("trained") or {}).get("setup") or {}),
+        )
+    except (KeyError, TypeError, ValueError):
+        make = "make one with 'python -m analysis fit'"
+        raise UserError(f"schedule.fit={path} does not have a proposed schedule: {make}") from None
+    if not read.rates or not all(math.isfinite(rate) and rate >= 0 for rate in read.rates):
+        raise UserError(f"schedule.fit={path} has rates that are missing, negative or not finite")
+    return read

@@ -14,7 +14,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import Corpus
 from rwkv_lab.inference import sampling
 from rwkv_lab.runs import manifest, provenance
-from rwkv_lab.training import checkpoint, device, lineage, memory
+from rwkv_lab.training import checkpoint, device, lineage
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.early_stop import EarlyStop
@@ -53,7 +53,7 @@ def run(context: RunContext, world: World) -> dict[str, Any]:
     except Exception as error:
         if training is not None and _is_out_of_memory(error):
             sizes = dict(training.model.named_parameters())
-            raise OutOfMemory(memory.advice(context.config, sizes, training.model.vocab_size)) from error
+            raise OutOfMemory(device.advice(context.config, sizes, training.model.vocab_size)) from error
         raise
     decorate("sample.txt", lambda: write_sample(training))
     return result
@@ -143,7 +143,7 @@ def _advice_before_building(context: RunContext, corpus: Corpus) -> str:
     from rwkv_lab.models.factory import skeleton
 
     model = skeleton(context.config.model, corpus.tokenizer.vocab_size)
-    return memory.advice(context.config, dict(model.named_parameters()), corpus.tokenizer.vocab_size)
+    return device.advice(context.config, dict(model.named_parameters()), corpus.tokenizer.vocab_size)
 
 
 def _manifest(training: Training) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from typing import ClassVar
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.registry import register
-from rwkv_lab.data.archives import unpacked
-from rwkv_lab.data.download import fetch
+from rwkv_lab.data.download import fetch, unpacked
 from rwkv_lab.data.sources import Divided, OwnFiles, Sources, divided, local_file, own_text
 from rwkv_lab.util.hashing import file_sha256
 

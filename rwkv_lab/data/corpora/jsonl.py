@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.registry import register
-from rwkv_lab.data.cache import cache_errors, locked
 from rwkv_lab.data.sources import Divided, OwnFiles, Sources, divided, own_text
+from rwkv_lab.data.token_cache import cache_errors, locked
 from rwkv_lab.util.hashing import checksum, expand, file_sha256, intact, read_sealed, text_sha256, write_sealed
 from rwkv_lab.util.io import writing
 

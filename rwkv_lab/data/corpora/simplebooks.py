@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.registry import register
-from rwkv_lab.data.archives import unpacked
-from rwkv_lab.data.download import fetch, record
+from rwkv_lab.data.download import fetch, record, unpacked
 from rwkv_lab.data.sources import PARTS, OwnFiles, Sources, local_file, own_text, whole
 from rwkv_lab.util.hashing import home_expanded
 

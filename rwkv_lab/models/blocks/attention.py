@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv_lab.models.blocks.rotary import rotary_angles, rotate
 from rwkv_lab.models.blocks.token_shift import TokenShift
 
 
@@ -89,3 +88,23 @@ def split_heads(x: Tensor, n_head: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """[B,H,T,S] -> [B,T,H*S]."""
     return x.transpose(1, 2).flatten(2)
+
+
+def rotary_angles(T: int, S: int, like: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, d/2] of t * 10000^(-2j/d), t from ``start``, d = S/2 rounded down to even channels of a head.
+
+    In float64 for a float64 ``like``, else float32; on its device.
+    """
+    d = 2 * (S // 4)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    frequency = 10000.0 ** (-torch.arange(0, d, 2, dtype=dtype, device=like.device) / max(d, 1))  # [d/2]
+    angle = torch.outer(torch.arange(start, start + T, dtype=dtype, device=like.device), frequency)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Channels j and j + d/2 of x [B,H,T,S] turned by the angle j; the others pass. Keeps the type of x."""
+    cos, sin = angles
+    half = cos.shape[-1]
+    a, b, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    return torch.cat(((a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest), dim=-1)

@@ -87,14 +87,14 @@ def _end(failures: Mapping[int, Any], processes: int) -> int:
     # Elastic itself ends the others, by SIGTERM at once and by SIGKILL much later.
     at_once = in_order[0][1].timestamp + 1
     killed = [item for item in in_order if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
-    said = [
+    exit_codes = [
         failure.exitcode for _, failure in in_order if failure.exitcode > 0 and failure.exitcode != torchrun.LOST_TOUCH
     ]
     if killed and killed[0][1].timestamp <= at_once:
         rank, failure = killed[0]
         reason = f"process {rank + 1} of {processes} was {killed_by(-failure.exitcode)}"
-    elif said:
-        return said[0]
+    elif exit_codes:
+        return exit_codes[0]
     else:
         reason = f"the {processes} processes of the run lost touch with each other"
     print(f"failed: {reason}; the same command again goes on from the last checkpoint", file=sys.stderr)

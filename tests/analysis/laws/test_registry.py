@@ -81,11 +81,9 @@ def test_a_law_from_outside_is_optimised(outside, run_of):
     assert found.final_loss <= min(row.final_loss for row in found.table) + 1e-6
 
 
-def test_every_law_has_one_name_and_a_mixture_has_several():
+def test_every_law_has_one_name():
     names = [law.name for law in registry.laws()]
     assert len(names) == len(set(names)) >= 6
-    assert len(registry.mixture()) >= 2
-    assert set(registry.mixture()) <= set(names)
     assert registry.fittable()[0] == "auto"
     assert set(registry.fittable()[1:]) <= set(names)
     assert "vplus" not in registry.rivals("vplus")

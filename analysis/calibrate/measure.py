@@ -1,0 +1,201 @@
+"""The prior over families, and errors and coverage on families left out of it."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis import constants
+from analysis.calibrate.families import Case, Family, cases
+from analysis.fit import fit, level_model
+from analysis.fit.level_posterior import NAMES, fit_posterior, offsets
+from analysis.schedules.blocks import LevelBlocks
+from analysis.schedules.features import warmup_steps
+
+WEAK = {"R": 1.2, "a": 0.6, "c": 0.8, "tau": 1.0, "b": 0.8, "p": 0.2, "q": 0.25, "kappa": 0.6, "Q": 0.25, "d": 0.1}
+LEAST = {
+    "R": 0.2,
+    "a": 0.12,
+    "c": 0.14,
+    "tau": 0.5,
+    "b": 0.4,
+    "p": 0.09,
+    "q": 0.09,
+    "kappa": 0.45,
+    "Q": 0.15,
+    "d": 0.04,
+}
+MOST = {"R": 0.25, "a": 0.16, "c": 0.17, "b": 0.6, "tau": 0.7}  # spreads beyond which data could not be fitted stably
+INDEPENDENT = 25  # residuals a run counts as where the prior is measured
+COVERED = 0.91  # share of the outcomes that 90 % intervals must cover here: other families will be harder
+BETWEEN = ("kappa", "Q")  # what only runs at several peaks tell
+
+
+def weak(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return constants under which a family's own runs decide its parameters."""
+    loose: dict[str, Any] = copy.deepcopy(dict(numbers))
+    loose["prior"]["sd"] = dict(WEAK)
+    loose["prior"]["components"] = [{"widen": 1.0, "log_weight": 0.0, "variance": 1.0}]
+    loose["data"]["independent"] = INDEPENDENT
+    return loose
+
+
+def _mean(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over the rows ``[n,10]``, of what is a number."""
+    values = np.array(rows)
+    count = np.isfinite(values).sum(axis=0)
+    return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
+
+
+def coordinates(family: Family, numbers: Mapping[str, Any]) -> np.ndarray:
+    """Return the law's coordinates ``[10]`` of a family, free of its loss, length and peak: the mean over its lengths.
+    What its runs cannot tell is not a number."""
+    usable = [run for run in family.runs if not run.broken]
+    found = []
+    lengths = sorted({run.steps for run in usable})
+    for steps in lengths:
+        group = [run for run in usable if run.steps == steps]
+        if len({run.kind for run in group} - {"constant"}) + len(group) < 3:
+            continue
+        with constants.using(weak(numbers)):
+            posterior = fit_posterior([run.curve for run in group])
+        lowest = min(float(run.curve.loss[-1]) for run in group)
+        theta = posterior.components[0].theta[1:]
+        found.append(theta - offsets(numbers["prior"], lowest, posterior.scale, posterior.reference))
+        if len({round(run.peak, 12) for run in group}) < 2:
+            found[-1][[NAMES[1:].index(name) for name in BETWEEN]] = np.nan
+    length = np.nan  # how the level changes with the length shows between lengths only
+    if len(lengths) > 1:
+        with constants.using(weak(numbers)):
+            length = fit_posterior([run.curve for run in usable]).components[0].theta[NAMES.index("d")]
+    found = [np.where(np.array(NAMES[1:]) == "d", length, x) for x in found]
+    return _mean(found) if found else np.full(len(NAMES) - 1, np.nan)
+
+
+def measured_prior(
+    known: Mapping[str, np.ndarray], groups: Mapping[str, str], numbers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return constants whose prior is that of the families ``known`` (coordinates by family); ``groups`` names the
+    group of each, which count equally. Means and spreads are robust: one unusual group does not move them."""
+    result: dict[str, Any] = copy.deepcopy(dict(numbers))
+    by_group = [
+        _mean([x for name, x in known.items() if groups[name] == group])
+        for group in dict.fromkeys(groups[name] for name in known)
+    ]
+    each = np.array(list(known.values()))
+    for i, name in enumerate(NAMES[1:]):
+        column = np.array([x[i] for x in by_group])
+        if np.isfinite(column).any():
+            result["prior"]["mean"][name] = round(float(np.nanmedian(column)), 3)
+            off = each[:, i] - result["prior"]["mean"][name]
+            spread = 1.4826 * float(np.nanmedian(np.abs(off)))
+            result["prior"]["sd"][name] = round(float(np.clip(spread, LEAST[name], MOST.get(name, np.inf))), 3)
+    return result
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A case with its prediction: ``error`` is predicted minus measured, ``half`` half the 90 % interval, in nats."""
+
+    case: Case
+    law: str
+    error: float
+    half: float
+
+    @property
+    def covered(self) -> bool:
+        """Return whether the interval has the measured loss."""
+        return abs(self.error) <= self.half
+
+
+@dataclass(frozen=True)
+class Row:
+    """The outcomes of a law in one cell and family, in nats; the family ``all`` is the mean over families."""
+
+    cell: str
+    family: str
+    law: str
+    cases: int
+    error: float  # mean absolute
+    bias: float
+    covered: float
+    width: float
+
+
+def ask(case: Case) -> Outcome:
+    """Fit a case by the default law and predict the run asked for."""
+    _, z = level_model.leave_out(case.curves, None) if case.running is None else ([], [])
+    model = level_model.build(case.curves, z=z, mode=case.mode)
+    at, measured = case.target.final
+    lr = case.target.curve.lr
+    mean, _, half = model.at(LevelBlocks(lr, at, warmup_steps(lr)))
+    return Outcome(case, "auto", float(mean.mean()) - measured, float(half[-1]))
+
+
+def ask_law(case: Case, law: str) -> Outcome:
+    """Fit a case by another law and predict the run asked for."""
+    at, measured = case.target.final
+    prediction = fit(case.curves, law).predict(case.target.curve.lr)
+    low, high = prediction.band()
+    return Outcome(case, law, float(prediction.at(at).mean()) - measured, float(high[at[-1]] - low[at[-1]]) / 2)
+
+
+def left_out(
+    families: Sequence[Family], numbers: Mapping[str, Any], most: int, laws: Sequence[str] = ()
+) -> tuple[list[Outcome], dict[str, Any]]:
+    """Ask every case under the prior of the other groups, at most ``most`` a cell and family.
+
+    Return the outcomes and the constants of all families. Other ``laws`` are asked what a fit of finished runs can.
+    """
+    known = {family.name: coordinates(family, numbers) for family in families}
+    groups = {family.name: family.group for family in families}
+    outcomes = []
+    for group in dict.fromkeys(groups.values()):
+        rest = {name: x for name, x in known.items() if groups[name] != group}
+        own = [case for family in families if family.group == group for case in cases(family, most)]
+        with constants.using(measured_prior(rest, groups, numbers) if rest else numbers):
+            outcomes += [ask(case) for case in own]
+        outcomes += [ask_law(case, law) for law in laws for case in own if case.mode in ("finished", "one")]
+    result = measured_prior(known, groups, numbers)
+    result["interval"]["factor"] = factors(outcomes, numbers["interval"]["factor"])
+    return outcomes, result
+
+
+def factors(outcomes: Sequence[Outcome], before: Mapping[str, float]) -> dict[str, float]:
+    """Return factors under which ``COVERED`` of the outcomes of every mode are covered, families counting equally."""
+    found = dict(before)
+    for mode in before:
+        own = [o for o in outcomes if o.law == "auto" and o.case.mode == mode]
+        if own:
+            ratio = np.array([abs(o.error) / o.half for o in own])
+            names = [o.case.family.name for o in own]
+            share = np.array([1 / names.count(name) for name in names])
+            order = np.argsort(ratio)
+            reached = np.cumsum(share[order]) / share.sum()
+            found[mode] = round(float(before[mode] * ratio[order][np.searchsorted(reached, COVERED)]), 2)
+    return found
+
+
+def summary(outcomes: Iterable[Outcome]) -> list[Row]:
+    """Return one row for every cell, family and law, and one for all families of a cell."""
+    found: dict[tuple[str, str, str], list[Outcome]] = {}
+    for one in outcomes:
+        found.setdefault((one.case.cell, one.case.family.name, one.law), []).append(one)
+    rows = [_row(*key, own) for key, own in found.items()]
+    for cell, law in dict.fromkeys((row.cell, row.law) for row in rows):
+        own = [row for row in rows if (row.cell, row.law) == (cell, law)]
+        if len(own) > 1:
+            mean = {
+                key: float(np.mean([getattr(r, key) for r in own])) for key in ("error", "bias", "covered", "width")
+            }
+            rows.append(Row(cell, "all", law, sum(row.cases for row in own), **mean))
+    return sorted(rows, key=lambda row: (row.cell, row.law))
+
+
+def _row(cell: str, family: str, law: str, own: Sequence[Outcome]) -> Row:
+    error = np.array([one.error for one in own])
+    covered = float(np.mean([one.covered for one in own]))
+    width = float(np.mean([2 * one.half for one in own]))
+    return Row(cell, family, law, len(own), float(np.mean(np.abs(error))), float(np.mean(error)), covered, width)
