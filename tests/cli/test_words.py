@@ -15,8 +15,8 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.config.fields import instance
 from rwkv_lab.config.schema import OpsConfig, TrainerConfig
-from rwkv_lab.data.cache import cache_dir
 from rwkv_lab.data.corpora.kjv import KjvConfig
+from rwkv_lab.data.token_cache import cache_dir
 from rwkv_lab.ops.build import parse_archs
 from tests.in_process import make_here
 
