@@ -115,7 +115,8 @@ class Progress:
 
 
 GAP = "  "
-LEAST_FIRST_COLUMN = 16
+LEAST_FIRST_COLUMN = 16  # characters; droppable columns go before it is narrower
+NARROWEST = 8
 
 
 def terminal_width() -> int | None:
@@ -148,7 +149,7 @@ def table_lines(
             break
         shown = [i for i in shown if header[i] != name]
     if excess() > 0:
-        widths[0] = max(min(LEAST_FIRST_COLUMN, widths[0]), widths[0] - excess())
+        widths[0] = max(min(NARROWEST, widths[0]), widths[0] - excess())
     lines = []
     for line in (header, *rows):
         folded = textwrap.wrap(line[0], widths[0], subsequent_indent="  ", break_on_hyphens=False) or [""]
