@@ -5,7 +5,7 @@
 
 Intervals come from the posterior, widened by how far sizes predicted from the other sizes were off:
 
-    sd^2 = floor^2 + noise^2 + (peak log r)^2 + g^2 (posterior sd)^2,  g^2 = (n0 + sum z^2) / (n0 + n)
+    sd^2 = floor^2 + noise^2 + (peak log r)^2 + g^2 (posterior sd)^2,  g^2 = max((n0 + sum z^2) / (n0 + n), 1)
 
 with Student's t of four degrees of freedom, for sizes are few. z is the error of a size left out in posterior standard
 deviations, n how many were left out, r how far the peak lies outside those fitted relative to the size's reference.
@@ -220,7 +220,7 @@ def fit(
     posterior = fit_posterior(groups)
     left_out, z = _leave_sizes_out(groups, posterior)
     prior_sizes = constants.load()["interval"]["left_out"]
-    inflation = float(np.sqrt((prior_sizes + np.sum(np.square(z))) / (prior_sizes + len(z))))
+    inflation = float(np.sqrt(max((prior_sizes + np.sum(np.square(z))) / (prior_sizes + len(z)), 1.0)))
     runs = []
     for size, group in groups.items():
         for curve in group:
