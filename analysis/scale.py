@@ -319,8 +319,8 @@ def best_peak(curves: Sequence[LossCurve]) -> float | None:
     swept = [losses for losses in by_shape.values() if len(losses) >= SWEPT]
     if not swept:
         return None
-    x = np.log(np.array(list(max(swept, key=len))))
-    y = np.array(list(max(swept, key=len).values()))
+    _, most = max((len(losses), -i) for i, losses in enumerate(swept))
+    x, y = np.log(np.array(list(swept[-most]))), np.array(list(swept[-most].values()))
     near = np.argsort(np.abs(x - x[np.argmin(y)]))[: max(SWEPT, 5)]
     bend, slope, _ = np.polyfit(x[near], y[near], 2)
     lowest = -slope / (2 * bend) if bend > 0 else np.inf

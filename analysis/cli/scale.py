@@ -175,6 +175,11 @@ def print_fit(console: "Console", law: "ScaleFit", level: float) -> None:
             row.append(f"{2 * sum(h for _, h in errors_of) / n:.3f}")
         table.add_row(f"{size:.4g}", str(len(own)), f"{law.posterior.own[size]:+.4f}", *row)
     console.print(table, "")
+    if law.best_peaks:
+        known = ", ".join(f"{peak:.3g} at {size:.4g}" for size, peak in sorted(law.best_peaks.items()))
+        further = 4 * law.sizes[-1]
+        then = f"; continued: {law.usual_peak(further):.3g} at {further:.3g}" if len(law.best_peaks) > 1 else ""
+        console.print(f"best peak by size: {known}{then}\n", highlight=False, soft_wrap=True)
 
 
 def predict_size(console: "Console", law: "ScaleFit", args: argparse.Namespace) -> dict[str, object]:

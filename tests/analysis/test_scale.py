@@ -209,3 +209,13 @@ def test_the_largest_published_size_is_predicted_from_the_smaller_ones(material)
         covered.append(2 * abs(error) < np.ptp(prediction.interval(0.9)))
     assert np.mean(errors) < 0.03
     assert np.mean(covered) > 0.8
+
+
+def test_sizes_follow_from_a_run_directory(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,lr,train_loss\n1,1e-3,4.0\n2,1e-3,3.0\n")
+    (tmp_path / "config.yaml").write_text("model: {name: rwkv_v4, n_embd: 16}\ntrainer: {batch_size: 4}\n")
+    manifest = {"parameters": 6896, "flops_per_token": 30528.0, "steps": 6, "tokens": 384, "data": {"vocab_size": 70}}
+    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "status": "finished", **manifest}))
+    known = size_of(load(tmp_path))
+    assert (known.all, known.body) == (6896, 6896 - 2 * 16 * 70)
+    assert (known.tokens_per_step, known.flops_per_token) == (64, 30528)
