@@ -72,6 +72,7 @@ class ScaleFit:
     tokens_per_step: float | None = None
     flops_per_token: tuple[float, float] = (float(np.log(FLOPS)), 1.0)  # logarithm at N = 1, and exponent in N
     counted: str = "as given"  # which parameters N counts
+    notes: tuple[str, ...] = ()  # on what was repaired or assumed in the curves
 
     @property
     def sizes(self) -> list[float]:
@@ -131,7 +132,7 @@ class ScaleFit:
     def remarks(self) -> list[str]:
         """Cautions, a sentence each."""
         rest = [name for name in self.posterior.resting_on_prior() if name in SIZE_NAMES]
-        found = []
+        found = list(self.notes)
         if len(self.sizes) == 2:
             found.append(
                 "two sizes only: they give the slope in N but not how it bends, so the exponent alpha rests on its "
@@ -165,6 +166,7 @@ class ScaleFit:
             "standard_errors": self.posterior.errors(),
             "remarks": self.remarks,
             "counted": self.counted,
+            "notes": list(self.notes),
             "posterior": self.posterior.to_dict(),
             "runs": [asdict(run) for run in self.runs],
             "inflation": self.inflation,
@@ -188,6 +190,7 @@ class ScaleFit:
             stored["tokens_per_step"],
             (stored["flops_per_token"][0], stored["flops_per_token"][1]),
             stored["counted"],
+            tuple(stored["notes"]),
         )
 
     @staticmethod
@@ -238,7 +241,8 @@ def fit(
         cost = (float(level), float(slope))
     best = {size: found for size, group in groups.items() if (found := best_peak(group)) is not None}
     peaks = (min(relative), max(relative))
-    return ScaleFit(posterior, tuple(runs), inflation, noise, peaks, best, tokens_per_step, cost, counted)
+    notes = tuple(f"{curve.name}: {note}" for group in groups.values() for curve in group for note in curve.notes)
+    return ScaleFit(posterior, tuple(runs), inflation, noise, peaks, best, tokens_per_step, cost, counted, notes)
 
 
 def _reference(posterior: ScalePosterior, parameters: float) -> float:

@@ -122,7 +122,6 @@ def run(args: argparse.Namespace) -> int:
     remarks = list(law.remarks)
     if not law.tokens_per_step:
         remarks.append("tokens of an update are unknown, so nothing is drawn against compute; give --tokens-per-step")
-    remarks += [f"{curve.name}: {note}" for curve in curves for note in curve.notes]
     _tables.print_remarks(console, remarks)
     with _output.unwritten(str(args.out / "scale.json")):
         write_json(args.out / "scale.json", content)
@@ -213,7 +212,9 @@ def predict_size(console: "Console", law: "ScaleFit", args: argparse.Namespace) 
 def print_budgets(console: "Console", law: "ScaleFit", best: "list[IsoFlop]") -> None:
     """Print the best size and tokens of every budget, with intervals."""
     cost = "6 N a token" if law.flops_per_token[1] == 1.0 else "a power in N through what the runs recorded"
-    console.print(f"Best size for a budget: wsd to 0 over its last fifth; FLOPs are {cost}", style="bold")
+    console.print(
+        f"Best size for a budget: wsd to 0 over its last fifth; FLOPs are {cost}", style="bold", soft_wrap=True
+    )
     for one in best:
         size, tokens, loss = one.parameters_interval, one.tokens_interval, one.loss_interval
         console.print(
