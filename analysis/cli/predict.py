@@ -17,13 +17,21 @@ FLAGS = ("lr_init", "lr_final", "warmup_steps", "decay_fraction", "decay_shape")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("fit", type=Path, metavar="FIT", help="a fit.json, or its folder")
+    add_schedule(parser)
+    parser.add_argument("--schedules", type=Path, metavar="FILE", help="a file of schedules, as schedules.json")
+    parser.add_argument("--level", type=float, default=0.9, help="level of the interval (default: 0.9)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: the fit's)")
+
+
+def add_schedule(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add the arguments of a schedule, which ``rates_of`` reads; it is required without a ``default``."""
     parser.add_argument(
         "--schedule",
-        required=True,
+        required=default is None,
+        default=default,
         help="a schedule by name (linear, cosine, wsd, ...), a CSV with a column lr and one row an update, or a name "
-        "in the file given by --schedules",
+        f"in the file given by --schedules{f' (default: {default})' if default else ''}",
     )
-    parser.add_argument("--schedules", type=Path, metavar="FILE", help="a file of schedules, as schedules.json")
     parser.add_argument("--steps", type=int, help="length in updates, for a schedule by name")
     parser.add_argument("--lr-init", type=float, help="rate after warm-up (default: the highest of the runs fitted)")
     parser.add_argument("--lr-final", type=float, help="rate of the last update (default: a tenth of --lr-init)")
@@ -33,8 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any other field of the schedule; repeatable"
     )
-    parser.add_argument("--level", type=float, default=0.9, help="level of the interval (default: 0.9)")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: the fit's)")
 
 
 def rates_of(args: argparse.Namespace, peak: float, warmup: int) -> "np.ndarray":

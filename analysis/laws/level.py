@@ -35,9 +35,9 @@ def peak_progress(x: np.ndarray, kappa: np.ndarray) -> np.ndarray:
 
 
 def progress_and_level(
-    blocks: LevelBlocks, reference: float, nonlinear: Mapping[str, np.ndarray]
+    blocks: LevelBlocks, reference: float | np.ndarray, nonlinear: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """S in units of ``UNIT`` updates and N, both ``[B,n]``."""
+    """S in units of ``UNIT`` updates and N, both ``[B,n]``; ``reference`` is one rate, or ``[B,1]``."""
     p, q, tau, b, kappa, Q = (
         np.atleast_1d(np.asarray(nonlinear[name], float))[:, None] for name in ("p", "q", "tau", "b", "kappa", "Q")
     )

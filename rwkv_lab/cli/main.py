@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": Command("analysis", "table, figures and page of the runs of a study"),
     "fit": Command("analysis", "fit a law of loss against learning rate"),
     "predict": Command("analysis", "predict the loss of a schedule"),
+    "scale": Command("analysis", "fit one law to several model sizes and predict the next"),
     "optimal": Command("analysis", "find the best schedule under a fitted law"),
     "weights": Command("analysis", "draw the time weights a model has learned"),
 }
