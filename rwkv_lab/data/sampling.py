@@ -55,6 +55,15 @@ def hashed(seed: int, first: int, count: int) -> np.ndarray:
         return _mix(stream + (numbers + np.uint64(1)) * np.uint64(GOLDEN))
 
 
+def draws(seed: int, purpose: int, first: int, count: int, width: int) -> np.ndarray:
+    """Return ``width`` random numbers for each of the sequences from number ``first`` on, uint64 [count,width].
+
+    Every ``purpose`` (below 2^32) has a stream of its own, apart from that of the order of training.
+    """
+    stream = int(hashed(seed, MASK - purpose, 1)[0])
+    return hashed(stream, first * width, count * width).reshape(count, width)
+
+
 def _mix(z: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -23,14 +23,18 @@ class LMConfig(ObjectiveConfig):
 
     name: str = setting("lm", hash_default=False)
 
-    def batch(self, rows: "np.ndarray", first: int, seed: int) -> "tuple[np.ndarray, ...]":
-        """Return inputs and targets, int64 [B,T] each."""
-        return rows[:, :-1], rows[:, 1:]
+    def batch(
+        self, rows: "np.ndarray", first: int, seed: int, weights: "np.ndarray | None" = None
+    ) -> "tuple[np.ndarray, ...]":
+        """Return inputs and targets, int64 [B,T] each, and weights [B,T] if there are any."""
+        return (rows[:, :-1], rows[:, 1:]) if weights is None else (rows[:, :-1], rows[:, 1:], weights)
+
+    def measures(self, split: "Split") -> tuple[str, ...]:
+        return ("val_accuracy",) if split.weighted else ()
 
     def loss(self, model: "LM", *batch: "torch.Tensor") -> "torch.Tensor":
-        """Return the model's own loss of inputs and targets [B,T]."""
-        inputs, targets = batch
-        return model.loss(inputs, targets)
+        """Return the model's own loss of inputs, targets and perhaps weights [B,T]."""
+        return model.loss(*batch)
 
     def evaluate(
         self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int
