@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rwkv_lab.config.schema import Config
+    from rwkv_lab.data.dataset import Corpus
     from rwkv_lab.data.sources import Sources
     from rwkv_lab.data.token_cache import Split
     from rwkv_lab.data.tokenizers.base import Tokenizer
@@ -182,6 +183,10 @@ class DataConfig(Component):
     @abstractmethod
     def sources(self, cache: Path) -> "Sources":
         """Return where the corpus is, downloaded into ``cache`` if need be; UserError names the key and the file."""
+
+    def made(self, tokenizer: "TokenizerConfig", stored: "Tokenizer | None") -> "Corpus | None":
+        """Return a corpus that is made as it is read, by the tokenizer ``stored`` if there is one; None for files."""
+        return None
 
     def check_run(self, run: "Config") -> None:
         run.tokenizer.check_data(self)

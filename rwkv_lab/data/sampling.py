@@ -64,6 +64,12 @@ def draws(seed: int, purpose: int, first: int, count: int, width: int) -> np.nda
     return hashed(stream, first * width, count * width).reshape(count, width)
 
 
+def folded(rows: np.ndarray) -> np.ndarray:
+    """Return a hash of each row of whole numbers [B,N], uint64 [B]."""
+    with np.errstate(over="ignore"):
+        return _mix((rows.astype(np.uint64) * (hashed(0, 0, rows.shape[1]) | np.uint64(1))).sum(axis=1))
+
+
 def _mix(z: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -177,6 +177,27 @@ def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").double().view_as(targets)
 
 
+def evaluate_sequences(
+    model: LM, split: Split, ctx_len: int, n_tokens: int | None, batch_size: int, device: torch.device | str | None
+) -> Evaluation:
+    """Return loss and accuracy over the sequences of a weighted ``split`` that make ``n_tokens`` tokens, or over all.
+
+    At least one sequence is read.
+    """
+    import torch
+
+    count = len(split) // (ctx_len + 1)
+    count = count if n_tokens is None else max(1, min(count, n_tokens // ctx_len))
+    batch, parts = rows_at_once(batch_size, ctx_len, model.vocab_size), []
+    with evaluating(model):
+        for first in range(0, count, batch):
+            rows, weights = split.sequences("sequential", ctx_len, 0, first, min(batch, count - first))
+            assert weights is not None
+            idx, share = torch.from_numpy(rows).to(device), torch.from_numpy(weights).to(device)
+            parts.append(weighted_sums(model(idx[:, :-1]), idx[:, 1:], share))
+    return weighted_evaluation(parts, f"answers of {count} sequences of {ctx_len}")
+
+
 def rows_at_once(batch_size: int, length: int, vocab_size: int) -> int:
     """Return how many rows of ``length`` tokens to read at once: ``batch_size``, or fewer for their logits."""
     return max(1, min(batch_size, LOGITS // (length * vocab_size)))

@@ -39,13 +39,17 @@ class LMConfig(ObjectiveConfig):
     def evaluate(
         self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int
     ) -> "Evaluation":
-        from rwkv_lab.training.evaluate import evaluate_fixed
+        from rwkv_lab.training.evaluate import evaluate_fixed, evaluate_sequences
 
+        if split.weighted:
+            return evaluate_sequences(model, split, ctx_len, tokens, batch_size, device)
         return evaluate_fixed(model, split, ctx_len, tokens, batch_size, device)
 
     def evaluate_final(
         self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int | None
     ) -> "Evaluation":
-        from rwkv_lab.training.evaluate import evaluate_full
+        from rwkv_lab.training.evaluate import evaluate_full, evaluate_sequences
 
+        if split.weighted:
+            return evaluate_sequences(model, split, ctx_len, tokens, batch_size, device)
         return evaluate_full(model, split, ctx_len, batch_size, device, tokens)
