@@ -271,6 +271,7 @@ class ObjectiveConfig(Component):
     """The loss that is minimised and how it is measured on held-out text."""
 
     bidirectional: ClassVar[bool] = False  # the model reads in both directions, and so cannot continue a text
+    weighted: ClassVar[bool] = False  # ``batch`` and ``loss`` take the weights of data=recall and other tasks
     extra_tokens: ClassVar[int] = 0  # ids the model has behind those of the tokenizer
     usage: ClassVar[str] = 'python -m rwkv_lab.generate {run} "prompt"'  # what to try with a trained run
 

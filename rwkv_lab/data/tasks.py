@@ -87,6 +87,10 @@ class TaskConfig(DataConfig):
 
     def check_run(self, run: "Config") -> None:
         super().check_run(run)
+        if not run.objective.weighted:
+            raise UserError(
+                f"objective={run.objective.name} cannot count the answers of data={self.name} alone: use objective=lm"
+            )
         if self.length not in (None, run.model.ctx_len):
             raise UserError(
                 f"data.length={self.length} and model.ctx_len={run.model.ctx_len} differ: give model.ctx_len only"

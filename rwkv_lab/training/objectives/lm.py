@@ -1,7 +1,7 @@
 """Next-token prediction: the mean cross-entropy of every token given those before it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import ObjectiveConfig
@@ -22,6 +22,8 @@ class LMConfig(ObjectiveConfig):
     """Next-token prediction."""
 
     name: str = setting("lm", hash_default=False)
+
+    weighted: ClassVar[bool] = True
 
     def batch(
         self, rows: "np.ndarray", first: int, seed: int, weights: "np.ndarray | None" = None

@@ -48,10 +48,6 @@ class MLMConfig(ObjectiveConfig):
             )
 
     def check_run(self, run: "Config") -> None:
-        if run.data.weighted:
-            raise UserError(
-                f"objective=mlm needs a text, and data={run.data.name} is a task of next tokens: use objective=lm"
-            )
         run.model.bidirectional = True
         run.model.check()
 
