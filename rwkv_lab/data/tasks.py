@@ -128,8 +128,7 @@ class TaskConfig(DataConfig):
         made = Made(np.empty((B, T + 1), np.int64), np.empty((B, T), np.float32))
         open_ = np.arange(B)
         for attempt in range(ATTEMPTS):
-            drawn = [draws(seed, PURPOSE + attempt, int(numbers[i]), 1, self.draws) for i in open_]
-            rows, weights = self.make(np.concatenate(drawn))
+            rows, weights = self.make(draws(seed, PURPOSE + attempt, numbers[open_], self.draws))
             fits = (folded(rows) % np.uint64(ONE_IN) == 0) == held
             made.rows[open_[fits]], made.weights[open_[fits]] = rows[fits], weights[fits]
             open_ = open_[~fits]

@@ -72,7 +72,7 @@ class MLMConfig(ObjectiveConfig):
 
         from rwkv_lab.data.sampling import draws
 
-        places, kinds, words = draws(seed, PURPOSE, first, B, 3 * T).reshape(B, 3, T).swapaxes(0, 1)
+        places, kinds, words = draws(seed, PURPOSE, first + np.arange(B), 3 * T).reshape(B, 3, T).swapaxes(0, 1)
         weights = np.zeros((B, T), np.float32)
         chosen = np.argsort(places, axis=1)[:, : max(1, round(self.share * T))]
         np.put_along_axis(weights, chosen, 1.0, axis=1)
