@@ -21,9 +21,7 @@ class RecallConfig(TaskConfig):
 
     name: str = "recall"
     pairs: int = setting(8, low=1)  # pairs n of a sequence
-    pairs_low: int | None = setting(
-        None, low=1
-    )  # least pairs, each sequence having its own number; unset: all have pairs
+    pairs_low: int | None = setting(None, low=1)  # fewest pairs, the number being drawn for each sequence; unset: pairs
     vocab: int = setting(128, low=3)  # token ids: a blank, keys and equally many values
 
     @property

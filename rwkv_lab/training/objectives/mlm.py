@@ -1,4 +1,4 @@
-"""Masked-language modelling (Devlin et al. 2019, arXiv 1810.04805): tokens are hidden and told from both sides.
+"""Masked-language modelling (Devlin et al. 2019, arXiv 1810.04805): tokens are hidden and predicted from both sides.
 
 Of every sequence the same number of positions is chosen. Their tokens are replaced by the mask token, an id behind the
 tokenizer's own, by a random token, or kept; the loss is the cross-entropy of the tokens that were there.
@@ -29,12 +29,12 @@ HELD_OUT_SEED = 0  # the same positions of a held-out text are hidden in every r
 @register("objective", "mlm")
 @dataclass
 class MLMConfig(ObjectiveConfig):
-    """Masked-language modelling: hidden tokens told from both sides; masked accuracy, but no bits per byte."""
+    """Masked-language modelling: hidden tokens predicted from both sides; masked accuracy, no bits per byte."""
 
     name: str = "mlm"
-    share: float = setting(0.15, above=0, high=1)  # positions that are told, of each sequence
-    masked: float = setting(0.8, low=0, high=1)  # of these, the share replaced by the mask token
-    random: float = setting(0.1, low=0, high=1)  # of these, the share replaced by a random token; the rest is kept
+    share: float = setting(0.15, above=0, high=1)  # share of a sequence's positions whose token is predicted
+    masked: float = setting(0.8, low=0, high=1)  # share of these replaced by the mask token
+    random: float = setting(0.1, low=0, high=1)  # share of these replaced by a random token; the rest is kept
 
     bidirectional: ClassVar[bool] = True
     extra_tokens: ClassVar[int] = 1  # the mask token, the last id
@@ -64,7 +64,7 @@ class MLMConfig(ObjectiveConfig):
         return rows[:, :-1], *self.hidden(len(rows), rows.shape[1] - 1, first, seed)
 
     def hidden(self, B: int, T: int, first: int, seed: int) -> "tuple[np.ndarray, np.ndarray]":
-        """Return weights, 1 where a token is told, and replacements [B,T] of the sequences from number ``first`` on.
+        """Return weights, 1 where a token is predicted, and replacements [B,T] of the sequences from number ``first`` on.
 
         A replacement is KEPT, MASKED or the number at least 0 that a random token is drawn by.
         """
