@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     from rwkv_lab.models.rwkv_lm_format import load_original, read_checkpoint, to_original
 
     if not options.out.parent.is_dir():
-        raise UserError(f"{options.out.parent}: there is no such folder to write to")
+        raise UserError(f"{options.out.parent}: this folder does not exist")
     if options.to:
         tensors = to_original(load(options.source))
         write = functools.partial(torch.save, tensors)

@@ -21,7 +21,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Runs ``argv`` (without the program's name); returns the exit code."""
+    """Run ``argv`` (without the program's name); return the exit code."""
     arguments = _arguments(argv)
     from rwkv_lab.training.evaluate import evaluate_run
 

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     file = options.run / "tokenizer.json"
     if not file.is_file():
         raise UserError(f"{file}: no such file; a finished run has one")
-    tokenizer = from_json(file.read_text())
+    tokenizer = from_json(file.read_text(encoding="utf-8", errors="replace"))
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device; choose cpu")
     generator = torch.Generator(options.device).manual_seed(options.seed)
