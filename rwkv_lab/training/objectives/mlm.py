@@ -64,7 +64,7 @@ class MLMConfig(ObjectiveConfig):
         return rows[:, :-1], *self.hidden(len(rows), rows.shape[1] - 1, first, seed)
 
     def hidden(self, B: int, T: int, first: int, seed: int) -> "tuple[np.ndarray, np.ndarray]":
-        """Return weights, 1 where a token is predicted, and replacements [B,T] of sequence ``first`` and those after it.
+        """Return weights, 1 where a token is predicted, and replacements [B,T] of sequence ``first`` and the next ones.
 
         A replacement is KEPT, MASKED or the number at least 0 that a random token is drawn by.
         """
