@@ -23,7 +23,6 @@ SETTINGS = (
     "model.n_layer=1",
     "model.n_embd=16",
     "model.ctx_len=16",
-    "data=text",
     "tracker=none",
     "ops=reference",
     f"trainer.steps={STEPS}",
@@ -52,7 +51,9 @@ class Here:
 
     def run(self, *overrides: str, study: str = "faulty") -> int:
         """The exit code run.py would have; a Mistake is raised."""
-        words = [*SETTINGS, f"data.path={self.text}", f"study={study}", f"runs_dir={self.runs}", *overrides]
+        chosen = any(word.startswith("data=") for word in overrides)
+        corpus = [] if chosen else ["data=text", f"data.path={self.text}"]
+        words = [*SETTINGS, *corpus, f"study={study}", f"runs_dir={self.runs}", *overrides]
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
             composed = hydra_compose("config", overrides=words)
         self.composed = composed

@@ -143,6 +143,24 @@ def _about_block(block: Block, criteria: Criteria) -> Iterator[str]:
     empty = [row.label for row in block.rows if row.group.counted and not row.values[metric]]
     if empty:
         yield f"{where}, these groups lack a {METRIC_NAMES[metric]} value: {listed(empty)}."
+        yield from _without_bits(block)
+
+
+def _without_bits(block: Block) -> Iterator[str]:
+    """Yield loss and accuracy of the groups whose objective or data gives an accuracy and no bits per byte."""
+    shown = []
+    for row in block.rows:
+        finished = [record for record in row.group.counted if record.finished]
+        pairs = [(record.number("result", "val_loss"), record.number("result", "val_accuracy")) for record in finished]
+        found = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        if found:
+            loss, accuracy = (sum(column) / len(found) for column in zip(*found, strict=True))
+            shown.append(f"{row.label} {loss:.4f} and {accuracy:.4f}")
+    if shown:
+        yield (
+            f"On {block.corpus}, final loss in nats per predicted token and accuracy, means over seeds: "
+            f"{'; '.join(shown)}."
+        )
 
 
 def notes(comparison: Comparison) -> list[str]:

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     if command == "info":
         print(harmless(described(data, corpus)))
     else:
-        print(f"{data.name} is ready in {corpus.folder} ({time.perf_counter() - started:.1f} s)")
+        print(f"{data.name} is ready in {corpus.folder or 'memory'} ({time.perf_counter() - started:.1f} s)")
         for note in corpus.notes:
             print(f"note: {note}")
     return 0
@@ -103,6 +103,8 @@ def _export(arguments: list[str]) -> int:
         raise UserError("data export takes the PREFIX of the files to write, then DATA and keys, e.g. out/kjv kjv")
     prefix = Path(arguments[0])
     data, tokenizer = configs(arguments[1:])
+    if data.weighted:
+        raise UserError(f"data={data.name} cannot be exported: its sequences are made when they are read")
     corpus = load(data, tokenizer)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     stored = prefix.with_name(f"{prefix.name}.tokenizer.json")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 
 from rwkv_lab.cli.arguments import Arguments
@@ -27,10 +28,12 @@ def main(argv: list[str]) -> int:
     found = evaluate_run(arguments.run, arguments.split, arguments.device)
     if arguments.json:
         bpb = found.bpb if found.bytes else None
-        print(json.dumps({"split": arguments.split, **found._asdict(), "bpb": bpb}))
+        accuracy = found.accuracy if math.isfinite(found.accuracy) else None
+        print(json.dumps({"split": arguments.split, **found._asdict(), "bpb": bpb, "accuracy": accuracy}))
     else:
-        bits = f", {found.bpb:.4f} bits per byte" if found.bytes else ""
-        print(f"{arguments.split} loss {found.loss:.4f} nats per token{bits}")
+        more = f", {found.bpb:.4f} bits per byte" if found.bytes else ""
+        more += f", accuracy {found.accuracy:.4f}" if math.isfinite(found.accuracy) else ""
+        print(f"{arguments.split} loss {found.loss:.4f} nats per token{more}")
         print(f"over {found.tokens:,} tokens, {found.bytes:,} bytes: {found.method}")
     return 0
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "runs": Command("rwkv_lab.cli.runs", "list, show, compare, watch, remove and unlock runs"),
     "evaluate": Command("rwkv_lab.cli.evaluate", "measure the held-out loss of a run"),
     "generate": Command("rwkv_lab.cli.generate", "continue a text"),
+    "fill": Command("rwkv_lab.cli.fill", "put tokens in place of [MASK], by a model of objective=mlm"),
     "convert": Command("rwkv_lab.cli.convert", "read and write checkpoints of the original implementation"),
     "data": Command("rwkv_lab.cli.data", "look at a corpus, or prepare its tokens"),
     "tracking": Command("rwkv_lab.cli.tracking", "upload to the tracker what it does not have yet"),

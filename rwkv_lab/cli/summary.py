@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from rwkv_lab.config import registry
 from rwkv_lab.config.schema import Config
 from rwkv_lab.util.console import count, duration, say
 
@@ -25,8 +26,10 @@ def complete(path: Path, manifest: dict[str, Any], again: bool) -> None:
         say("\nsample " + "-" * 60 + "\n" + sample.read_text(errors="replace").strip("\n") + "\n" + "-" * 67)
     for note in manifest.get("notes") or ():
         say(f"note: {note}")
-    bpb = _bpb(result["val_bpb"])
-    say(f"val_loss {result['val_loss']:.4f} nats/token   val_bpb {bpb} bits/byte   ({result['eval']})")
+    quality = f"val_bpb {_bpb(result['val_bpb'])} bits/byte"
+    if "val_accuracy" in result:
+        quality = f"val_accuracy {result['val_accuracy']:.4f}"
+    say(f"val_loss {result['val_loss']:.4f} nats/token   {quality}   ({result['eval']})")
     say(
         f"train_loss {result['train_loss']:.4f}   {count(manifest['tokens'])} tokens in {duration(manifest['seconds'])}"
         f"   {count(result['tokens_per_second'])} tokens/s"
@@ -37,7 +40,9 @@ def complete(path: Path, manifest: dict[str, Any], again: bool) -> None:
     say(f"run      {place}")
     say(f"next     python -m analysis compare {shown(path.parent)}")
     say(f"         python -m analysis fit {place}")
-    say(f'         python -m rwkv_lab.generate {place} "prompt"')
+    objective = registry.members("objective").get(manifest.get("objective", "lm"))
+    if objective is not None:
+        say(f"         {objective.usage.format(run=place)}")
 
 
 def _bpb(value: float | None) -> str:
@@ -68,9 +73,9 @@ def dry_run(config: Config, path: Path) -> None:
     rates = [*map(lineage.rates(config), range(total))]
     corpus = data.load(config.data, config.tokenizer)
     data.require_length(corpus, config.model.ctx_len)
-    model = skeleton(config.model, corpus.tokenizer.vocab_size)
+    model = skeleton(config.model, corpus.tokenizer.vocab_size + config.objective.extra_tokens)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    memory_bytes = sum(device.estimate(config, dict(model.named_parameters()), corpus.tokenizer.vocab_size).values())
+    memory_bytes = sum(device.estimate(config, dict(model.named_parameters()), model.vocab_size).values())
     tokens = total * config.trainer.batch_size * config.model.ctx_len
     flops = models.flops_per_token(model)
     say(f"parameters        {parameters:,}")

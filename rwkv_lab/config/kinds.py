@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rwkv_lab.config.schema import Config
+    from rwkv_lab.data.dataset import Corpus
     from rwkv_lab.data.sources import Sources
     from rwkv_lab.data.token_cache import Split
     from rwkv_lab.data.tokenizers.base import Tokenizer
@@ -65,6 +66,7 @@ class ModelConfig(Component):
 
     recurrent: ClassVar[bool] = False  # every sublayer carries the whole past in a state of constant size
     recipe_emb_norm: ClassVar[bool] = False  # the architecture's own recipe has a norm after the embedding
+    reads_both_ways: ClassVar[bool] = False  # ``build`` follows the field ``bidirectional``
 
     n_layer: int = setting(4, low=1)  # blocks
     n_embd: int = setting(128, low=1)  # channels C of the residual stream
@@ -79,6 +81,7 @@ class ModelConfig(Component):
     l2_wrap: bool = False  # gradient that pulls the largest logit of each position towards 0
     init_from: str | None = setting(None, file=True)  # run (path, STUDY/NAME or id) or .safetensors file to start from
     init_vocab: Literal["match"] | None = None  # match: init_from's rows of emb and head go to the same tokens
+    bidirectional: bool = False  # every position sees all others; objective=mlm sets it
 
     @abstractmethod
     def build(self, vocab_size: int, backend: str) -> "LM":
@@ -128,6 +131,17 @@ class ModelConfig(Component):
             raise UserError(
                 f"model.head_qk={self.head_qk} does nothing without head-QK: set model.head_qk_dim, e.g. 256"
             )
+        if self.bidirectional and not self.reads_both_ways:
+            able = [name for name, member in members("model").items() if member.reads_both_ways]
+            raise UserError(
+                f"model={self.name} reads from left to right only, and objective=mlm needs both directions: choose "
+                f"one of {', '.join(able)}"
+            )
+        if self.bidirectional and self.head_qk_dim:
+            raise UserError(
+                f"model.head_qk_dim={self.head_qk_dim} copies earlier tokens and objective=mlm reads in both "
+                "directions: set model.head_qk_dim=0"
+            )
         if self.init_vocab and not self.init_from:
             raise UserError(f"model.init_vocab={self.init_vocab} does nothing without model.init_from=RUN")
         if self.small_init_emb is not None:
@@ -164,10 +178,15 @@ class DataConfig(Component):
 
     holds: ClassVar[Holding] = "text"  # or token ids
     suffixes: ClassVar[tuple[str, ...]] = ()  # of files a user may have meant by data=FILE
+    weighted: ClassVar[bool] = False  # sequences come with a weight for the loss of each token
 
     @abstractmethod
     def sources(self, cache: Path) -> "Sources":
         """Return where the corpus is, downloaded into ``cache`` if need be; UserError names the key and the file."""
+
+    def made(self, tokenizer: "TokenizerConfig", stored: "Tokenizer | None") -> "Corpus | None":
+        """Return a corpus that is made as it is read, by the tokenizer ``stored`` if there is one; None for files."""
+        return None
 
     def check_run(self, run: "Config") -> None:
         run.tokenizer.check_data(self)
@@ -251,12 +270,35 @@ class ScheduleConfig(Component):
 class ObjectiveConfig(Component):
     """The loss that is minimised and how it is measured on held-out text."""
 
+    bidirectional: ClassVar[bool] = False  # the model reads in both directions, and so cannot continue a text
+    weighted: ClassVar[bool] = False  # ``batch`` and ``loss`` take the weights of data=recall and other tasks
+    extra_tokens: ClassVar[int] = 0  # ids the model has behind those of the tokenizer
+    usage: ClassVar[str] = 'python -m rwkv_lab.generate {run} "prompt"'  # what to try with a trained run
+
+    def check_run(self, run: "Config") -> None:
+        if run.model.bidirectional and not self.bidirectional:
+            raise UserError(
+                f"model.bidirectional=true shows objective={self.name} the tokens it predicts: leave it out, or use "
+                "objective=mlm"
+            )
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the result should know of its numbers, one sentence each."""
+        return []
+
+    def measures(self, split: "Split") -> tuple[str, ...]:
+        """Return the optional columns of metrics.csv that ``evaluate`` fills for ``split``."""
+        return ()
+
     @abstractmethod
-    def batch(self, rows: "np.ndarray", first: int, seed: int) -> "tuple[np.ndarray, ...]":
+    def batch(
+        self, rows: "np.ndarray", first: int, seed: int, weights: "np.ndarray | None" = None
+    ) -> "tuple[np.ndarray, ...]":
         """Return the arrays ``loss`` takes, made of token windows ``rows`` [B,T+1].
 
-        They are the run's sequences number ``first`` to ``first + B - 1``; random numbers depend on these and ``seed``
-        only, so that a resumed run draws the same.
+        The rows are the run's sequences number ``first`` to ``first + B - 1``; random numbers depend on these and
+        ``seed`` only, so that a resumed run draws the same. ``weights`` [B,T] are those of the losses of rows[:, 1:];
+        None: all count alike.
         """
 
     @abstractmethod

@@ -45,6 +45,8 @@ def load(data: DataConfig, tokenizer: TokenizerConfig, stored: Tokenizer | None 
         validate(config, f"{group}.")
         config.check()
     tokenizer.check_data(data)
+    if (made := data.made(tokenizer, stored)) is not None:
+        return made
     cache = cache_dir(data)
     sources = data.sources(cache)
     key = _key(sources, canonical(tokenizer, tokenizer.file_hashes("tokenizer"), "tokenizer."))

@@ -50,9 +50,30 @@ def windows(tokens: np.ndarray, starts: np.ndarray, ctx_len: int) -> np.ndarray:
 def hashed(seed: int, first: int, count: int) -> np.ndarray:
     """Return SplitMix64 of the numbers first .. first + count - 1, uint64 [count]; every seed has its own stream."""
     with np.errstate(over="ignore"):
-        numbers = np.uint64(first & MASK) + np.arange(count, dtype=np.uint64)
+        return _hashed(seed, np.uint64(first & MASK) + np.arange(count, dtype=np.uint64))
+
+
+def _hashed(seed: int, numbers: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
         stream = _mix(np.array([seed & MASK], np.uint64) + np.uint64(GOLDEN))
         return _mix(stream + (numbers + np.uint64(1)) * np.uint64(GOLDEN))
+
+
+def draws(seed: int, purpose: int, numbers: np.ndarray, width: int) -> np.ndarray:
+    """Return ``width`` random numbers for each of the sequences of these ``numbers`` [B], uint64 [B,width].
+
+    Every ``purpose`` has a stream of its own, apart from that of the order of training.
+    """
+    stream = int(hashed(seed, MASK - purpose, 1)[0])
+    with np.errstate(over="ignore"):
+        places = numbers.astype(np.uint64)[:, None] * np.uint64(width) + np.arange(width, dtype=np.uint64)
+    return _hashed(stream, places)
+
+
+def folded(rows: np.ndarray) -> np.ndarray:
+    """Return a hash of each row of whole numbers [B,N], uint64 [B]."""
+    with np.errstate(over="ignore"):
+        return _mix((rows.astype(np.uint64) * (hashed(0, 0, rows.shape[1]) | np.uint64(1))).sum(axis=1))
 
 
 def _mix(z: np.ndarray) -> np.ndarray:

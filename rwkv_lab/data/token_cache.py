@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.kinds import DataConfig
+from rwkv_lab.data.sampling import offsets, windows
 from rwkv_lab.util.console import say, warn
 from rwkv_lab.util.hashing import Checksum, checksum, home_expanded, intact, read_sealed, write_sealed
 from rwkv_lab.util.io import sync, sync_tree
@@ -33,6 +34,14 @@ class Split:
     tokens: np.ndarray  # [N] uint8, uint16 or uint32
     lengths: np.ndarray | int  # bytes of text behind each token [N]; or one number for all: 1, or 0 for unknown
     unknown: int = 0  # tokens that stand for an unknown character
+
+    weighted: ClassVar[bool] = False  # whether ``sequences`` gives weights
+
+    def sequences(
+        self, order: str, ctx_len: int, seed: int, first: int, count: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the sequences number ``first`` to ``first + count - 1``, int64 [count,T+1], and None for weights."""
+        return windows(self.tokens, offsets(order, len(self.tokens), ctx_len, seed, first, count), ctx_len), None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -29,6 +29,11 @@ class RecurrentModel:
     """
 
     def __init__(self, model: LM):
+        if model.config.bidirectional:
+            raise UserError(
+                f"this {model.config.name} was trained by objective=mlm and reads in both directions: it cannot go on "
+                "token by token; rwkv-lab fill puts tokens in place of [MASK]"
+            )
         if model.memory is None:
             raise UserError(f"model={model.config.name} has no recurrent form: a sublayer of it carries no state")
         self.model = model

@@ -83,15 +83,17 @@ def construct(
     return model
 
 
-def check_init(config: ModelConfig, tokenizer: "Tokenizer") -> str | None:
+def check_init(config: ModelConfig, tokenizer: "Tokenizer", extra_tokens: int = 0) -> str | None:
     """Return a note on the weights that a model of this ``tokenizer`` starts from, None if there is nothing to tell.
+
+    ``extra_tokens`` is the number of ids behind the tokenizer's own.
 
     Raises UserError if they do not fit it: other sizes, or another tokenizer while model.init_vocab is unset. Reads
     headers only, so that a run can be refused before its directory is made.
     """
     if not config.start_files:
         return None
-    return check_start(skeleton(config, tokenizer.vocab_size), tokenizer)
+    return check_start(skeleton(config, tokenizer.vocab_size + extra_tokens), tokenizer)
 
 
 def skeleton(config: ModelConfig, vocab_size: int, backend: str = "auto") -> LM:

@@ -19,6 +19,7 @@ class ScanConfig(ModelConfig):
     """RWKV v2, v3 and v4: a WKV time mix and a squared-ReLU channel mix in every block, no biases."""
 
     recurrent: ClassVar[bool] = True
+    reads_both_ways: ClassVar[bool] = True
     recipe_emb_norm: ClassVar[bool] = True
     token_shift: Literal["none", "half", "learned"] = "learned"  # previous token mixed into each sublayer
     ffn_pre: bool = False  # block 0 has a channel mix in place of its time mix
@@ -46,7 +47,13 @@ class ScanConfig(ModelConfig):
             if layer == 0 and self.ffn_pre:
                 return channel_mix()
             return WKVMix(
-                self.n_embd, self.token_shift, shared_shift=shared_shift, den_eps=den_eps, k_max=k_max, backend=backend
+                self.n_embd,
+                self.token_shift,
+                shared_shift=shared_shift,
+                den_eps=den_eps,
+                k_max=k_max,
+                backend=backend,
+                causal=not self.bidirectional,
             )
 
         return LM(self, vocab_size, [Block(self, l, time_mix(l), channel_mix()) for l in range(self.n_layer)])
@@ -71,13 +78,15 @@ class ScanConfig(ModelConfig):
         init.orthogonal_linears(model, scales, generator)
 
     def mixing_flops(self) -> float:
-        """Return the forward FLOPs per token of the scan, about 12 a channel and layer."""
-        return 12.0 * self.n_embd * (self.n_layer - self.ffn_pre)
+        """Return the forward FLOPs per token of the scan, about 12 a channel, layer and direction."""
+        return 12.0 * (1 + self.bidirectional) * self.n_embd * (self.n_layer - self.ffn_pre)
 
 
 @dataclass
 class HeadsConfig(ModelConfig):
     """RWKV v1 and the three attention models published with it: heads, biases, factors per position."""
+
+    reads_both_ways: ClassVar[bool] = True
 
     n_head: int | None = setting(None, low=1)  # heads H; unset: heads of 64 channels, at least 4 of them
     n_attn: int | None = setting(None, low=1)  # channels inside the time mix or attention; unset: n_embd

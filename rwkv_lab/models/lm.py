@@ -67,11 +67,12 @@ class LM(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.recurrent = config.recurrent
+        self.recurrent = config.recurrent and not config.bidirectional
         mixes = {
             f"blocks.{l}.{side}": getattr(block, side) for l, block in enumerate(blocks) for side in ("att", "ffn")
         }
-        self.memory = memory_of(mixes, config.recurrent, config.name)
+        memory = memory_of(mixes, config.recurrent, config.name)
+        self.memory = None if config.bidirectional else memory
         self.max_len = config.ctx_len if fixed_length or time_out else None  # longest sequence; None: any length
         self.emb = nn.Embedding(vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(blocks)
@@ -119,22 +120,31 @@ class LM(nn.Module):
         """Tokens idx [B,T] -> logits [B,T,V]; errors as ``advance``. Keeps no state, which may be large."""
         return self._logits(idx, None, lambda state: None)[0]
 
-    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token of targets [B,T] after idx [B,T]; l2_wrap adds to its gradient only."""
+    def loss(self, idx: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats per token of targets [B,T] at idx [B,T]; l2_wrap adds to its gradient only.
+
+        ``weights`` [B,T], at least 0, make it a weighted mean; positions of weight 0 are left out of l2_wrap too.
+        """
         logits = self(idx)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        if weights is None:
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            return l2_wrap(loss, logits) if self.config.l2_wrap else loss
+        counted = weights > 0
+        logits, share = logits[counted], weights[counted]  # [N,V], [N]
+        losses = F.cross_entropy(logits, targets[counted], reduction="none")
+        loss = (losses * share).sum() / share.sum()
         return l2_wrap(loss, logits) if self.config.l2_wrap else loss
 
 
 def l2_wrap(loss: Tensor, logits: Tensor) -> Tensor:
-    """The same loss, whose backward pass also pulls each position's largest logit of logits [B,T,V] towards zero.
+    """The same loss, whose backward pass also pulls each position's largest logit of logits [...,V] towards zero.
 
     Adds max * 1e-4/(B T) to d loss / d logits at the arg-max only (Peng, RWKV-4), scaled by the gradient that reaches
     the loss, so that accumulating micro-batches gives what one large batch gives.
     """
-    largest = logits.max(dim=-1).values  # [B,T]
+    largest = logits.max(dim=-1).values  # [...]
     pull = 0.5e-4 / largest.numel() * largest.square().sum()
     return loss + (pull - pull.detach())
 

@@ -35,7 +35,14 @@ class MHAProConfig(HeadsConfig):
             Block(
                 self,
                 l,
-                WeightedAttention(self.n_embd, self.attention_width, self.heads, self.ctx_len, self.token_shift),
+                WeightedAttention(
+                    self.n_embd,
+                    self.attention_width,
+                    self.heads,
+                    self.ctx_len,
+                    self.token_shift,
+                    causal=not self.bidirectional,
+                ),
                 GatedMish(self.n_embd, 5 * self.ffn_width // 2, self.token_shift),
             )
             for l in range(self.n_layer)

@@ -32,7 +32,9 @@ class MHARotaryConfig(HeadsConfig):
             Block(
                 self,
                 l,
-                Attention(self.n_embd, self.attention_width, self.heads, self.token_shift),
+                Attention(
+                    self.n_embd, self.attention_width, self.heads, self.token_shift, causal=not self.bidirectional
+                ),
                 GeGLU(self.n_embd, 3 * self.ffn_width, self.token_shift),
             )
             for l in range(self.n_layer)

@@ -160,6 +160,8 @@ def original_of(model: LM) -> Original:
     original = model.config.original()
     if original is None:
         raise UserError(f"{model.config.name} does not come from the original implementation")
+    if model.config.bidirectional:
+        raise UserError("the original implementation has no model that reads in both directions")
     return original
 
 

@@ -46,7 +46,16 @@ class RWKV1Config(HeadsConfig):
             Block(
                 self,
                 l,
-                ToeplitzMix(C, A, H, L, self.token_shift, self.tiny_attention, self.tiny_attention_heads),
+                ToeplitzMix(
+                    C,
+                    A,
+                    H,
+                    L,
+                    self.token_shift,
+                    self.tiny_attention,
+                    self.tiny_attention_heads,
+                    causal=not self.bidirectional,
+                ),
                 GatedMish(C, 5 * self.ffn_width // 2, self.token_shift),
             )
             for l in range(self.n_layer)

@@ -35,6 +35,13 @@ def toeplitz_weights(w: Tensor, alpha: Tensor, beta: Tensor, T: int) -> Tensor:
     return toeplitz_block(F.pad(by_distance, (T - 1, 0))) * alpha[:, :, :T] * beta[:, :T]
 
 
+def toeplitz_weights_both(w: Tensor, alpha: Tensor, beta: Tensor, T: int) -> Tensor:
+    """W [H,T,T] of all pairs, w[h,L-1-|t-u|] alpha[h,u] beta[h,t]: the curve of the past for the future too."""
+    by_distance = w[:, w.shape[1] - T :].flip(1)
+    around = torch.cat((by_distance[:, 1:].flip(1), by_distance), dim=1)  # [H,2T-1]
+    return toeplitz_block(around) * alpha[:, :, :T] * beta[:, :T]
+
+
 def toeplitz_mix(
     w: Tensor,
     alpha: Tensor,

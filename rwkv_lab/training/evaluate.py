@@ -9,7 +9,7 @@ the mean cross-entropy in nats per token, without the penalty terms of training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +37,7 @@ class Evaluation(NamedTuple):
     tokens: int  # predicted tokens
     bytes: int  # bytes of text behind the predicted tokens; 0 if not known
     method: str  # how context was given, in words
+    accuracy: float = math.nan  # share of the predicted tokens that were the most probable; nan if not measured
 
 
 def bits_per_byte(loss: float, tokens: int, n_bytes: int) -> float:
@@ -54,7 +55,7 @@ def evaluate_fixed(
     length = min(ctx_len, _predicted(split))
     windows = max(1, min(n_tokens, _predicted(split)) // length)
     starts = np.arange(windows, dtype=np.int64) * length
-    with _evaluating(model):
+    with evaluating(model):
         total = _window_losses(model, split, starts, length, 0, batch_size, device)
     tokens = windows * length
     return _evaluation(total, tokens, split, f"first {tokens} tokens in windows of {length}")
@@ -92,7 +93,7 @@ def evaluate_sliding(
     stride = max(1, length // 2)
     starts = np.arange(0, tokens - length + 1, stride, dtype=np.int64)
     rest = tokens - length - int(starts[-1])
-    with _evaluating(model):
+    with evaluating(model):
         total = _window_losses(model, split, starts[:1], length, 0, batch_size, device)
         total += _window_losses(model, split, starts[1:], length, length - stride, batch_size, device)
         if rest:
@@ -122,7 +123,7 @@ def evaluate_carried(
     starts = np.arange(streams, dtype=np.int64) * step
     chunk = max(1, min(ctx_len, LOGITS // (streams * model.vocab_size)))
     total, state = 0.0, None
-    with _evaluating(model):
+    with evaluating(model):
         for done in range(0, step + early, chunk):
             place = done + np.arange(min(chunk, step + early - done))
             inputs = starts[:, None] + place  # [B,T]
@@ -160,7 +161,7 @@ def _window_losses(
     import torch
 
     total = 0.0
-    batch = max(1, min(batch_size, LOGITS // (length * model.vocab_size)))
+    batch = rows_at_once(batch_size, length, model.vocab_size)
     for first in range(0, len(starts), batch):
         x, y = (
             torch.from_numpy(rows).to(device) for rows in gather(split.tokens, starts[first : first + batch], length)
@@ -176,8 +177,58 @@ def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").double().view_as(targets)
 
 
+def evaluate_sequences(
+    model: LM, split: Split, ctx_len: int, n_tokens: int | None, batch_size: int, device: torch.device | str | None
+) -> Evaluation:
+    """Return loss and accuracy over the sequences of a weighted ``split`` that make ``n_tokens`` tokens, or over all.
+
+    At least one sequence is read.
+    """
+    import torch
+
+    count = len(split) // (ctx_len + 1)
+    count = count if n_tokens is None else max(1, min(count, n_tokens // ctx_len))
+    batch, parts = rows_at_once(batch_size, ctx_len, model.vocab_size), []
+    with evaluating(model):
+        for first in range(0, count, batch):
+            rows, weights = split.sequences("sequential", ctx_len, 0, first, min(batch, count - first))
+            assert weights is not None
+            idx, share = torch.from_numpy(rows).to(device), torch.from_numpy(weights).to(device)
+            parts.append(weighted_sums(model(idx[:, :-1]), idx[:, 1:], share))
+    return weighted_evaluation(parts, f"answers of {count} sequences of {ctx_len}")
+
+
+def rows_at_once(batch_size: int, length: int, vocab_size: int) -> int:
+    """Return how many rows of ``length`` tokens to read at once: ``batch_size``, or fewer for their logits."""
+    return max(1, min(batch_size, LOGITS // (length * vocab_size)))
+
+
+class Sums(NamedTuple):
+    """Sums over the predicted tokens of some sequences."""
+
+    loss: float  # nats times weight
+    right: float  # weight of the tokens that were the most probable
+    weight: float
+    tokens: int  # of a weight above 0
+
+
+def weighted_sums(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Sums:
+    """Return the sums of logits [B,T,V] against targets [B,T], each token by its weight [B,T]."""
+    weights = weights.double()
+    right = logits.argmax(-1) == targets
+    total = float((_losses(logits, targets) * weights).sum())
+    return Sums(total, float(weights[right].sum()), float(weights.sum()), int((weights > 0).sum()))
+
+
+def weighted_evaluation(parts: Iterable[Sums], method: str) -> Evaluation:
+    """Return the weighted mean loss and accuracy of all ``parts``; bits per byte are not defined for them."""
+    loss, right, weight, tokens = (sum(column) for column in zip(*parts, strict=True))
+    return Evaluation(loss / weight, math.nan, int(tokens), 0, method, right / weight)
+
+
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Context in which ``model`` is in eval mode and no gradient is kept."""
     import torch
 
     training = model.training

@@ -13,7 +13,7 @@ keeps the rows of earlier sessions whatever columns they have. Imports no torch.
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -38,6 +38,7 @@ FIRST = (
     "seconds",
     "tokens_per_second",
 )
+OPTIONAL = ("val_accuracy",)  # columns of the objectives that measure them
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,12 @@ def val_bpb(update: Update) -> float | None:
     return update.held_out.bpb if update.held_out and math.isfinite(update.held_out.bpb) else None
 
 
+@register("metric", "val_accuracy")
+def val_accuracy(update: Update) -> float | None:
+    """Share of the predicted held-out tokens that were the most probable; None if it was not measured."""
+    return update.held_out.accuracy if update.held_out and math.isfinite(update.held_out.accuracy) else None
+
+
 @register("metric", "grad_norm")
 def grad_norm(update: Update) -> float:
     """L2 norm of the gradient before clipping."""
@@ -124,10 +131,14 @@ def row(update: Update) -> dict[str, Value]:
 class MetricsLog:
     """Writer of one run's metrics.csv."""
 
-    def __init__(self, path: Path, completed_steps: int):
-        """Open ``path`` for appending; keep only its whole rows up to ``completed_steps``."""
+    def __init__(self, path: Path, completed_steps: int, optional: Collection[str] = ()):
+        """Open ``path`` for appending; keep only its whole rows up to ``completed_steps``.
+
+        ``optional`` are the columns of ``OPTIONAL`` that the run measures.
+        """
         header, rows = _read(path)
-        self.columns = list(dict.fromkeys((*columns(), *header)))
+        own = [name for name in columns() if name not in OPTIONAL or name in optional]
+        self.columns = list(dict.fromkeys((*own, *header)))
         kept = [cells for cells in rows if int(cells["step"]) <= completed_steps]
         self.kept = len(kept)  # rows of earlier sessions
         self.last: dict[str, str] = kept[-1] if kept else {}  # the last row, as written
@@ -167,7 +178,7 @@ def take_rows(source: Path, target: Path, step: int, log_every: int, eval_every:
         done = int(cells["step"])
         evaluated = bool(eval_every) and done % eval_every == 0
         if done <= step and (evaluated or done % log_every == 0):
-            kept = cells if evaluated else {**cells, "val_loss": "", "val_bpb": ""}
+            kept = cells if evaluated else {**cells, "val_loss": "", "val_bpb": "", "val_accuracy": ""}
             lines.append(",".join(kept[column] for column in header))
     write_atomic(target, ("\n".join(lines) + "\n").encode())
 

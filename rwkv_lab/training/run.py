@@ -76,7 +76,8 @@ def _check_start(config: Config) -> None:
     for name, text in config.model.start_files.items():
         file = weights_file(text, f"model.{name}", config.runs_dir)
         verify(file.parent, file.name, "tokenizer.json")
-    models.check_init(config.model, data.load(config.data, config.tokenizer).tokenizer)
+    tokenizer = data.load(config.data, config.tokenizer).tokenizer
+    models.check_init(config.model, tokenizer, config.objective.extra_tokens)
 
 
 def go_on(context: RunContext, world: "World | None") -> Outcome:

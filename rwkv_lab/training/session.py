@@ -76,13 +76,14 @@ def prepare(context: RunContext, world: World) -> Training:
     if saved is None and not context.resuming:
         took = lineage.inherit(context, resolved, corpus.sha256, world.size) if world.writes else False
         saved = checkpoint.newest(path / "checkpoints", warn) if world.broadcast(took) else None
-    if saved is None and (note := models.check_init(config.model, corpus.tokenizer)):
+    if saved is None and (note := models.check_init(config.model, corpus.tokenizer, config.objective.extra_tokens)):
         corpus.notes.append(note)
+    corpus.notes.extend(note for note in config.objective.notes() if note not in corpus.notes)
     torch.manual_seed(config.seed)
     try:
         model = models.construct(
             config.model,
-            corpus.tokenizer.vocab_size,
+            corpus.tokenizer.vocab_size + config.objective.extra_tokens,
             seed=config.seed,
             backend=resolved.ops_backend,
             tokenizer=corpus.tokenizer,
@@ -142,8 +143,8 @@ def _require_same_data(context: RunContext, corpus: Corpus) -> None:
 def _advice_before_building(context: RunContext, corpus: Corpus) -> str:
     from rwkv_lab.models.factory import skeleton
 
-    model = skeleton(context.config.model, corpus.tokenizer.vocab_size)
-    return device.advice(context.config, dict(model.named_parameters()), corpus.tokenizer.vocab_size)
+    model = skeleton(context.config.model, corpus.tokenizer.vocab_size + context.config.objective.extra_tokens)
+    return device.advice(context.config, dict(model.named_parameters()), model.vocab_size)
 
 
 def _manifest(training: Training) -> dict[str, Any]:
@@ -154,6 +155,7 @@ def _manifest(training: Training) -> dict[str, Any]:
         "name": context.path.name,
         "study": config.study,
         "status": "running",
+        "objective": config.objective.name,
         "reason": None,
         "overrides": context.overrides,
         "code": provenance.code_fingerprint(),
@@ -204,7 +206,8 @@ def announce(training: Training) -> None:
 def _open_log(training: Training) -> MetricsLog:
     """Return the log with the rows of earlier sessions; what of them is lost or damaged is a warning."""
     progress = training.progress
-    log = MetricsLog(training.folder / "metrics.csv", progress.step)
+    optional = training.config.objective.measures(training.corpus.val or training.corpus.train)
+    log = MetricsLog(training.folder / "metrics.csv", progress.step, optional)
     if progress.step >= training.config.trainer.log_every and log.kept == 0:
         warn(f"metrics.csv has no rows up to step {progress.step}: they are lost, the weights are not")
     elif progress.rows_sha256 not in (None, log.sha256):
@@ -265,6 +268,7 @@ def measure(training: Training, row: dict[str, float]) -> dict[str, Any]:
         "val_loss": full.loss,
         # Token ids that came without text have no bytes to count; JSON has no NaN.
         "val_bpb": full.bpb if math.isfinite(full.bpb) else None,
+        **({"val_accuracy": full.accuracy} if math.isfinite(full.accuracy) else {}),
         "fixed_val_loss": row.get("val_loss", math.nan),
         "fixed_val_bpb": row.get("val_bpb", math.nan),
         "tokens_per_second": training.progress.tokens / max(training.progress.seconds, 1e-9),
@@ -294,9 +298,9 @@ def decorate(what: str, work: Callable[[], object]) -> None:
 
 
 def write_sample(training: Training) -> None:
-    """Generate text from the start of a line and write sample.txt."""
+    """Generate text from the start of a line and write sample.txt; a model that cannot continue a text has none."""
     length = training.config.trainer.sample_length
-    if not length:
+    if not length or training.config.objective.bidirectional:
         return
     tokenizer = training.corpus.tokenizer
     generator = torch.Generator(training.resolved.device).manual_seed(training.config.seed)

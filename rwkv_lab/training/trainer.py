@@ -11,7 +11,7 @@ from torch import nn
 
 from rwkv_lab.config.fields import whole
 from rwkv_lab.config.schema import Config
-from rwkv_lab.data import Corpus, sampling
+from rwkv_lab.data import Corpus
 from rwkv_lab.models.lm import LM
 from rwkv_lab.training import checkpoint, metrics
 from rwkv_lab.training.checkpoint import Progress
@@ -72,10 +72,8 @@ def batch(training: Training, step: int, micro: int) -> list[torch.Tensor]:
     size = trainer.batch_size // (trainer.accumulate * training.world.size)
     first = 0 if trainer.overfit else step * trainer.batch_size
     first += (micro * training.world.size + training.world.rank) * size
-    tokens = training.corpus.train.tokens
-    starts = sampling.offsets(config.data.order, len(tokens), training.ctx_len, config.seed, first, size)
-    rows = sampling.windows(tokens, starts, training.ctx_len)
-    arrays = [torch.from_numpy(array) for array in config.objective.batch(rows, first, config.seed)]
+    rows, weights = training.corpus.train.sequences(config.data.order, training.ctx_len, config.seed, first, size)
+    arrays = [torch.from_numpy(array) for array in config.objective.batch(rows, first, config.seed, weights)]
     if training.resolved.device == "cpu":
         return arrays
     return [array.pin_memory().to(training.resolved.device, non_blocking=True) for array in arrays]

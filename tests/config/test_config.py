@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from rwkv_lab.config import registry
 from rwkv_lab.config.check import schema_of
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import GROUPS
@@ -22,7 +23,7 @@ NEEDS = {
     "tokenizer=bpe": ["tokenizer.path=tokenizer.json"],
     "tokenizer=run": [f"tokenizer.path={REPOSITORY}"],
     "schedule=fitted": ["schedule.fit=fit.json"],
-}
+} | {f"data={name}": ["tokenizer=ids"] for name, member in registry.members("data").items() if member.weighted}
 
 
 def options() -> list[str]:

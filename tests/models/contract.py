@@ -16,7 +16,7 @@ def options(name):
     owner = get("model", name)
     hints = get_type_hints(owner)
     for field in dataclasses.fields(owner):
-        if field.name == "init_vocab":
+        if field.name in ("init_vocab", "bidirectional"):
             continue
         values = choices(hints[field.name])
         if bool in (hints[field.name], *get_args(hints[field.name])):

@@ -1,4 +1,4 @@
-"""Causal softmax attention over heads: with rotary embedding (MHA), and a tiny one beside a time mix."""
+"""Softmax attention over heads: with rotary embedding (MHA), and a tiny one beside a time mix."""
 
 from typing import NamedTuple
 
@@ -18,13 +18,14 @@ class AttentionState(NamedTuple):
 
 
 class Attention(nn.Module):
-    """output( softmax(q k^T / sqrt(S)) v ) per head of S channels, u <= t (Vaswani et al. 2017)."""
+    """output( softmax(q k^T / sqrt(S)) v ) per head of S channels, u <= t if ``causal`` (Vaswani et al. 2017)."""
 
     memory = "growing"
 
-    def __init__(self, n_embd: int, width: int, n_head: int, token_shift: str):
+    def __init__(self, n_embd: int, width: int, n_head: int, token_shift: str, causal: bool = True):
         super().__init__()
         self.n_head = n_head
+        self.causal = causal
         self.shift = TokenShift(token_shift, n_embd, "qkv")
         self.query = nn.Linear(n_embd, width)
         self.key = nn.Linear(n_embd, width)
@@ -34,7 +35,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
         """x [B,T,C] -> [B,T,C]."""
         q, state = self.heads(x, state)
-        return self.output(merge_heads(attend(q, state.k, state.v))), state
+        return self.output(merge_heads(attend(q, state.k, state.v, self.causal))), state
 
     def heads(self, x: Tensor, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
         """x [B,T,C] after ``state`` -> rotated q [B,H,T,S], and the state with the keys and values of x."""
@@ -49,11 +50,12 @@ class Attention(nn.Module):
 
 
 class TinyAttention(nn.Module):
-    """Causal attention of a small width on the side of a time mix (Peng 2021, RWKV-LM v1)."""
+    """Attention of a small width on the side of a time mix (Peng 2021, RWKV-LM v1)."""
 
-    def __init__(self, n_embd: int, width: int, n_head: int):
+    def __init__(self, n_embd: int, width: int, n_head: int, causal: bool = True):
         super().__init__()
         self.n_head = n_head
+        self.causal = causal
         self.qkv = nn.Linear(n_embd, 3 * width)
         self.out = nn.Linear(width, n_embd)
 
@@ -62,14 +64,14 @@ class TinyAttention(nn.Module):
         q, k, v = (split_heads(part, self.n_head) for part in self.qkv(x).chunk(3, dim=-1))
         if cache is not None:
             k, v = torch.cat((cache[0].to(k.dtype), k), dim=2), torch.cat((cache[1].to(v.dtype), v), dim=2)
-        return self.out(merge_heads(attend(q, k, v))), (k, v)
+        return self.out(merge_heads(attend(q, k, v, self.causal))), (k, v)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of the last T of U positions: q [B,H,T,S], k and v [B,H,U,S] -> [B,H,T,S]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
+    """Attention of the last T of U positions: q [B,H,T,S], k and v [B,H,U,S] -> [B,H,T,S]; not ``causal``: T = U."""
     T, U = q.shape[2], k.shape[2]
     if T == U:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     seen = None if T == 1 else causal_window(T, U, U, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rwkv_lab.models.blocks.attention import Attention, AttentionState, TinyAttention, causal_window, merge_heads
 from rwkv_lab.models.blocks.token_shift import TokenShift
-from rwkv_lab.ops.toeplitz import toeplitz_mix, toeplitz_weights
+from rwkv_lab.ops.toeplitz import toeplitz_mix, toeplitz_weights, toeplitz_weights_both
 
 K_MIN, K_MAX = -60.0, 30.0  # keeps e^k and its running sum within float32
 
@@ -27,7 +27,8 @@ class ToeplitzState(NamedTuple):
 class ToeplitzMix(nn.Module):
     """gamma[t] ( output( sigmoid(r) y_t / n_t ) + tiny attention ), e = e^k cut off at both ends,
 
-    y_t = sum_{u<=t} W[h,t,u] e_u v_u with W[h,t,u] = w[h, ctx_len-1-(t-u)] alpha[h,u] beta[h,t], n_t = sum_{u<=t} e_u.
+    y_t = sum_{u<=t} W[h,t,u] e_u v_u with W[h,t,u] = w[h, ctx_len-1-(t-u)] alpha[h,u] beta[h,t], n_t = sum_{u<=t} e_u;
+    not ``causal``: both sums over all u, with |t-u|.
     """
 
     memory = "growing"
@@ -41,9 +42,11 @@ class ToeplitzMix(nn.Module):
         token_shift: str,
         tiny_width: int = 0,
         tiny_heads: int = 1,
+        causal: bool = True,
     ):
         super().__init__()
         self.n_head = n_head
+        self.causal = causal
         self.shift = TokenShift(token_shift, n_embd, "kvr")
         self.time_w = nn.Parameter(torch.empty(n_head, ctx_len))  # the last entry belongs to distance 0
         self.time_alpha = nn.Parameter(torch.empty(n_head, 1, ctx_len))
@@ -53,7 +56,7 @@ class ToeplitzMix(nn.Module):
         self.value = nn.Linear(n_embd, width)
         self.receptance = nn.Linear(n_embd, width)
         self.output = nn.Linear(width, n_embd)
-        self.tiny_att = TinyAttention(n_embd, tiny_width, tiny_heads) if tiny_width else None
+        self.tiny_att = TinyAttention(n_embd, tiny_width, tiny_heads, causal) if tiny_width else None
 
     def forward(self, x: Tensor, state: ToeplitzState | None) -> tuple[Tensor, ToeplitzState]:
         """x [B,T,C] -> [B,T,C]; at most ctx_len tokens with those before."""
@@ -62,7 +65,7 @@ class ToeplitzMix(nn.Module):
         # sums of e^k span 40 decades, more than half precision resolves
         e = torch.exp(k.to(torch.promote_types(k.dtype, torch.float32)).clamp(K_MIN, K_MAX))
         ev = (e * v).unflatten(-1, (self.n_head, -1))  # [B,T,H,S]
-        n = e.cumsum(dim=1)
+        n = e.cumsum(dim=1) if self.causal else e.sum(dim=1, keepdim=True)
         factors = (self.time_w, self.time_alpha, self.time_beta)
         past = 0
         if state is None:
@@ -81,15 +84,19 @@ class ToeplitzMix(nn.Module):
         return out * self.time_gamma[past : past + x.shape[1]], ToeplitzState(x[:, -1], ev, n[:, -1], *tiny)
 
     def mix(self, ev: Tensor) -> Tensor:
-        """sum_{u<=t} W[h,t,u] ev_u for ev [B,T,H,S] -> [B,T,H,S]."""
+        """sum_u W[h,t,u] ev_u for ev [B,T,H,S] -> [B,T,H,S]."""
+        if not self.causal:
+            with torch.autocast(ev.device.type, enabled=False):
+                W = toeplitz_weights_both(self.time_w, self.time_alpha, self.time_beta, ev.shape[1])
+                return torch.einsum("htu,buhs->bths", W.to(ev.dtype), ev)
         return toeplitz_mix(self.time_w, self.time_alpha, self.time_beta, ev)
 
 
 class WeightedAttention(Attention):
     """gamma[t] output( a' v ), a'_g = sum_h M[g,h] softmax(q k^T / sqrt(S))_h W_h, W as in v1, not renormalised."""
 
-    def __init__(self, n_embd: int, width: int, n_head: int, ctx_len: int, token_shift: str):
-        super().__init__(n_embd, width, n_head, token_shift)
+    def __init__(self, n_embd: int, width: int, n_head: int, ctx_len: int, token_shift: str, causal: bool = True):
+        super().__init__(n_embd, width, n_head, token_shift, causal)
         self.time_w = nn.Parameter(torch.empty(n_head, ctx_len))  # the last entry belongs to distance 0
         self.time_alpha = nn.Parameter(torch.empty(n_head, 1, ctx_len))
         self.time_beta = nn.Parameter(torch.empty(n_head, ctx_len, 1))
@@ -102,16 +109,17 @@ class WeightedAttention(Attention):
         q, state = self.heads(x, state)  # [B,H,T,S]
         k, v = state.k, state.v  # [B,H,U,S]
         U = k.shape[2]
-        future = torch.zeros(T, U, dtype=q.dtype, device=x.device).masked_fill(
-            ~causal_window(T, U, U, x.device), -torch.inf
-        )
+        future = torch.zeros(T, U, dtype=q.dtype, device=x.device)
+        if self.causal:
+            future.masked_fill_(~causal_window(T, U, U, x.device), -torch.inf)
         scores = torch.baddbmm(
             future, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=1.0 / math.sqrt(q.shape[-1])
         )  # [B*H,T,U]
         # Under autocast the softmax gives float32, and [B,H,T,U] is what this model's time goes to.
         att = torch.softmax(scores, dim=-1).to(v.dtype).unflatten(0, (-1, self.n_head))  # [B,H,T,U]
         factors = (self.time_w, self.time_alpha, self.time_beta)
-        weights = toeplitz_weights(*factors, T) if T == U else toeplitz_rows(*factors, U - T, T)
+        whole = toeplitz_weights if self.causal else toeplitz_weights_both
+        weights = whole(*factors, T) if T == U else toeplitz_rows(*factors, U - T, T)
         att = att * weights.to(v.dtype)
         att = F.conv2d(att, self.head_mix)  # a convolution runs several times as fast as M @ att
         return self.output(merge_heads(att @ v)) * self.time_gamma[U - T : U], state

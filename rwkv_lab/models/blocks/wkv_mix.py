@@ -21,7 +21,8 @@ class WKVMix(nn.Module):
 
         wkv_t = (sum_{u<t} e^{(t-1-u) w + k_u} v_u + e^{time_first + k_t} v_t) / (the same with v = 1, plus den_eps)
 
-    with w = -exp(time_decay) and every k cut off at k_max (Peng et al. 2023, RWKV).
+    with w = -exp(time_decay) and every k cut off at k_max (Peng et al. 2023, RWKV). Not ``causal``: plus the same scan
+    from the last token to the first, by the same parameters.
     """
 
     memory = "constant"
@@ -35,8 +36,10 @@ class WKVMix(nn.Module):
         den_eps: float = 0.0,
         k_max: float | None = None,
         backend: str = "auto",
+        causal: bool = True,
     ):
         super().__init__()
+        self.causal = causal
         self.den_eps = den_eps
         self.k_max = k_max
         self.backend = backend
@@ -56,6 +59,8 @@ class WKVMix(nn.Module):
         exact = torch.promote_types(self.time_decay.dtype, torch.float32)
         w, u = -torch.exp(self.time_decay.to(exact)), self.time_first.to(exact)  # [C]
         y, sums = self.scan(w, u, k, v, sums)
+        if not self.causal:
+            y = y + self.scan(w, u, k.flip(1), v.flip(1), None)[0].flip(1)
         return self.output(torch.sigmoid(r) * y), WKVState(x[:, -1], sums)
 
     def scan(self, w: Tensor, u: Tensor, k: Tensor, v: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Next-token prediction: the mean cross-entropy of every token given those before it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import ObjectiveConfig
@@ -23,25 +23,35 @@ class LMConfig(ObjectiveConfig):
 
     name: str = setting("lm", hash_default=False)
 
-    def batch(self, rows: "np.ndarray", first: int, seed: int) -> "tuple[np.ndarray, ...]":
-        """Return inputs and targets, int64 [B,T] each."""
-        return rows[:, :-1], rows[:, 1:]
+    weighted: ClassVar[bool] = True
+
+    def batch(
+        self, rows: "np.ndarray", first: int, seed: int, weights: "np.ndarray | None" = None
+    ) -> "tuple[np.ndarray, ...]":
+        """Return inputs and targets, int64 [B,T] each, and weights [B,T] if there are any."""
+        return (rows[:, :-1], rows[:, 1:]) if weights is None else (rows[:, :-1], rows[:, 1:], weights)
+
+    def measures(self, split: "Split") -> tuple[str, ...]:
+        return ("val_accuracy",) if split.weighted else ()
 
     def loss(self, model: "LM", *batch: "torch.Tensor") -> "torch.Tensor":
-        """Return the model's own loss of inputs and targets [B,T]."""
-        inputs, targets = batch
-        return model.loss(inputs, targets)
+        """Return the model's own loss of inputs, targets and perhaps weights [B,T]."""
+        return model.loss(*batch)
 
     def evaluate(
         self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int
     ) -> "Evaluation":
-        from rwkv_lab.training.evaluate import evaluate_fixed
+        from rwkv_lab.training.evaluate import evaluate_fixed, evaluate_sequences
 
+        if split.weighted:
+            return evaluate_sequences(model, split, ctx_len, tokens, batch_size, device)
         return evaluate_fixed(model, split, ctx_len, tokens, batch_size, device)
 
     def evaluate_final(
         self, model: "LM", split: "Split", ctx_len: int, batch_size: int, device: str, tokens: int | None
     ) -> "Evaluation":
-        from rwkv_lab.training.evaluate import evaluate_full
+        from rwkv_lab.training.evaluate import evaluate_full, evaluate_sequences
 
+        if split.weighted:
+            return evaluate_sequences(model, split, ctx_len, tokens, batch_size, device)
         return evaluate_full(model, split, ctx_len, batch_size, device, tokens)

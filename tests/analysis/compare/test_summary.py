@@ -213,3 +213,12 @@ def test_different_evaluations_are_named(make_run, comparison):
     make_run("rwkv_v4", 1, facts={"result": {"val_bpb": 1.8, "eval": "carried state"}})
     make_run("mha_pro", 1, facts={"result": {"val_bpb": 1.9, "eval": "sliding windows"}})
     assert any("carried state; sliding windows" in note for note in notes(comparison()))
+
+
+def test_runs_without_bits_per_byte_show_loss_and_accuracy(make_run, comparison):
+    for seed, accuracy in ((1, 0.5), (2, 0.7)):
+        result = {"train_loss": 1.0, "val_loss": float(seed), "val_bpb": None, "val_accuracy": accuracy, "eval": "full"}
+        file = make_run("rwkv_v4", seed, facts={"result": result}) / "metrics.csv"
+        file.write_text(file.read_text().splitlines()[0] + "\n")
+    (note,) = [note for note in notes(comparison()) if "accuracy" in note]
+    assert "rwkv_v4 1.5000 and 0.6000" in note
