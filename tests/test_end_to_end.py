@@ -125,7 +125,7 @@ def test_the_default_run_learns_the_built_in_text(lab):
 
 def test_without_a_compiler_it_trains_after_one_sentence(lab, tmp_path):
     # A home of its own has no kernels built before, and an empty PATH no compiler.
-    without = lab.environment | {"HOME": str(tmp_path), "PATH": str(tmp_path)}
+    without = lab.environment | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path)}
     done = lab.run("debug=smoke", *TINY, "study=no_compiler", env=without)
     assert done.stderr.count("warning: slow plain torch in place of the native kernels: no C++ compiler") == 1
     assert "ops/scan.py" not in done.stderr
