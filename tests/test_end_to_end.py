@@ -119,7 +119,7 @@ def test_the_overfit_preset_learns_its_batch_by_heart(lab):
 def test_the_default_run_learns_the_built_in_text(lab):
     lab.run("tracker=none", "trainer.threads=1", timeout=900)
     result = runs.load(lab.only_run("default")).manifest["result"]
-    # Measured: 1.67; counting characters alone gives 4.6.
+    # Measured: 2.01.
     assert result["val_bpb"] < 2.2
 
 
