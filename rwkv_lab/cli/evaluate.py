@@ -42,12 +42,10 @@ def main(argv: list[str]) -> int:
 def _on_text(arguments: argparse.Namespace) -> "tuple[Evaluation, str]":
     if arguments.split:
         raise UserError("--split names a text of the run, --text another one: give one of them")
-    from rwkv_lab import models
+    from rwkv_lab.models.opening import with_tokenizer
     from rwkv_lab.training.evaluate import evaluate_text
 
-    model, tokenizer = models.open_model(arguments.model, arguments.tokenizer)
-    if tokenizer is None:
-        raise UserError(f"{arguments.model} has no tokenizer.json beside its weights: give --tokenizer FILE")
+    model, tokenizer = with_tokenizer(arguments.model, arguments.tokenizer)
     return evaluate_text(model, tokenizer, arguments.text, arguments.device, arguments.precision), str(arguments.text)
 
 

@@ -47,12 +47,10 @@ def main(argv: list[str]) -> None:
         warn(f"--top-p-x {options.top_p_x} has no effect without --top-p, which keeps all tokens: try --top-p 0.8")
     import torch
 
-    from rwkv_lab import models
     from rwkv_lab.inference.sampling import Session
+    from rwkv_lab.models.opening import with_tokenizer
 
-    model, tokenizer = models.open_model(options.model, options.tokenizer)
-    if tokenizer is None:
-        raise UserError(f"{options.model} has no tokenizer.json beside its weights: give --tokenizer FILE")
+    model, tokenizer = with_tokenizer(options.model, options.tokenizer)
     generator = torch.Generator(chosen_device(options.device)).manual_seed(options.seed)
     filters = {
         key: getattr(options, key) for key in ("temperature", "top_k", "top_p", "top_p_x", "top_a", "top_a_power")

@@ -1,6 +1,7 @@
 """Text out of token ids as they come: nothing is shown that a later token could change."""
 
 from collections.abc import Iterable, Iterator
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,4 +29,6 @@ def streamed(tokenizer: "Tokenizer", before: list[int], ids: Iterable[int]) -> I
 
 
 def _added(tokenizer: "Tokenizer", shown: list[int], waiting: list[int]) -> str:
-    return tokenizer.decode(shown + waiting).removeprefix(tokenizer.decode(shown))
+    after = tokenizer.decode(shown + waiting)
+    # Bytes shown as a broken character may turn out to begin a whole one.
+    return after[len(commonprefix([tokenizer.decode(shown), after])) :]

@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from torch import nn
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.models.factory import skeleton
@@ -16,7 +17,7 @@ def absorb_norm(model: LM) -> LM:
     Raises UserError for a model without that norm, or with post-norm, whose first block needs it after training too.
     """
     ln0 = model.blocks[0].ln0
-    if ln0 is None:
+    if not isinstance(ln0, nn.LayerNorm):
         why = "its blocks are post-norm" if model.config.norm == "post" else "it has none"
         raise UserError(f"this {model.config.name} has no norm after the embedding to absorb: {why}")
     config = dataclasses.replace(

@@ -60,6 +60,14 @@ def open_model(
     return Opened(model, _tokenizer(tokenizer, file.parent, model))
 
 
+def with_tokenizer(text: str | Path, tokenizer: str | Path | None) -> "tuple[LM, Tokenizer]":
+    """Return model and tokenizer as ``open_model`` does; UserError if there is no tokenizer."""
+    model, found = open_model(text, tokenizer)
+    if found is None:
+        raise UserError(f"{text} has no tokenizer.json beside its weights: give --tokenizer FILE")
+    return model, found
+
+
 def _original(
     tensors: "dict[str, Tensor]", source: Path, version: str | None, model_type: str | None, sizes: dict[str, Any]
 ) -> LM:
