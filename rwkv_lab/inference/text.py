@@ -1,7 +1,6 @@
 """Text out of token ids as they come: nothing is shown that a later token could change."""
 
 from collections.abc import Iterable, Iterator
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +28,9 @@ def streamed(tokenizer: "Tokenizer", before: list[int], ids: Iterable[int]) -> I
 
 
 def _added(tokenizer: "Tokenizer", shown: list[int], waiting: list[int]) -> str:
-    after = tokenizer.decode(shown + waiting)
-    # Bytes shown as a broken character may turn out to begin a whole one.
-    return after[len(commonprefix([tokenizer.decode(shown), after])) :]
+    """Return what ``waiting`` adds; bytes shown as a broken character may turn out to begin a whole one."""
+    before, after = tokenizer.decode(shown), tokenizer.decode(shown + waiting)
+    same = 0
+    while same < min(len(before), len(after)) and before[same] == after[same]:
+        same += 1
+    return after[same:]
