@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["load_original", "main", "to_original"]
 
-FORMS = {"original": ".pth", "rwkv_lab": ".safetensors", "hf": ""}  # what can be written, and how its name must end
+FORMS = {
+    "original": ".pth",
+    "rwkv_lab": ".safetensors",
+    "onnx": ".onnx",
+    "hf": "",
+}  # what can be written, and how its name must end
 
 
 def __getattr__(name: str) -> Any:
@@ -32,11 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = Arguments(
         prog="rwkv-lab convert",
         description="Writes a model for another program: out.pth for the rwkv package and the original implementation, "
-        "out.safetensors for rwkv_lab (model.init_from=out.safetensors), a folder for Hugging Face's transformers.",
+        "out.safetensors for rwkv_lab (model.init_from=out.safetensors), out.onnx for onnxruntime, a folder for "
+        "transformers.",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("out", type=Path, help="file to write, or folder with --to hf")
-    parser.add_argument("--to", choices=FORMS, help="what to write (as the ending of OUT: .pth, .safetensors)")
+    parser.add_argument("--to", choices=FORMS, help="what to write (by the ending of OUT: .pth, .safetensors, .onnx)")
     parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json to write along with --to hf")
     parser.add_argument("--absorb-ln", action="store_true", help="fold the norm after the embedding into it")
     parser.add_argument(
@@ -57,8 +63,8 @@ def main(argv: list[str]) -> None:
     form = _form(options.out, options.to)
     if not options.out.parent.is_dir():
         raise UserError(f"{options.out.parent}: there is no such folder to write to")
-    if options.absorb_ln and form != "rwkv_lab":
-        raise UserError("--absorb-ln needs an OUT that ends in .safetensors: other programs expect the norm")
+    if options.absorb_ln and form not in ("rwkv_lab", "onnx"):
+        raise UserError("--absorb-ln needs an OUT that ends in .safetensors or .onnx: other programs expect the norm")
     from safetensors import SafetensorError
 
     from rwkv_lab.models.absorbing import absorb_norm
@@ -83,7 +89,7 @@ def _form(out: Path, to: str | None) -> str:
     if to is None:
         form = next((form for form, ending in FORMS.items() if ending and out.suffix == ending), None)
         if form is None:
-            raise UserError(f"{out} must end in .pth or .safetensors, or be a folder with --to hf")
+            raise UserError(f"{out} must end in .pth, .safetensors or .onnx, or be a folder with --to hf")
         return form
     if FORMS[to] and out.suffix != FORMS[to]:
         raise UserError(f"{out} must end in {FORMS[to]} with --to {to}")
@@ -103,6 +109,10 @@ def _write(opened: "Opened", form: str, out: Path) -> None:
         torch.save(to_original(opened.model), out)
     elif form == "rwkv_lab":
         save(opened.model, out)
+    elif form == "onnx":
+        from rwkv_lab.models import onnx
+
+        onnx.save(opened.model, out)
     else:
         names = huggingface.save(opened.model, opened.tokenizer, out)
         print(f"wrote {', '.join(names)} in {out}")

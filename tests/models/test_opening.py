@@ -14,6 +14,7 @@ from rwkv_lab.data.tokenizers.char import CharTokenizer
 from rwkv_lab.models import huggingface
 from rwkv_lab.models.absorbing import absorb_norm
 from rwkv_lab.models.rwkv_lm_format import to_original
+from tests.in_process import make_here
 from tests.models.test_convert import SMALL, TYPES, moved
 
 TEXT = "abcdefghijklmnopqr"  # with the unknown one 19 tokens, as the models of moved()
@@ -189,3 +190,13 @@ def test_what_transformers_has_no_class_for(name, fields, tmp_path):
     with pytest.raises(UserError, match="rwkv_v4 without tricks"):
         convert.main([str(tmp_path), str(tmp_path / "hf"), "--to", "hf"])
     assert not (tmp_path / "hf").exists()
+
+
+def test_a_run_that_starts_from_an_original(tmp_path, monkeypatch):
+    here = make_here(tmp_path, monkeypatch)
+    assert here.run("trainer.steps=2", study="first") == 0
+    first = here.folder("first")
+    for out, to in (("x.pth", []), ("hf", ["--to", "hf"])):
+        convert.main([str(first), str(tmp_path / out), *to])
+        assert here.run("trainer.steps=2", f"model.init_from={tmp_path / out}", study="next") == 0
+        assert here.loaded("next").status == "complete"
