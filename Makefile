@@ -52,7 +52,7 @@ docs: $(VENV)/.docs ## build the documentation as a website in build/site
 kernels: $(STAMP) ## build the native kernels ahead of their first use
 	@$(BIN)/python -m rwkv_lab.ops.build
 
-drill: $(STAMP) ## kill a run at random moments and count the numbers that differ
+drill: $(STAMP) ## kill runs, cut their power, damage their files, and count what differs
 	@$(BIN)/python -m tests.drill
 
 # On the machine's own Python with its torch: no virtual environment, no network.

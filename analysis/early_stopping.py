@@ -10,6 +10,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import StopConfig
 from rwkv_lab.config.registry import register
+from rwkv_lab.runs import Run
 from rwkv_lab.sweeps.stopping.curves import GO_ON, JobCurve, Verdict, best_final
 
 
@@ -35,7 +36,7 @@ class ForecastStop(StopConfig):
 
 
 def predict(job: JobCurve, others: Sequence[JobCurve], confidence: float) -> tuple[float, float, float]:
-    """Return the forecast final loss of ``job`` and its interval; the finished jobs among ``others`` support it.
+    """Return the forecast final loss of ``job`` and its interval; finished ``others`` of its model support it.
 
     Raises UserError if the curve is too short for a forecast.
     """
@@ -47,7 +48,9 @@ def predict(job: JobCurve, others: Sequence[JobCurve], confidence: float) -> tup
     if job.lr is None:
         raise UserError(f"{job.name} has no schedule to forecast with")
     running = LossCurve(job.step, job.loss, job.lr[: int(job.step[-1])], {"name": job.name, "column": "val_loss"})
-    finished = [load(other.path, column="val_loss") for other in others if other.complete and other.path]
+    model = Run(job.path).config.get("model") if job.path else None
+    done = [other.path for other in others if other.complete and other.path]
+    finished = [load(path, column="val_loss") for path in done if Run(path).config.get("model") == model]
     prediction = forecast(running, job.lr, finished=finished)
     low, high = prediction.interval(confidence)
     return float(prediction.final_loss), float(low), float(high)

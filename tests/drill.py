@@ -1,7 +1,8 @@
-"""Kills a small run at random moments until it has ended, and counts the numbers that differ from an undisturbed one.
+"""Kills small runs, cuts their power and damages their files, and counts what differs from an undisturbed run.
 
-``make drill``, or ``python -m tests.drill --kills 20 --seed 1``. A third of the kills falls between two updates, a
-third while a checkpoint is being written, a third into start-up.
+``make drill``, or ``python -m tests.drill --kills 20 --cuts 100 --trials 200 --seed 1``. A third of the kills falls
+between two updates, a third while a checkpoint is being written, a third into start-up; ``tests/trials.py`` has the
+cuts and the damage.
 """
 
 import random
@@ -20,6 +21,7 @@ from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.runs import load
 from rwkv_lab.util.paths import REPOSITORY
 from tests.lab import Lab, make_lab
+from tests.trials import damaged_files, power_cuts
 
 TIMING = ("seconds", "tokens_per_second")
 MOMENTS = ("training", "saving", "start-up")
@@ -139,14 +141,27 @@ def drill(lab: Lab, kills: int, seed: int) -> tuple[list[Kill], int, int]:
 def main() -> int:
     parser = Arguments(prog="python -m tests.drill", description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="how often the run is killed (20)")
-    parser.add_argument("--seed", type=int, default=1, help="of the random moments (1)")
+    parser.add_argument("--cuts", type=int, default=100, help="power cuts (100)")
+    parser.add_argument("--trials", type=int, default=200, help="files damaged, one at a time (200)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random moments and places (1)")
     options = parser.parse_args()
-    if options.kills < 0:
-        raise UserError(f"--kills {options.kills} is below 0")
+    for name in ("kills", "cuts", "trials"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name} {getattr(options, name)} is below 0")
+    failed = False
     with tempfile.TemporaryDirectory(prefix="drill-") as folder:
-        hits, wrong, compared = drill(make_lab(REPOSITORY, Path(folder) / "checkout"), options.kills, options.seed)
-    print(f"{len(hits)} kills, {compared:,} numbers compared, {wrong} differ")
-    return 1 if wrong or len(hits) < options.kills else 0
+        if options.kills:
+            hits, wrong, compared = drill(make_lab(REPOSITORY, Path(folder) / "checkout"), options.kills, options.seed)
+            print(f"{len(hits)} kills, {compared:,} numbers compared, {wrong} differ")
+            failed = bool(wrong) or len(hits) < options.kills
+        for count, what, trial in (
+            (options.cuts, "power cuts", power_cuts),
+            (options.trials, "damaged files", damaged_files),
+        ):
+            faults = trial(Path(folder) / what, count, options.seed) if count else []
+            print(*faults, f"{count} {what}, {len(faults)} faults", sep="\n", flush=True)
+            failed |= bool(faults)
+    return int(failed)
 
 
 if __name__ == "__main__":

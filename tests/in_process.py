@@ -100,6 +100,11 @@ def make_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
 
 def numbers(run: Path) -> dict[str, Any]:
     """Everything a run computed: rows without their timing columns, weights, losses, sample."""
+    return results(run) | {"sample": (run / "sample.txt").read_text()}
+
+
+def results(run: Path) -> dict[str, Any]:
+    """The same without the sample, which a complete run may lack."""
     loaded = load(run)
     rows = {key: values.tolist() for key, values in loaded.metrics().items() if key not in TIMING}
     result = {key: value for key, value in loaded.manifest["result"].items() if key not in TIMING}
@@ -107,6 +112,5 @@ def numbers(run: Path) -> dict[str, Any]:
         "rows": repr(rows),
         "result": result,
         "weights": (run / "model.safetensors").read_bytes(),
-        "sample": (run / "sample.txt").read_text(),
         "checkpoint": (run / "checkpoints" / f"step-{STEPS:09d}.safetensors").read_bytes(),
     }

@@ -12,8 +12,8 @@ import torch
 from rwkv_lab.config.run_hash import identity
 from rwkv_lab.ops import resolve_backend
 from rwkv_lab.runs import load
+from rwkv_lab.runs.manifest import write_manifest
 from rwkv_lab.training.run import run_here
-from rwkv_lab.util.io import write_json
 from tests.composing import checked, compose, hydra_context
 from tests.in_process import make_here
 
@@ -56,7 +56,7 @@ def test_an_interrupted_run_goes_on(earlier) -> None:
         (folder / leftover).unlink()
     manifest = json.loads((folder / "run.json").read_text())
     manifest["resolved"]["ops_backend"] = resolve_backend("auto", torch.device("cpu"))
-    write_json(folder / "run.json", {**manifest, "status": "running", "result": None, "ended": None})
+    write_manifest(folder, {**manifest, "status": "running", "result": None, "ended": None})
     assert run() == 0
     resumed = load(folder)
     assert resumed.status == "complete"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import load, provenance
+from rwkv_lab.runs.manifest import write_manifest
 from rwkv_lab.training import checkpoint, trainer
 from rwkv_lab.util.io import write_json
 from tests.in_process import STEPS, Here, Killed, make_here, numbers
@@ -219,7 +220,7 @@ def test_rerun_killed_while_it_empties_the_folder_is_no_complete_run(here: Here)
 def test_lock_and_manifest_of_a_dead_process(here: Here, undisturbed: dict) -> None:
     here.kill_at(5)
     (here.folder() / ".lock").write_text("999999")
-    write_json(here.folder() / "run.json", here.loaded().manifest | {"pid": 999999})
+    write_manifest(here.folder(), here.loaded().manifest | {"pid": 999999})
     assert here.run() == 0
     assert numbers(here.folder()) == undisturbed
 
@@ -326,6 +327,6 @@ def test_checkpoint_of_a_newer_version(here: Here, undisturbed: dict) -> None:
 
 def test_run_of_a_newer_version(here: Here) -> None:
     here.kill_at(5)
-    write_json(here.folder() / "run.json", here.loaded().manifest | {"format": 99})
+    write_manifest(here.folder(), here.loaded().manifest | {"format": 99})
     with pytest.raises(UserError, match=r"was written by a newer version of rwkv_lab \(format 99\)"):
         here.run()

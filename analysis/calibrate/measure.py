@@ -54,7 +54,8 @@ def coordinates(family: Family, numbers: Mapping[str, Any]) -> np.ndarray:
     What its runs cannot tell is not a number."""
     usable = [run for run in family.runs if not run.broken]
     found = []
-    for steps in sorted({run.steps for run in usable}):
+    lengths = sorted({run.steps for run in usable})
+    for steps in lengths:
         group = [run for run in usable if run.steps == steps]
         if len({run.kind for run in group} - {"constant"}) + len(group) < 3:
             continue
@@ -65,6 +66,11 @@ def coordinates(family: Family, numbers: Mapping[str, Any]) -> np.ndarray:
         found.append(theta - offsets(numbers["prior"], lowest, posterior.scale, posterior.reference))
         if len({round(run.peak, 12) for run in group}) < 2:
             found[-1][[NAMES[1:].index(name) for name in BETWEEN]] = np.nan
+    length = np.nan  # how the level changes with the length shows between lengths only
+    if len(lengths) > 1:
+        with constants.using(weak(numbers)):
+            length = fit_posterior([run.curve for run in usable]).components[0].theta[NAMES.index("d")]
+    found = [np.where(np.array(NAMES[1:]) == "d", length, x) for x in found]
     return _mean(found) if found else np.full(len(NAMES) - 1, np.nan)
 
 
@@ -100,7 +106,7 @@ class Outcome:
 
     @property
     def covered(self) -> bool:
-        """Whether the interval has the measured loss."""
+        """Return whether the interval has the measured loss."""
         return abs(self.error) <= self.half
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.util.console import warn
+from rwkv_lab.util.console import harmless, warn
 
 TRIAL_BYTES = 1 << 16
 
@@ -47,4 +47,4 @@ def drawn(draw: Callable[[], Sequence[str]]) -> list[str]:
 def listed(folder: Path, files: Sequence[str], figures: Sequence[str]) -> str:
     """Return the line on what was written: files, and figures by their names."""
     names = [*files, *([f"{', '.join(figures)} (.png, .svg)"] if figures else [])]
-    return f"\nwritten to {folder}/: {', '.join(names)}"
+    return harmless(f"\nwritten to {folder}/: {', '.join(names)}")

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+WIDTH = 110  # of the table
 SUMMARY = "measure the laws on families of runs: errors and coverage on what is held out"
 
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     for law in args.laws:
         registry.get(law)
     known = families(args.curves)
-    console = Console()
+    console = Console(width=max(Console().width, WIDTH))
     title = "Final losses, each family predicted with the prior of the other groups (milli-nats)"
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for name in ("cell", "family", "law", "cases", "mean error", "bias", "covered", "width / error"):

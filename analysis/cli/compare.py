@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     from analysis.compare.records import collect
     from analysis.compare.summary import Criteria, compare
     from rwkv_lab.runs.provenance import code_fingerprint
+    from rwkv_lab.util.console import say
     from rwkv_lab.util.io import write_atomic
 
     records = collect(args.paths, code_fingerprint())
@@ -136,8 +137,8 @@ def run(args: argparse.Namespace) -> int:
     tables.print_terminal(comparison)
     figures = _output.drawn(lambda: [path.stem for path in write_figures(comparison, folder)])
     near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    print(f"\npage     {near / PAGE}")
-    print(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
+    say(f"\npage     {near / PAGE}")
+    say(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
     if figures:
-        print(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg)")
+        say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg)")
     return 0

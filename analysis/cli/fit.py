@@ -77,8 +77,6 @@ def window_of(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> int:
     """Fit, print the tables, write fit.json, schedule.csv and the figures."""
-    from rich.console import Console
-
     from analysis.cli import _output, _tables
     from analysis.fit import fit
     from analysis.laws import registry
@@ -96,13 +94,13 @@ def run(args: argparse.Namespace) -> int:
     # Before the proposal, which may fail.
     with _output.unwritten(str(args.out / "fit.json")):
         write_json(args.out / "fit.json", content)
-    console = Console()
+    console = _tables.plain_console()
     _tables.print_remarks(console, notes)
     _tables.print_fit(console, result)
     try:
         optimum, rates = recommended.propose(result.model, max(run.steps for run in result.runs))
     except UserError as error:
-        console.print(f"- no schedule is proposed: {error}", soft_wrap=True, highlight=False)
+        _tables.print_remarks(console, [f"no schedule is proposed: {error}"])
     else:
         _tables.print_optimum(console, optimum, recommended.LEVEL)
         content["proposal"] = recommended.as_dict(result.model, optimum, rates)
@@ -111,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             write_json(args.out / "fit.json", content)
             recommended.write_schedule(args.out / "schedule.csv", rates, optimum.prediction.loss)
     figures = _output.drawn(lambda: draw_fit(args.out, result, optimum, recommended.LEVEL))
-    console.print(_output.listed(args.out, files, figures), soft_wrap=True, highlight=False, markup=False)
+    console.print(_output.listed(args.out, files, figures), soft_wrap=True)
     if optimum:
         overrides = content["trained"].get("overrides", ())
         _tables.print_command(console, args.out / "fit.json", optimum.steps, overrides)

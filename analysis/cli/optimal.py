@@ -20,8 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, print the comparison, write the schedule and its figure."""
-    from rich.console import Console
-
     from analysis.cli import _output, _tables
     from analysis.fit import FittedModel
     from analysis.plots.fit_figures import draw_optimum
@@ -32,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     model = FittedModel.load(path)
     folder = _output.folder_for_results(args.out or path.parent)
     optimum, rates = recommended.propose(model, args.steps, args.eta_max, args.warmup, args.kind)
-    console = Console()
+    console = _tables.plain_console()
     _tables.print_optimum(console, optimum, recommended.LEVEL)
     name = f"optimal_{args.kind}_{args.steps}"
     proposal = recommended.as_dict(model, optimum, rates)
@@ -41,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
         recommended.write_schedule(folder / "schedule.csv", rates, optimum.prediction.loss)
     figures = _output.drawn(lambda: [draw_optimum(folder, model, optimum, recommended.LEVEL, name)])
     written = _output.listed(folder, [f"{name}.json", "schedule.csv"], figures)
-    console.print(written, soft_wrap=True, highlight=False, markup=False)
+    console.print(written, soft_wrap=True)
     _tables.print_command(console, folder / f"{name}.json", len(rates))
     return 0

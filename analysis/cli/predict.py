@@ -84,8 +84,6 @@ def setting(text: str) -> tuple[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, print the final loss with its interval, write the curve and its figure."""
-    from rich.console import Console
-
     from analysis.cli import _output, _tables
     from analysis.fit import FittedModel
     from analysis.plots.fit_figures import draw_prediction
@@ -94,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     path = args.fit / "fit.json" if args.fit.is_dir() else args.fit
     model = FittedModel.load(path)
     prediction = model.predict(rates_of(args, model.reference, model.runs[0].warmup))
-    console = Console()
+    console = _tables.plain_console()
     name = Path(args.schedule).stem
     _tables.print_prediction(console, name, prediction, args.level)
     folder = _output.folder_for_results(args.out or path.parent)
@@ -102,5 +100,5 @@ def run(args: argparse.Namespace) -> int:
         recommended.write_schedule(folder / f"predicted_{name}.csv", prediction.lr, prediction.loss)
     figures = _output.drawn(lambda: [draw_prediction(folder, model, name, prediction, args.level)])
     written = _output.listed(folder, [f"predicted_{name}.csv"], figures)
-    console.print(written, soft_wrap=True, highlight=False, markup=False)
+    console.print(written, soft_wrap=True)
     return 0

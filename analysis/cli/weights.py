@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.util.console import say
 
 SUMMARY = "the time-decay and time_w curves that a run learned"
 
@@ -44,5 +45,5 @@ def run(args: argparse.Namespace) -> int:
         Console().print(table)
     with paper():
         drawn = dict.fromkeys(path.stem for path in save(figures(layers, args.distance), folder))
-    print(f"figures  {folder}/: {', '.join(drawn)} (.png, .svg)")
+    say(f"figures  {folder}/: {', '.join(drawn)} (.png, .svg)")
     return 0

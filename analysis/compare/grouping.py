@@ -102,7 +102,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _as_by_default(key: str, config: Mapping[str, Any]) -> bool:
-    """Whether a part of the model is as the schema has it: absent, at its default, or off where that is the default."""
+    """Return whether a model setting is as in the schema: absent, at its default, or off where that is the default."""
     if key not in config:
         return True
     fields = fields_of({"model": {"name": config.get("model.name")}})

@@ -43,7 +43,7 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        """Whether it ran to its end, by this code or another; only then its result counts."""
+        """Return whether it ran to its end, by this code or another; only then its result counts."""
         return self.status in FINISHED
 
     @property

@@ -10,6 +10,7 @@ from analysis.compare.notes import BUDGETS, METRIC_NAMES, census, method, notes,
 from analysis.compare.records import Record
 from analysis.compare.significance import UNJUDGED
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
+from rwkv_lab.util.console import harmless, terminal_width
 from rwkv_lab.util.units import count, duration
 
 NONE = "–"
@@ -108,10 +109,10 @@ def print_terminal(comparison: Comparison) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(width=None if Console().is_terminal else PIPED, highlight=False)
+    console = Console(width=terminal_width() or PIPED, highlight=False)
     with console.capture() as captured:
         runs = plural(len(comparison.records), "run")
-        console.print(Text(f"{comparison.title}: {runs} ({census(comparison.records)})"))
+        console.print(Text(harmless(f"{comparison.title}: {runs} ({census(comparison.records)})")))
         for block in comparison.blocks:
             _print_block(console, block, comparison)
         others = [record for record in comparison.records if not record.finished]
@@ -152,10 +153,15 @@ def _print_table(
     apart = int(_width(head, rows) > console.width)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", leading=apart)
     for index, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if index and not words else "left", overflow="fold")
+        numbers = index > 0 and not words
+        # Only names are folded within a word.
+        least = max(len(word) for cell in (name, *(row[index] for row in rows)) for word in cell.split() or [""])
+        table.add_column(
+            Text(name), justify="right" if numbers else "left", overflow="fold", min_width=least if numbers else None
+        )
     for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(Text(f"\n{title}", style="bold"))
+        table.add_row(*(Text(harmless(cell)) for cell in row))
+    console.print(Text(harmless(f"\n{title}"), style="bold"))
     console.print(table)
 
 
@@ -164,7 +170,7 @@ def _print_note(console: Any, note: str) -> None:
     from rich.text import Text
 
     table = Table.grid(padding=(0, 1))
-    table.add_row("*", Text(note))
+    table.add_row("*", Text(harmless(note)))
     console.print(table)
 
 

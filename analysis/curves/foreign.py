@@ -96,7 +96,7 @@ def read_events(path: Path) -> dict[str, np.ndarray]:
 
 
 def is_events(path: Path) -> bool:
-    """Whether ``path`` is a TensorBoard event file, or a folder with one."""
+    """Return whether ``path`` is a TensorBoard event file, or a folder with one."""
     if path.is_dir():
         return any(path.glob("events.out.tfevents.*"))
     return path.name.startswith("events.out.tfevents.")

@@ -105,7 +105,7 @@ def counted(columns: Mapping[str, np.ndarray], reading: Reading, where: str) -> 
     name = reading.step_column or tables.pick(columns, tables.STEP_NAMES)
     if reading.step_column and tables.pick(columns, [reading.step_column]) is None:
         raise UserError(f"{where}: no column '{name}' with numbers{nearest(str(name), columns)}")
-    if name is None or (name in ("step", "_step") and not reading.tokens_per_step):
+    if name is None or (reading == Reading() and name in ("step", "_step")):
         return dict(columns)
     step = columns[name] / (reading.tokens_per_step or 1)
     return {**{key: values for key, values in columns.items() if key not in tables.STEP_NAMES}, "step": step}

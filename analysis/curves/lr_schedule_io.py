@@ -112,6 +112,6 @@ def interpolated(step: np.ndarray, rate: np.ndarray) -> np.ndarray:
 
 
 def matches_logged(lr: np.ndarray, step: np.ndarray, rate: np.ndarray) -> bool:
-    """Whether the rates ``lr`` are those logged, within 1 % of the largest."""
+    """Return whether the rates ``lr`` are those logged, within 1 % of the largest."""
     known = np.isfinite(rate) & (step < len(lr))
     return bool(np.all(np.abs(lr[step[known]] - rate[known]) <= 0.01 * lr.max()))

@@ -66,7 +66,7 @@ def candidates(curves: Sequence[LossCurve], fractions: Sequence[float] = FRACTIO
 
 
 def varies(curves: Sequence[LossCurve], first: int) -> bool:
-    """Whether the rate differs between updates or runs from step ``first`` on, so that its effect can be fitted."""
+    """Return whether the rate differs between updates or runs from step ``first`` on, as a fit needs."""
     rates = [curve.lr[max(first, warmup_steps(curve.lr)) :] for curve in curves]
     low, high = min(r.min() for r in rates if len(r)), max(r.max() for r in rates if len(r))
     return bool(low < 0.99 * high)

@@ -1,13 +1,13 @@
 """The default model: the level law's posterior, with intervals.
 
-    sd_k^2 = floor^2 + noise^2 + (0.25 jump)^2 + (peak log r)^2 + (factor g posterior_sd_k)^2        for every component
+    sd_k^2 = floor^2 + noise^2 + (0.25 jump)^2 + (peak log r)^2 + (length log l)^2 + (factor g posterior_sd_k)^2
     g^2 = 1 + min(misfit / (m loss), 3)^2, and with n > 1 runs its geometric mean with (n0 + sum z^2) / (n0 + n)
 
 The interval is that of the mixture of the components. The posterior's standard deviation grows with the distance from
 the runs: another peak, a lower end, more updates, a run cut short. g makes it honest for a family unlike those the
 prior was measured on: where the law misses the curves themselves, or runs predicted from the others (z: their errors in
-posterior standard deviations). r is how far the peak lies outside those fitted, jump the largest break of a curve.
-``analysis/constants.json`` has floor, factor, peak, m and n0.
+posterior standard deviations). r is how far the peak lies outside those fitted, l the sum of the rates, relative to the
+peak, over that of the longest run, jump the largest break of a curve. ``analysis/constants.json`` has the factors.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from analysis import constants
 from analysis.curves.curve import LossCurve
 from analysis.fit.error_budget import LeftOut
 from analysis.fit.level_posterior import LevelPosterior, fit_posterior
+from analysis.laws.level import UNIT
 from analysis.schedules.blocks import LevelBlocks
 from analysis.schedules.features import warmup_steps
 
@@ -62,9 +63,9 @@ class LevelModel:
         numbers = constants.load()["interval"]
         low, high = self.peaks
         outside = max(np.log(blocks.peak / high), np.log(low / blocks.peak), 0.0)
-        fixed = (
-            numbers["floor"] ** 2 + self.noise**2 + (0.25 * self.jump) ** 2 + (numbers["peak"] * outside) ** 2
-        )  # fmt: skip
+        beyond = max(np.log(float(blocks.length @ blocks.rate) / UNIT / self.posterior.scale), 0.0)
+        distance = (numbers["peak"] * outside) ** 2 + (numbers["length"] * beyond) ** 2
+        fixed = numbers["floor"] ** 2 + self.noise**2 + (0.25 * self.jump) ** 2 + distance
         weight, means, sds = [], [], []
         for component, (m, J) in zip(self.posterior.components, self.posterior.gradients(blocks), strict=True):
             variance = np.einsum("ni,ij,nj->n", J, component.cov, J)

@@ -96,7 +96,7 @@ class Law:
 
     @property
     def from_start(self) -> bool:
-        """Whether the law counts from the fit's first step instead of from step 0."""
+        """Return whether the law counts from the fit's first step instead of from step 0."""
         return self.before_start is not None
 
     def losses(self, features: ScheduleFeatures, linear: Parameters, nonlinear: Parameters) -> np.ndarray:

@@ -3,12 +3,14 @@
 Colours are distinct for every kind of colour vision; series also differ in marker and dash.
 """
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.util.console import harmless
 from rwkv_lab.util.io import replacing
 
 STYLE: dict[Any, Any] = {
@@ -39,9 +41,24 @@ def paper() -> AbstractContextManager[None]:
 
 
 def save(figures: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``<name>.png`` and ``<name>.svg`` of every figure; return the paths. Equal figures give equal bytes."""
+    """Write ``<name>.png`` and ``<name>.svg`` of every figure; return the paths. Equal figures give equal bytes.
+
+    UserError for a file that cannot be written.
+    """
+    with warnings.catch_warnings():
+        # A name may have characters that the font lacks; a box stands for them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        return _save(figures, folder)
+
+
+def _save(figures: Mapping[str, Any], folder: Path) -> list[Path]:
+    from matplotlib.text import Text
+
     paths = []
     for name, figure in figures.items():
+        for text in figure.findobj(Text):
+            if (shown := harmless(text.get_text())) != text.get_text():
+                text.set_text(shown)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         for kind in ("png", "svg"):

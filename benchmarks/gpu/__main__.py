@@ -145,7 +145,7 @@ def main() -> int:
 
 
 def summary(steps: list[dict[str, Any]], args: argparse.Namespace) -> int:
-    """Prints where the results are and what failed, with the command to repeat it."""
+    """Print where the results are and what failed, with the command to repeat it."""
     print(f"\nresults: {args.out / 'gpu.md'}, {args.out / 'gpu.json'}")
     bad = [step for step in steps if step["result"] != "done"]
     for step in bad:

@@ -1,4 +1,4 @@
-"""Command-line arguments whose mistakes are one sentence, as everywhere else."""
+"""The argument parser of every command: its mistakes are one sentence."""
 
 import argparse
 import re
@@ -8,7 +8,7 @@ from rwkv_lab.config.errors import UserError, nearest
 
 
 class Arguments(argparse.ArgumentParser):
-    """An ArgumentParser that raises ``UserError`` where the other one prints its usage; ``main_guard`` says it."""
+    """An ArgumentParser that raises ``UserError`` instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"^argument (\S+): ", r"\1: ", message)

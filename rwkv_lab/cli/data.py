@@ -19,6 +19,7 @@ from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
 from rwkv_lab.config.overrides import file_for_corpus
 from rwkv_lab.data import Corpus, Split, load
+from rwkv_lab.util.console import harmless
 from rwkv_lab.util.hashing import expand
 from rwkv_lab.util.io import write_atomic
 
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     started = time.perf_counter()
     corpus = load(data, tokenizer)
     if command == "info":
-        print(described(data, corpus))
+        print(harmless(described(data, corpus)))
     else:
         print(f"{data.name} is ready in {corpus.folder} ({time.perf_counter() - started:.1f} s)")
         for note in corpus.notes:

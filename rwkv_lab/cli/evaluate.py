@@ -26,7 +26,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Runs ``argv`` (without the program's name); returns the exit code."""
+    """Run ``argv`` (without the program's name); return the exit code."""
     arguments = _arguments(argv)
     found, name = (_on_text if arguments.text else _on_own_text)(arguments)
     if arguments.json:

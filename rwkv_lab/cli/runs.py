@@ -14,7 +14,7 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.runs import STATUSES, Run, listing, store
 from rwkv_lab.runs.listing import MISSING, UNREADABLE, Row
-from rwkv_lab.util.console import table_lines, terminal_width
+from rwkv_lab.util.console import harmless, table_lines, terminal_width
 from rwkv_lab.util.paths import runs_dir
 
 SORTS = ("path", "run", "name", "status", "val_bpb", "tokens_per_second", "age")
@@ -23,12 +23,14 @@ FILTERS = ("status", "model", "data", "seed")
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    # Escaped to ASCII: no value can steer a terminal, and any encoding has it.
+    print(json.dumps(value, indent=1))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], droppable: Sequence[str] = ()) -> None:
     """Print a table that fits the terminal, if there is one."""
-    for line in table_lines(header, rows, terminal_width(), droppable, left=len(header)):
+    header, *shown = ([harmless(cell).replace("\n", " ") for cell in line] for line in (header, *rows))
+    for line in table_lines(header, shown, terminal_width(), droppable, left=len(header)):
         print(line)
 
 
@@ -114,7 +116,7 @@ def _filter(key: str, value: str, rows: Sequence[Row]) -> Callable[[Row], bool]:
 
 
 def _same(value: Any, text: str) -> bool:
-    """Whether a configured value is what ``text`` says: 4e-3 is 0.004, null is None."""
+    """Return whether a configured value equals what was typed: 4e-3 is 0.004, null is None."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             return float(text) == value
@@ -140,14 +142,17 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"path": str(run.path), "status": run.status, "config": run.config, "manifest": run.manifest})
         return 0
+    file = run.path / "config.yaml"
+    # Read before anything is printed: what is no configuration is refused in one sentence.
+    config = harmless(file.read_text(encoding="utf-8")) if file.exists() and run.config else ""
     lines = {"path": run.path, "status": run.status, "command": listing.command(run)}
     hidden = ("format", "status", "overrides", "name", "study")
     lines |= {key: value for key, value in listing.flat(run.manifest).items() if key not in hidden}
     width = max(map(len, lines))
     for key, value in lines.items():
         if value is not None:
-            print(f"{key:<{width}}  {value}")
-    print("\n" + (run.path / "config.yaml").read_text() if (run.path / "config.yaml").exists() else "")
+            print(harmless(f"{key:<{width}}  {value}"))
+    print(f"\n{config}")
     return 0
 
 
@@ -186,12 +191,12 @@ def rm(options: argparse.Namespace) -> int:
         if options.dry_run or store.remove(run.path):
             removed.append(run)
         elif not options.json:
-            print(f"left alone: {run.study}/{run.name} is running")
+            print(harmless(f"left alone: {run.study}/{run.name} is running"))
     if options.json:
         print_json([str(run.path) for run in removed])
     else:
         for run in removed:
-            print(f"{'would remove' if options.dry_run else 'removed'} {run.path}")
+            print(harmless(f"{'would remove' if options.dry_run else 'removed'} {run.path}"))
         print(f"{len(removed)} {'to remove' if options.dry_run else 'removed'}")
     return 0 if len(removed) == len(runs) else 1
 
@@ -200,7 +205,7 @@ def _confirm(runs: Sequence[Run], options: argparse.Namespace) -> None:
     """Show what is to be removed and ask; UserError if the answer is not yes, or if nobody can be asked."""
     if not options.json:
         for run in runs:
-            print(f"to remove: {run.path}")
+            print(harmless(f"to remove: {run.path}"))
     if options.yes:
         return
     if not sys.stdin.isatty():

@@ -55,7 +55,7 @@ def _prediction(predicted: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def dry_run(config: Config, path: Path) -> None:
-    """Says what the configuration would run: sizes, cost, memory and place. Nothing is trained or written."""
+    """Print what the configuration would run: sizes, cost, memory and place. Nothing is trained or written."""
     from omegaconf import OmegaConf
 
     from rwkv_lab import data, models

@@ -22,7 +22,7 @@ OTHER_RANK_SECONDS = 15.0
 
 @dataclass
 class Entry:
-    """What Hydra calls with each composed configuration, and the exit code it led to."""
+    """The function Hydra calls with each composed configuration, and the exit code it led to."""
 
     exit_code: int = 0
     error: Exception | None = None

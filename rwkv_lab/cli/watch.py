@@ -9,7 +9,7 @@ from pathlib import Path
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, last_row, listing, store
 from rwkv_lab.sweeps.progress import JobState, counted, run_state
-from rwkv_lab.util.console import table_lines, terminal_width
+from rwkv_lab.util.console import harmless, table_lines, terminal_width
 from rwkv_lab.util.units import duration
 
 LOOK_SECONDS = 1.0
@@ -50,7 +50,7 @@ def view(runs: Sequence[Run], width: int) -> list[str]:
     named = list(zip(runs, listing.names(runs), strict=True))
     named.sort(key=lambda pair: _started(pair[0]), reverse=True)
     states = [_state(run) for run, _ in named]
-    rows = [(name, *_cells(run, state)) for (run, name), state in zip(named, states, strict=True)]
+    rows = [(harmless(name), *_cells(run, state)) for (run, name), state in zip(named, states, strict=True)]
     return [*table_lines(HEADER, rows, width, _DROPPABLE, left=2), counted(states)]
 
 

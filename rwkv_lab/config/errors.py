@@ -1,4 +1,4 @@
-"""What a user did wrong, said in one plain sentence."""
+"""Users' mistakes as one plain sentence."""
 
 import difflib
 import io
@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the closest of ``known``, or an empty string."""
+    """Return `` (did you mean 'x'?)`` for the closest of ``known``, or an empty string."""
     as_written = {each.lower(): each for each in known}
     wanted = str(name).lower()
     close = difflib.get_close_matches(wanted, as_written, n=1, cutoff=0.5)
@@ -23,9 +23,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def main_guard(main: Callable[[], int | None]) -> int:
-    """Runs a command line: its exit code, 2 after a ``UserError`` (one line on standard error), 130 after Ctrl-C.
+    """Run a command and return its exit code: 2 after a ``UserError`` (one line on standard error), 130 after Ctrl-C.
 
-    A reader that has seen enough, as in ``... | head``, ends it quietly with 1.
+    Exits with 1, without a traceback, if the output pipe is closed (e.g. ``| head``).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that is not UTF-8 shows "?" instead of ending the command.
@@ -42,3 +42,9 @@ def main_guard(main: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except RuntimeError as error:
+        # pathlib's, for a user that the system does not know; libraries ask for their settings there.
+        if "home directory" not in str(error):
+            raise
+        print("error: the home folder is not known: set HOME to a folder, e.g. HOME=/tmp", file=sys.stderr)
+        return 2

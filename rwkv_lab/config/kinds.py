@@ -105,7 +105,7 @@ class ModelConfig(Component):
 
     @property
     def embedding_norm(self) -> bool:
-        """Whether a norm follows the embedding; in a post-norm model the first block's own."""
+        """Return whether a norm follows the embedding; in a post-norm model the first block's own."""
         for chosen in (self.small_init_emb, self.emb_norm):
             if chosen is not None:
                 return chosen
@@ -282,12 +282,12 @@ class TrackerConfig(Component):
 
     @property
     def active(self) -> bool:
-        """Whether there is anything to open."""
+        """Return whether there is anything to open."""
         return True
 
     @property
     def remote(self) -> bool:
-        """Whether rows go to a server; what it has received is then noted in uploaded.json."""
+        """Return whether rows go to a server; what it has received is then noted in uploaded.json."""
         return False
 
     @abstractmethod

@@ -20,7 +20,7 @@ from rwkv_lab.util.paths import runs_dir
 
 
 def canonical(config: Any, files: Mapping[str, str], prefix: str = "") -> Any:
-    """What is hashed: plain data of a dataclass tree, without None, False and fields marked ``identity=False``.
+    """Return what is hashed: plain data of a dataclass tree, without None, False and fields marked ``identity=False``.
 
     False stays where the default is None, because unset means something else there.
     ``files`` maps a dotted key that names a file to the sha256 of its content, which stands in for the name.

@@ -52,7 +52,9 @@ class TrainerConfig:
             # A run stated in updates is the same run whatever tokens holds.
             self.tokens = None
         kind, _, number = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
+        if kind not in ("auto", "cpu", "cuda") or (
+            number and not (kind == "cuda" and number.isascii() and number.isdigit())
+        ):
             raise UserError(f"trainer.device={self.device} is unknown: choose auto, cpu, cuda or cuda:N")
         if number and self.strategy is not None:
             raise UserError(

@@ -134,7 +134,7 @@ def _ids_by_token(tokenizer: "Tokenizer", raw: bool) -> dict[Any, int]:
 
 
 def same_tokenizer(one: "Tokenizer", other: "Tokenizer") -> bool:
-    """Whether both give every text the same ids, as far as their stored forms tell."""
+    """Return whether both give every text the same ids, as far as their stored forms tell."""
     if json.loads(one.to_json()) == json.loads(other.to_json()):
         return True
     # Two kinds may be the same: a character tokenizer written for transformers comes back as bpe.

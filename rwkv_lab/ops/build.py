@@ -134,7 +134,7 @@ def _path(path: Path) -> str:
 
 
 def say(text: str) -> None:
-    """Prints a line for who waits."""
+    """Print a line for who waits."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -256,7 +256,7 @@ def library(kind: Kind, arch: str = "sm_90", cuda: str | None = None, cache: Pat
 
 
 def _fits(folder: Path, made: Recipe) -> bool:
-    """Whether a library of the package is made from these sources for torch's CUDA; see ``prebuild``."""
+    """Return whether a library of the package is made from these sources for torch's CUDA; see ``prebuild``."""
     record = json.loads((folder / store.RECORD).read_text())
     same_cuda = made.cuda is not None and major(record["cuda"]) == major(made.cuda)
     return same_cuda and folder.name.startswith(f"{made.name}-{_portable_key(made, record['cuda'])}")
@@ -284,7 +284,7 @@ def parse_archs(text: str) -> list[str]:
     """``80,90`` as sm_80 and sm_90."""
     parts = [part.strip().removeprefix("sm_").replace(".", "") for part in text.split(",")]
     for part in parts:
-        if not part.rstrip("a").isdecimal():
+        if not (part.isascii() and part.rstrip("a").isdecimal()):
             raise UserError(f"--arch must be compute capabilities such as 80,90 (got {text})")
     return [f"sm_{part}" for part in parts]
 

@@ -9,7 +9,7 @@ LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process reuse freed tensors' pages: a fresh page costs more to map than a kernel takes to fill it.
+    """Let this process reuse freed tensors' pages: a fresh page costs more to map than a kernel takes to fill it.
 
     By default glibc returns freed blocks of a few megabytes to the system at once, and every step maps them anew.
     Whether it took effect: False where the C library is not glibc. The process keeps its peak memory until it ends.

@@ -24,7 +24,7 @@ PROBE_TOLERANCE = 1e-4
 
 
 def registered(key: str) -> bool:
-    """Whether this process has loaded the kernels for a dispatch key, CPU or CUDA."""
+    """Return whether this process has loaded the kernels for a dispatch key, CPU or CUDA."""
     exists = hasattr(torch.ops.rwkv_lab, "wkv_fwd")
     return exists and torch._C._dispatch_has_kernel_for_dispatch_key("rwkv_lab::wkv_fwd", key)
 
@@ -70,7 +70,7 @@ def load_for_cards(arch: str, cache: Path | None) -> None:
 
 
 def probe(device: torch.device) -> None:
-    """Runs the kernels once, forward and backward; BuildFailed if they do not run or their numbers are wrong."""
+    """Run the kernels once, forward and backward; BuildFailed if they do not run or their numbers are wrong."""
     w, u = torch.tensor([-0.5, -1.0]), torch.tensor([0.5, -0.5])
     k, v = torch.arange(6.0).view(1, 3, 2), torch.arange(6.0, 0.0, -1.0).view(1, 3, 2)
 
@@ -107,7 +107,7 @@ def why_not(device: torch.device, cache: Path | None = None) -> str | None:
 
 @functools.cache
 def ready(device: torch.device, required: bool, cache: Path | None = None) -> bool:
-    """Whether the kernels for ``device`` can be used; if not, one warning, or UserError if they are ``required``."""
+    """Return whether ``device`` can use the kernels; if not, one warning, or UserError if they are ``required``."""
     reason = why_not(device, cache)
     if reason is not None and required:
         raise UserError(f"ops.backend: native is not possible here ({reason}); use auto or reference")

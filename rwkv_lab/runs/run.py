@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs.manifest import read_manifest
+from rwkv_lab.runs.manifest import read_manifest, verify
 from rwkv_lab.runs.metrics import read_metrics
 
 LOCK_NAME = ".lock"
+CONFIG_BYTES = 1 << 18  # most that a config.yaml may have; a run writes some kilobytes
 # Recorded in run.json; a run recorded as running is interrupted once nobody holds its lock.
 FINISHED = ("complete", "failed", "stopped early")
 STATUSES = ("complete", "stopped early", "running", "interrupted", "failed")
@@ -48,7 +49,8 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.yaml as plain data; UserError if it cannot be read."""
+        """config.yaml as plain data; UserError if it cannot be read, or if the run has ended with another one."""
+        self._verify_if_ended("config.yaml")
         return read_config(self.path / "config.yaml")
 
     @property
@@ -60,12 +62,21 @@ class Run:
         return "running" if is_locked(self.path) else "interrupted"
 
     def stale(self, fingerprint: str) -> bool:
-        """Whether the run was completed by other code than ``fingerprint`` (``provenance.code_fingerprint()``)."""
+        """Return whether other code completed the run than ``fingerprint`` (``provenance.code_fingerprint()``)."""
         return self.manifest.get("code") != fingerprint
 
     def metrics(self) -> dict[str, np.ndarray]:
-        """Columns of metrics.csv as float64 arrays, NaN where empty; a torn last row is left out."""
+        """Columns of metrics.csv as float64 arrays, NaN where empty; a torn last row is left out.
+
+        UserError if the run has ended with another one.
+        """
+        self._verify_if_ended("metrics.csv")
         return read_metrics(self.path / "metrics.csv")
+
+    def _verify_if_ended(self, name: str) -> None:
+        # The files of a run that has not ended may be newer than their checksums.
+        if self.manifest.get("status") in FINISHED:
+            verify(self.path, name)
 
 
 class _ConfigLoader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
@@ -78,9 +89,12 @@ _ConfigLoader.add_implicit_resolver(
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Return a config.yaml as plain data; UserError if it is not a mapping without aliases."""
+    """Return a config.yaml as plain data; UserError if it is too large or not a mapping without aliases."""
     try:
-        text = file.read_text()
+        size = file.stat().st_size
+        if size > CONFIG_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than {CONFIG_BYTES:,}")
+        text = file.read_text(encoding="utf-8")
         # Aliases make a small file expand without bound, and no run has ever written one.
         if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _ConfigLoader)):
             raise ValueError("it has YAML aliases")
@@ -94,7 +108,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a living process holds the run's lock; works in folders that can only be read."""
+    """Return whether a living process holds the run's lock; works in folders that can only be read."""
     try:
         descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
     except OSError:
@@ -110,7 +124,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Whether ``path`` is a run directory."""
+    """Return whether ``path`` is a run directory."""
     return (path / "run.json").is_file()
 
 

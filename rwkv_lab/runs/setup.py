@@ -11,17 +11,18 @@ ASIDE = ("data.cache_dir",)  # cannot change a result
 
 
 def setup(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dotted keys of a plain ``config`` that runs of one fit share, without unset ones."""
+    """Return the dotted keys of a plain ``config`` that runs of one fit share."""
     return {
         key: value
         for key, value in flat(config).items()
-        if value is not None and key not in ASIDE and any(key == one or key.startswith(one + ".") for one in SHARED)
+        if key not in ASIDE and any(key == one or key.startswith(one + ".") for one in SHARED)
     }
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
-    """Return the keys in which two setups differ, in order."""
-    return [key for key in sorted({*left, *right}) if left.get(key) != right.get(key)]
+    """Return the keys in which two setups differ, in order; a key that one lacks, as an earlier version's may, does not
+    count."""
+    return [key for key in sorted({*left} & {*right}) if left[key] != right[key]]
 
 
 def recipe(overrides: list[str]) -> list[str]:

@@ -53,7 +53,7 @@ def lock(folder: Path) -> FileLock | None:
 
 
 def _over(status: str | None, rerun: bool, early: bool) -> bool:
-    """Whether a run of ``status`` needs no more work; ``early``: one that was stopped early is left so."""
+    """Return whether a run of ``status`` needs no more work; ``early``: one that was stopped early is left so."""
     return not rerun and (status == "complete" or (early and status == "stopped early"))
 
 

@@ -42,12 +42,19 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     shared = spec.shares_gpus and config.trainer.device in ("auto", "cuda") and not config.trainer.strategy
     if spec.visible:
         say(f"\n{path.name}  ({' '.join(overrides)})")
+    marker = stop_marker(runs_dir(config.runs_dir), os.getppid())
     if spec.tied:
         end_with_parent()
+        # Ctrl-C in the terminal reaches this worker as well; ``run_child`` passes it on.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if marker.exists():
+            return LOSS_IF_FAILED
     gpus = launchers.visible_gpus() if shared else ()
     with launchers.gpu_lock(gpus, runs_dir(config.runs_dir) / ".gpus") as gpu:
         chosen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
         ended = run_child(command(overrides), chosen | threads(spec), quiet=not spec.visible)
+    if ended.stopped and spec.tied and marker.exists():
+        return LOSS_IF_FAILED
     if ended.stopped and spec.tied:
         # Raising would only bring the worker back to its pool, where it waits for jobs from a parent that may be dead.
         os._exit(STOPPED)
@@ -56,8 +63,13 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     return outcome(path, config, overrides, ended)
 
 
+def stop_marker(root: Path, sweep: int) -> Path:
+    """Return the file that tells the workers of the process ``sweep`` to begin no more jobs."""
+    return root / f".stopping-{sweep}"
+
+
 def is_over(status: str, config: Config) -> bool:
-    """Whether a job of ``status`` needs no work: complete, or stopped early while a stop rule is set."""
+    """Return whether a job of ``status`` needs no work: complete, or stopped early while a stop rule is set."""
     return not config.rerun and (status == "complete" or (status == "stopped early" and config.stop is not None))
 
 

@@ -50,7 +50,7 @@ def study_overrides(params: Mapping[str, Any]) -> list[str]:
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
-    """Whether the arguments of run.py ask for a grid: ``-m``, or a study that sweeps, without another sweeper."""
+    """Return whether arguments of run.py ask for a grid: ``-m``, or a study that sweeps, without another sweeper."""
     study = next(
         (word.partition("=")[2] for word in arguments if word.startswith(("experiments=", "+experiments="))), ""
     )
@@ -130,7 +130,7 @@ class Composer:
 
 
 def _is_setting(override: Any) -> bool:
-    """Whether an override only changes a value, and so cannot change which files are composed."""
+    """Return whether an override only changes a value, and so cannot change which files are composed."""
     from hydra.core.override_parser.types import OverrideType
 
     key = override.key_or_group

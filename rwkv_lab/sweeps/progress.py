@@ -13,7 +13,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, is_run, last_step
 from rwkv_lab.sweeps import plan
 from rwkv_lab.sweeps.plan import Job
-from rwkv_lab.util.console import count, duration, say, table_lines, terminal_width
+from rwkv_lab.util.console import count, duration, harmless, say, table_lines, terminal_width
 
 ORDER = ("complete", "stopped early", "running", "failed", "interrupted", "left out", "pending")
 OVER = ("complete", "stopped early", "failed", "left out")
@@ -90,7 +90,7 @@ def seconds_left(elapsed: float, at_start: float, now: float, jobs: int) -> floa
 
 @dataclass
 class Watch:
-    """Prints once how every job ended, as soon as its run directory shows it."""
+    """Print once how every job ended, as soon as its run directory shows it."""
 
     planned: list[Job]
     earlier: dict[Path, str] = field(default_factory=dict)  # ends of runs that are to be made again
@@ -128,7 +128,7 @@ class Watch:
         return job_state(job, self.earlier.get(job.path) if job.path else None)
 
     def is_open(self, job: Job) -> bool:
-        """Whether work is left for the job that nobody has done in this sweep."""
+        """Return whether work is left for the job that nobody has done in this sweep."""
         return self.state(job).status not in OVER
 
     def look(self, repeat: bool = False) -> None:
@@ -195,7 +195,7 @@ def table(names: Sequence[str], states: Sequence[JobState], width: int | None = 
     ``width``   columns to fit into (default: the terminal's; any width if there is none)
     """
     header = ("run", "status", "val_bpb", "val_loss", "forecast", "tokens/s", "time", "spent", "saved")
-    rows = [(name, *_cells(state)) for name, state in zip(names, states, strict=True)]
+    rows = [(harmless(name), *_cells(state)) for name, state in zip(names, states, strict=True)]
     for line in table_lines(header, rows, width or terminal_width(), _DROPPABLE, left=2):
         say(line)
     for name, state in zip(names, states, strict=True):

@@ -2,9 +2,11 @@
 
 import math
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -12,10 +14,13 @@ from omegaconf import DictConfig
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, provenance
+from rwkv_lab.sweeps import job as sweep_job
 from rwkv_lab.sweeps import launchers, plan, progress
+from rwkv_lab.sweeps.launchers import LauncherSpec
 from rwkv_lab.sweeps.plan import Composer, Job, Loader
 from rwkv_lab.sweeps.progress import Watch
 from rwkv_lab.training.distributed import torchrun
+from rwkv_lab.training.signals import StopSignals
 from rwkv_lab.util.console import say, warn
 from rwkv_lab.util.paths import IMPORT_ROOT
 
@@ -53,7 +58,7 @@ def sweep(jobs: Sequence[Sequence[str]], master: DictConfig, loader: Loader, lau
     try:
         with progress.watching(watch, repeat=not spec.visible):
             _warn_of_other_code(watch)
-            _work_off(watch, spec.batch, launcher)
+            _work_off(watch, spec, launcher)
     except KeyboardInterrupt:
         say("stopping; what has begun is resumable: the same command again goes on from there")
         watch.wait(planned, SECONDS_TO_SAVE)
@@ -65,15 +70,15 @@ def sweep(jobs: Sequence[Sequence[str]], master: DictConfig, loader: Loader, lau
         raise SystemExit(1)
 
 
-def _work_off(watch: Watch, batch_size: int | None, launcher: Launcher) -> None:
+def _work_off(watch: Watch, spec: LauncherSpec, launcher: Launcher) -> None:
     todo, lost = [job for job in watch.planned if watch.is_open(job)], 0
     while todo:
         locked: list[Job] = []
-        size = batch_size or len(todo)
+        size = spec.batch or len(todo)
         for first in range(0, len(todo), size):
             batch = [job for job in todo[first : first + size] if watch.is_open(job)]
             try:
-                locked += _launch(batch, launcher)
+                locked += _launch(batch, launcher, spec)
             except BrokenProcessPool:
                 lost += 1
                 warn("a worker of the launcher was killed; what it leaves unfinished is started again")
@@ -83,11 +88,12 @@ def _work_off(watch: Watch, batch_size: int | None, launcher: Launcher) -> None:
         todo = [job for job in locked if watch.is_open(job)]
 
 
-def _launch(batch: Sequence[Job], launcher: Launcher) -> list[Job]:
+def _launch(batch: Sequence[Job], launcher: Launcher, spec: LauncherSpec) -> list[Job]:
     """Launch the batch; return those of its jobs that another process has."""
     if not batch:
         return []
-    with _importable_in_workers():
+    root = next(job.path.parents[1] for job in batch if job.path)
+    with _importable_in_workers(), _let_jobs_save(root) if spec.tied else nullcontext():
         returned = launcher.launch([job.overrides for job in batch], initial_job_idx=0)
     for each in returned:
         if each.status != JobStatus.COMPLETED:
@@ -110,6 +116,36 @@ def _warn_of_other_code(watch: Watch) -> None:
             f"{stale} of the complete runs were made by other code than the present rwkv_lab/ and csrc/; "
             "add rerun=true to redo them"
         )
+
+
+@contextmanager
+def _let_jobs_save(root: Path) -> Iterator[None]:
+    """Context manager: a request to stop reaches the workers, and KeyboardInterrupt follows when they have returned.
+
+    joblib, interrupted itself, would kill its workers and all they started before the jobs have saved.
+    """
+    import psutil  # of the extra that installs this launcher
+
+    marker = sweep_job.stop_marker(root, os.getpid())
+
+    def pass_on() -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        for worker in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                worker.send_signal(signal.SIGINT)
+
+    try:
+        with StopSignals(pass_on) as stop:
+            try:
+                yield
+            except BrokenProcessPool:
+                if not stop.requested:
+                    raise
+    finally:
+        marker.unlink(missing_ok=True)
+    if stop.requested:
+        raise KeyboardInterrupt
 
 
 @contextmanager

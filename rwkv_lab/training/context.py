@@ -28,7 +28,7 @@ class RunContext:
 
     @property
     def resuming(self) -> bool:
-        """Whether an earlier session has begun the run."""
+        """Return whether an earlier session has begun the run."""
         return self.claim.state == "resume"
 
     def fail(self, reason: str) -> None:

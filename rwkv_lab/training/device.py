@@ -92,7 +92,7 @@ def another_card(before: dict, resolved: Resolved) -> str | None:
 
 
 def apply(resolved: Resolved) -> None:
-    """Sets torch's threads, matmul precision and determinism for this process, and keeps its freed memory.
+    """Set torch's threads, matmul precision and determinism for this process, and keeps its freed memory.
 
     Under bf16 on a GPU the products that stay in float32, such as RWKV v1's time weights, take TF32.
     """

@@ -237,8 +237,11 @@ class FittedConfig(ScheduleConfig):
         """Raise UserError for a run whose model, data or batch are not those of the runs fitted."""
         from rwkv_lab.runs.setup import differences, setup
 
+        # A file that is not there is a mistake of the run, reported when it is read.
+        if self.fit_any or not Path(self.fit).is_file():
+            return
         fitted = read_proposal(self.fit).setup
-        if not fitted or self.fit_any:
+        if not fitted:
             return
         own = setup(asdict(run))
         off = differences(fitted, own)

@@ -119,8 +119,8 @@ LEAST_FIRST_COLUMN = 16
 
 
 def terminal_width() -> int | None:
-    """Return the columns of the terminal on standard output; None if it is not a terminal."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    """Return the columns of the terminal on standard output, or COLUMNS; None if there is neither."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
 
 
 def table_lines(
@@ -151,8 +151,8 @@ def table_lines(
         widths[0] = max(min(LEAST_FIRST_COLUMN, widths[0]), widths[0] - excess())
     lines = []
     for line in (header, *rows):
-        folded = textwrap.wrap(line[0], widths[0], break_on_hyphens=False) or [""]
+        folded = textwrap.wrap(line[0], widths[0], subsequent_indent="  ", break_on_hyphens=False) or [""]
         cells = [line[i].ljust(widths[i]) if i < left else line[i].rjust(widths[i]) for i in shown[1:]]
         lines.append(GAP.join([folded[0].ljust(widths[0]), *cells]).rstrip())
-        lines += ["  " + more if len(more) + 2 <= widths[0] else more for more in folded[1:]]
+        lines += folded[1:]
     return lines

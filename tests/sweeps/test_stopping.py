@@ -9,8 +9,8 @@ import pytest
 from rwkv_lab.config import registry
 from rwkv_lab.config.fields import instance
 from rwkv_lab.runs import Run, load
+from rwkv_lab.runs.manifest import write_manifest
 from rwkv_lab.sweeps.stopping.curves import JobCurve, Peers, best_final, read_curve
-from rwkv_lab.util.io import write_json
 from tests.composing import checked, hydra_context
 from tests.in_process import Here, make_here, numbers
 from tests.lab import TINY
@@ -127,7 +127,7 @@ def write_run(root: Path, name: str, status: str = "complete", tokens: int = 100
     folder.mkdir(parents=True)
     content = {"data": {"name": "builtin"}, "tokenizer": {"name": "char"}, "trainer": {"eval_tokens": 512}}
     (folder / "config.yaml").write_text(json.dumps(content | config))
-    write_json(folder / "run.json", {"status": status, "steps": 40, "tokens": tokens, "data": {"sha256": "0" * 8}})
+    write_manifest(folder, {"status": status, "steps": 40, "tokens": tokens, "data": {"sha256": "0" * 8}})
     (folder / "metrics.csv").write_text("step,val_loss\n10,\n20,3.5\n30,3.25\n")
     return Run(folder)
 

@@ -12,13 +12,13 @@ import pytest
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, load
+from rwkv_lab.runs.manifest import write_manifest
 from rwkv_lab.tracking import log_in_background, uploads
 from rwkv_lab.tracking.follower import send_rest
 from rwkv_lab.tracking.sync import sync
 from rwkv_lab.tracking.tracker import Replay, reason
 from rwkv_lab.tracking.wandb import WandbConfig
 from rwkv_lab.training.metrics import FIRST
-from rwkv_lab.util.io import write_json
 from tests.lab import TINY, Lab
 
 RESULT = {"val_loss": 1.25, "val_bpb": 2.5, "train_loss": 1.0, "tokens_per_second": 100.0, "eval": "windows"}
@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Run:
     folder = tmp_path / "my study" / "rwkv_v4-builtin-s1-aaaaaaaa"
     folder.mkdir(parents=True)
     started = {"format": 1, "id": "aaaaaaaa", "started": "2026-01-01T00:00:00+00:00"}
-    write_json(folder / "run.json", started | {"status": "complete", "result": RESULT})
+    write_manifest(folder, started | {"status": "complete", "result": RESULT})
     config = {
         "study": "my study",
         "seed": 1,
@@ -149,7 +149,7 @@ def test_what_is_uploaded_is_known(run: Run, tmp_path: Path) -> None:
     add_rows(run.path, 6, 6)
     assert not uploads.is_whole(run)
     uploads.write(run, 6)
-    write_json(run.path / "run.json", run.manifest | {"started": "2026-02-02T00:00:00+00:00"})
+    write_manifest(run.path, run.manifest | {"started": "2026-02-02T00:00:00+00:00"})
     assert not uploads.is_whole(load(run.path)), "a run begun afresh has uploaded nothing"
     for damage in ('{"step": ', "[]", '{"step": "x"}', "[" * 100_000):
         (run.path / uploads.NAME).write_text(damage)

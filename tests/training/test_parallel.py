@@ -10,10 +10,10 @@ from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.registry import names
 from rwkv_lab.runs import read_metrics
+from rwkv_lab.runs.manifest import write_manifest
 from rwkv_lab.training import device
 from rwkv_lab.training.distributed import parallel
 from rwkv_lab.training.distributed.world import World
-from rwkv_lab.util.io import write_json
 from tests.lab import TINY, Lab
 
 SHORT = (
@@ -52,7 +52,7 @@ def test_two_processes_train_as_one_and_resume(lab: Lab):
     assert manifest["world_size"] == 2
     for newest in (two / "checkpoints").glob("step-000000006.*"):
         newest.unlink()
-    write_json(two / "run.json", manifest | {"status": "running"})
+    write_manifest(two, manifest | {"status": "running"})
     (two / "model.safetensors").unlink()
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py")
     done = lab.python(*torchrun, *SHORT, *TWO, "study=two_processes")
@@ -67,19 +67,19 @@ def test_two_processes_train_as_one_and_resume(lab: Lab):
 
 
 def test_another_number_of_processes_is_refused(tmp_path):
-    write_json(tmp_path / "run.json", {"format": 1, "status": "running", "world_size": 2})
+    write_manifest(tmp_path, {"format": 1, "status": "running", "world_size": 2})
     with pytest.raises(
         UserError, match=r"started by 2 processes and would go on with 3.*torchrun --nproc-per-node 2 run.py"
     ):
-        parallel._claim_together(tmp_path, False, Told(0, 3))
-    held = parallel._claim_together(tmp_path, False, Told(0, 2))
+        parallel._acquire_together(tmp_path, False, False, Told(0, 3))
+    held = parallel._acquire_together(tmp_path, False, False, Told(0, 2))
     assert held.state == "resume"
     held.release()
 
 
 def test_only_the_first_rank_takes_the_lock(tmp_path):
-    first = parallel._claim_together(tmp_path, False, Told(0, 2))
-    other = parallel._claim_together(tmp_path, False, Told(1, 2, ("fresh", {})))
+    first = parallel._acquire_together(tmp_path, False, False, Told(0, 2))
+    other = parallel._acquire_together(tmp_path, False, False, Told(1, 2, ("fresh", {})))
     assert first.lock is not None and first.lock.is_locked
     assert other.lock is None
     first.release()

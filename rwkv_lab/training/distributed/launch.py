@@ -71,7 +71,7 @@ def count(trainer: TrainerConfig) -> int:
 def threads(processes: int, environment: Mapping[str, str]) -> int:
     """Return a rank's share of the run's threads: of OMP_NUM_THREADS, or else of the cores."""
     given = environment.get("OMP_NUM_THREADS", "")
-    return max(1, (int(given) if given.isdigit() else usable_cores()) // processes)
+    return max(1, (int(given) if given.isdecimal() else usable_cores()) // processes)
 
 
 def _silence() -> None:
@@ -87,14 +87,14 @@ def _end(failures: Mapping[int, Any], processes: int) -> int:
     # Elastic itself ends the others, by SIGTERM at once and by SIGKILL much later.
     at_once = in_order[0][1].timestamp + 1
     killed = [item for item in in_order if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
-    said = [
+    exit_codes = [
         failure.exitcode for _, failure in in_order if failure.exitcode > 0 and failure.exitcode != torchrun.LOST_TOUCH
     ]
     if killed and killed[0][1].timestamp <= at_once:
         rank, failure = killed[0]
         reason = f"process {rank + 1} of {processes} was {killed_by(-failure.exitcode)}"
-    elif said:
-        return said[0]
+    elif exit_codes:
+        return exit_codes[0]
     else:
         reason = f"the {processes} processes of the run lost touch with each other"
     print(f"failed: {reason}; the same command again goes on from the last checkpoint", file=sys.stderr)

@@ -44,7 +44,7 @@ class Vote:
         self._left = threading.Event()
 
     def cast(self, flag: bool) -> bool:
-        """Whether any rank raised its flag at the vote before this one; alone: ``flag``."""
+        """Return whether any rank raised its flag at the vote before this one; alone: ``flag``."""
         if self._world.size == 1:
             return flag
         before = self._last

@@ -147,8 +147,36 @@ def test_a_folder_of_runs_is_expanded(tmp_path):
         (tmp_path / "study" / name / "metrics.csv").write_text("step,lr,train_loss\n1,1,1\n")
     assert expand(str(tmp_path / "study")) == [str(tmp_path / "study" / name) for name in ("a", "b")]
     (tmp_path / "empty").mkdir()
+    assert expand(str(tmp_path / "empty")) == []
     with pytest.raises(UserError, match="no run below"):
-        expand(str(tmp_path / "empty"))
+        main(["fit", str(tmp_path / "empty")])
+
+
+def test_a_folder_without_runs_is_passed_over(logs, tmp_path, capsys):
+    (tmp_path / "comparison").mkdir()
+    arguments = [str(logs / "cosine.csv"), str(tmp_path / "comparison"), str(logs / "wsd.csv")]
+    assert main(["fit", *arguments, "--out", str(tmp_path / "out")]) == 0
+    assert "passed over" in capsys.readouterr().out
+
+
+def test_a_fit_is_written_even_if_no_schedule_can_be_proposed(logs, tmp_path, monkeypatch, capsys):
+    from analysis.schedules import recommended
+
+    def fail(*_):
+        raise UserError("nothing to propose")
+
+    monkeypatch.setattr(recommended, "propose", fail)
+    assert main(["fit", str(logs / "cosine.csv"), str(logs / "wsd.csv"), "--out", str(tmp_path)]) == 0
+    assert "proposal" not in json.loads((tmp_path / "fit.json").read_text())
+    assert "nothing to propose" in capsys.readouterr().out
+
+
+def test_forecast(logs, tmp_path, capsys):
+    lines = (logs / "wsd.csv").read_text().splitlines()
+    (tmp_path / "running.csv").write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    arguments = ["forecast", str(tmp_path / "running.csv"), "--schedule", str(logs / "wsd.csv")]
+    assert main([*arguments, "--with", str(logs / "cosine.csv")]) == 0
+    assert "final loss" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -187,7 +215,6 @@ def test_a_mistake_exits_with_2_and_a_line(tmp_path):
         (["--schedule", "wsd", "--steps", "500", "--set", "decay_power"], "--set must be KEY=VALUE"),
         (["--schedule", "gone.csv"], "no such file"),
         (["--schedule", "wsd", "--steps", "500", "--decay-shape", "square"], "square"),
-        (["--schedule", "wsd", "--steps", "10"], "longer than"),
     ],
 )
 def test_a_schedule_that_is_none_is_named(fitted, arguments, message):

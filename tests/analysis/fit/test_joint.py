@@ -177,3 +177,21 @@ def test_a_file_that_is_no_fit_is_refused(tmp_path):
         FittedModel.load(tmp_path / "fit.json")
     with pytest.raises(UserError, match="cannot be read"):
         FittedModel.load(tmp_path / "gone.json")
+
+
+def test_intervals_widen_with_distance_and_remarks_name_it(mixture):
+    def ask(steps=1500, peak=3e-3, end=3e-4):
+        return mixture.predict("cosine", steps, lr_init=peak, lr_final=end, warmup_steps=50)
+
+    def width(prediction):
+        return float(np.diff(prediction.interval())[0])
+
+    near = ask()
+    assert not near.remarks
+    for far, word in (
+        (ask(steps=6000), "times as long"),
+        (ask(peak=1e-3, end=1e-4), "peak"),
+        (ask(end=0.0), "ends at"),
+    ):
+        assert width(far) > width(near)
+        assert any(word in remark for remark in far.remarks)
