@@ -62,8 +62,7 @@ def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     form = _form(options.out, options.to)
     if not options.out.parent.is_dir():
-<<<<<<< HEAD
-        raise UserError(f"{options.out.parent}: there is no such folder to write to")
+        raise UserError(f"{options.out.parent}: this folder does not exist")
     if options.absorb_ln and form not in ("rwkv_lab", "onnx"):
         raise UserError("--absorb-ln needs an OUT that ends in .safetensors or .onnx: other programs expect the norm")
     from safetensors import SafetensorError
@@ -77,16 +76,6 @@ def main(argv: list[str]) -> None:
     )
     if options.absorb_ln:
         opened = Opened(absorb_norm(opened.model), opened.tokenizer)
-=======
-        raise UserError(f"{options.out.parent}: this folder does not exist")
-    if options.to:
-        tensors = to_original(load(options.source))
-        write = functools.partial(torch.save, tensors)
-    else:
-        sizes = {key: getattr(options, key) for key in ("n_head", "ctx_len") if getattr(options, key) is not None}
-        model = load_original(read_checkpoint(options.source), options.version, options.model_type, **sizes)
-        write = functools.partial(save, model)
->>>>>>> main
     try:
         _write(opened, form, options.out)
     except (OSError, RuntimeError, SafetensorError) as error:

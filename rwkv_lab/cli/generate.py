@@ -50,20 +50,8 @@ def main(argv: list[str]) -> None:
     from rwkv_lab.inference.sampling import Session
     from rwkv_lab.models.opening import with_tokenizer
 
-<<<<<<< HEAD
     model, tokenizer = with_tokenizer(options.model, options.tokenizer)
     generator = torch.Generator(chosen_device(options.device)).manual_seed(options.seed)
-=======
-    verify(options.run, "tokenizer.json", "model.safetensors")
-    model = models.load(options.run)
-    file = options.run / "tokenizer.json"
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; a finished run has one")
-    tokenizer = from_json(file.read_text(encoding="utf-8", errors="replace"))
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device; choose cpu")
-    generator = torch.Generator(options.device).manual_seed(options.seed)
->>>>>>> main
     filters = {
         key: getattr(options, key) for key in ("temperature", "top_k", "top_p", "top_p_x", "top_a", "top_a_power")
     }

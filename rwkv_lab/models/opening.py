@@ -107,7 +107,7 @@ def read_tokenizer(file: Path) -> "Tokenizer":
 
     file = file / "tokenizer.json" if file.is_dir() else file
     try:
-        tokenizer = data.from_json(file.read_text(encoding="utf-8"))
+        tokenizer = data.from_json(file.read_text(encoding="utf-8", errors="replace"))
         _ = tokenizer.vocab_size
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}; give a tokenizer.json") from None
