@@ -85,7 +85,9 @@ def main(argv: list[str]) -> None:
 
 
 def _form(out: Path, to: str | None) -> str:
-    """Return the key of ``FORMS`` to write; UserError if the name of ``out`` does not go with it."""
+    """Return the key of ``FORMS`` to write; UserError if the name of ``out`` does not go with it, or a run is there."""
+    from rwkv_lab.models.huggingface import is_folder
+
     if to is None:
         form = next((form for form, ending in FORMS.items() if ending and out.suffix == ending), None)
         if form is None:
@@ -95,6 +97,8 @@ def _form(out: Path, to: str | None) -> str:
         raise UserError(f"{out} must end in {FORMS[to]} with --to {to}")
     if not FORMS[to] and (out.is_file() or out.suffix in (".pth", ".safetensors")):
         raise UserError(f"{out} must be a folder with --to {to}")
+    if not FORMS[to] and out.is_dir() and any(out.iterdir()) and not is_folder(out):
+        raise UserError(f"{out} has other files in it: give a new folder for --to {to}")
     return to
 
 

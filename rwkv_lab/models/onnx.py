@@ -1,5 +1,6 @@
 """One step of a recurrent model as an ONNX file: token and state in, logits and state out."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,13 +48,16 @@ def first_state(model: LM) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _plain(mixes: list[WKVMix]) -> Iterator[None]:
-    """Compute the scan in plain torch, which can be written down, and not by the kernel."""
-    before = [mix.backend for mix in mixes]
+    """Compute the scan in plain torch, which can be written down, and not by the kernel; keep the exporter quiet."""
+    before, logger = [mix.backend for mix in mixes], logging.getLogger("torch.onnx")
+    level = logger.level
     try:
+        logger.setLevel(logging.ERROR)  # it warns of every package of torch's that is not installed
         for mix in mixes:
             mix.backend = "reference"
         yield
     finally:
+        logger.setLevel(level)
         for mix, backend in zip(mixes, before, strict=True):
             mix.backend = backend
 

@@ -102,6 +102,9 @@ def test_the_name_of_the_file_decides_what_is_written(tmp_path):
     convert.main([str(source), str(tmp_path / "y.pth")])
     written = torch.load(tmp_path / "y.pth", weights_only=True)
     assert written.keys() == to_original(model).keys()
+    models.save(model, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="other files"):
+        convert.main([str(tmp_path), str(tmp_path), "--to", "hf"])
     for wrong in (["y"], ["y.pth", "--to", "rwkv_lab"], ["y.safetensors", "--to", "original"], ["y.pth", "--to", "hf"]):
         with pytest.raises(UserError, match=wrong[0]):
             convert.main([str(source), str(tmp_path / wrong[0]), *wrong[1:]])
