@@ -20,3 +20,16 @@ class Arguments(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: -"):
             message += nearest(message.split()[2], self._option_string_actions)
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+MODEL = "run, .safetensors, original .pth, or Hugging Face folder of RwkvForCausalLM"
+
+
+def add_model_options(parser: argparse.ArgumentParser, precision: str = "fp32") -> None:
+    """Add the argument MODEL, --tokenizer, --device and --precision (shown default: ``precision``) to a command."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="tokenizer.json of a run or of Hugging Face (the one beside the weights)"
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="where to run (auto)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help=f"of matrix products ({precision})")

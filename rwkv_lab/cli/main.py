@@ -18,10 +18,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("rwkv_lab.cli.train", "train a model, a sweep or a study (the same as python run.py)"),
     "runs": Command("rwkv_lab.cli.runs", "list, show, compare, watch, remove and unlock runs"),
-    "evaluate": Command("rwkv_lab.cli.evaluate", "measure the held-out loss of a run"),
+    "evaluate": Command("rwkv_lab.cli.evaluate", "measure the loss of a model on held-out text"),
     "generate": Command("rwkv_lab.cli.generate", "continue a text"),
     "fill": Command("rwkv_lab.cli.fill", "put tokens in place of [MASK], by a model of objective=mlm"),
-    "convert": Command("rwkv_lab.cli.convert", "read and write checkpoints of the original implementation"),
+    "embed": Command("rwkv_lab.cli.embed", "write the sentence embedding of each line of a text"),
+    "convert": Command("rwkv_lab.cli.convert", "read and write models of other programs"),
     "data": Command("rwkv_lab.cli.data", "look at a corpus, or prepare its tokens"),
     "tracking": Command("rwkv_lab.cli.tracking", "upload to the tracker what it does not have yet"),
     "compare": Command("analysis", "table, figures and page of the runs of a study"),

@@ -79,7 +79,7 @@ class ModelConfig(Component):
     head_qk_dim: int = setting(0, low=0)  # width of the head-QK term, which copies earlier tokens to the output; 0: off
     head_qk: Literal["sum", "max"] = "sum"  # amounts of a token that occurs several times
     l2_wrap: bool = False  # gradient that pulls the largest logit of each position towards 0
-    init_from: str | None = setting(None, file=True)  # run (path, STUDY/NAME or id) or .safetensors file to start from
+    init_from: str | None = setting(None, file=True)  # run (path, STUDY/NAME, id), .pth, .safetensors or HF folder
     init_vocab: Literal["match"] | None = None  # match: init_from's rows of emb and head go to the same tokens
     bidirectional: bool = False  # every position sees all others; objective=mlm sets it
 

@@ -1,6 +1,6 @@
 """Sampling: which tokens may be drawn, and texts drawn token by token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.inference.recurrent import RecurrentModel
 from rwkv_lab.models.lm import LM
+from rwkv_lab.models.state import State
 
 
 def filter_logits(
@@ -73,7 +74,46 @@ def _check_sampling(temperature: float, top_k: int, top_p: float, top_a: float, 
             raise UserError(f"{name} must be between 0 and 1 (got {value})")
 
 
-@torch.no_grad()
+class Session:
+    """A model in the middle of a text: reads tokens, draws what follows, and goes on from there."""
+
+    def __init__(self, model: LM, generator: Generator | None = None, vocab_size: int | None = None, **filters: Any):
+        """Begin a text. Draws with ``generator``, on the model's device, among the first ``vocab_size`` tokens (all).
+
+        filters are those of ``filter_logits``; UserError for one out of range.
+        """
+        filter_logits(torch.zeros(1, 1), **filters)
+        self.recurrent = RecurrentModel(model)
+        self.vocab_size = model.vocab_size if vocab_size is None else vocab_size
+        self.generator = generator
+        self.filters = filters
+        self.device = model.emb.weight.device
+        self.unread: list[int] = []
+        self.state: State | None = None
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Append the token ``ids`` to the text. Raises UserError for one outside the vocabulary."""
+        if len(ids) and (min(ids) < 0 or max(ids) >= self.recurrent.model.vocab_size):
+            raise UserError(f"the prompt has a token outside the vocabulary of {self.recurrent.model.vocab_size}")
+        self.unread += ids
+
+    @torch.no_grad()
+    def draw(self, length: int) -> Iterator[int]:
+        """Yield ``length`` tokens that continue the text, each as soon as it is drawn.
+
+        Raises UserError for a text without a token.
+        """
+        if not self.unread and length:
+            raise UserError("the prompt is empty: give at least one token")
+        for _ in range(length):
+            unread = torch.tensor([self.unread], device=self.device)
+            logits, self.state = self.recurrent.prefill(unread, self.state)
+            p = filter_logits(logits[:, -1, : self.vocab_size], **self.filters)
+            token = int(torch.multinomial(p, 1, generator=self.generator))
+            self.unread = [token]
+            yield token
+
+
 def generate(
     model: LM, prompt: Sequence[int], length: int, generator: Generator | None = None, **filters: Any
 ) -> list[int]:
@@ -83,15 +123,6 @@ def generate(
     filters are those of ``filter_logits``. Raises UserError for an empty prompt, a token outside the vocabulary, or a
     filter out of range.
     """
-    if len(prompt) == 0:
-        raise UserError("the prompt is empty: give at least one token")
-    if min(prompt) < 0 or max(prompt) >= model.vocab_size:
-        raise UserError(f"the prompt has a token outside the vocabulary of {model.vocab_size}")
-    recurrent = RecurrentModel(model)
-    unread = torch.tensor([list(prompt)], device=model.emb.weight.device)
-    state, tokens = None, []
-    for _ in range(length):
-        logits, state = recurrent.prefill(unread, state)
-        unread = torch.multinomial(filter_logits(logits[:, -1], **filters), 1, generator=generator)  # [1,1]
-        tokens.append(int(unread))
-    return tokens
+    session = Session(model, generator, **filters)
+    session.read(list(prompt))
+    return list(session.draw(length))

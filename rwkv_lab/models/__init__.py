@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rwkv_lab.models.factory import build, check, check_init, construct, load, save, skeleton
     from rwkv_lab.models.lm import decay_parameters, flops_per_token
+    from rwkv_lab.models.opening import open_model
     from rwkv_lab.models.warm_start import initialise_from
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "flops_per_token",
     "initialise_from",
     "load",
+    "open_model",
     "save",
     "skeleton",
 ]
@@ -28,6 +30,7 @@ _HOME = {
     "flops_per_token": "lm",
     "decay_parameters": "lm",
     "initialise_from": "warm_start",
+    "open_model": "opening",
 }
 
 

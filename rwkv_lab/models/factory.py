@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, nearest
@@ -14,13 +13,12 @@ from rwkv_lab.config.fields import validate
 from rwkv_lab.config.kinds import ModelConfig
 from rwkv_lab.models.lm import LM
 from rwkv_lab.models.warm_start import check_start, initialise_from, stretch_time_vectors
-from rwkv_lab.models.weights import read_shapes, read_tensors, require_match, weights_file
+from rwkv_lab.models.weights import METADATA_KEY, read_description, read_tensors, require_match, weights_file
 from rwkv_lab.util.tensorfile import write_tensors
 
 if TYPE_CHECKING:
     from rwkv_lab.data import Tokenizer
 
-METADATA_KEY = "rwkv_lab.model"
 START_FIELDS = ("init_from", "init_vocab", "time_vectors_from")  # how a model began, needless once it has weights
 
 
@@ -118,11 +116,7 @@ def load(path: str | Path, backend: str = "auto") -> LM:
     On the CPU, in the file's own type. Raises UserError if the file does not exist or another program wrote it.
     """
     file = weights_file(path)
-    try:
-        with safe_open(file, "pt") as opened:
-            description = (opened.metadata() or {}).get(METADATA_KEY)
-    except SafetensorError as error:
-        raise UserError(f"{file} is not a readable .safetensors file: {error}") from error
+    description = read_description(file)
     if description is None:
         raise UserError(f"{file} does not describe its model: only files written by rwkv_lab do")
     try:
@@ -132,6 +126,6 @@ def load(path: str | Path, backend: str = "auto") -> LM:
         raise UserError(f"{file} does not describe its model: its metadata {METADATA_KEY} is damaged") from None
     model = skeleton(configure(**fields), vocab_size, backend).to_empty(device="cpu")
     tensors = read_tensors(file)
-    require_match(model, read_shapes(file), file)
+    require_match(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, file)
     model.load_state_dict(tensors, assign=True)
     return model

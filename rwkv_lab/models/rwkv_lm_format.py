@@ -3,10 +3,7 @@
 import dataclasses
 import math
 import re
-import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +11,10 @@ from torch import Tensor
 
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.models.checkpoint_names import BUFFERS
 from rwkv_lab.models.factory import configure, skeleton
 from rwkv_lab.models.lm import LM
 
-# what the original kept in its checkpoints beside parameters
-BUFFERS = re.compile(r"(^|\.)(mask|copy_mask|inv_freq)$")
 FFN_PRE = ("blocks.0.att.", "blocks.0.ffnPre.")  # a channel mix in the place of the first time mix
 
 
@@ -71,6 +67,30 @@ def architecture(version: str, model_type: str) -> tuple[str, Original]:
         f"the original has no {version} model of type {model_type!r}; v1 has RWKV, MHA_rotary, MHA_shift and MHA_pro, "
         "v2, v3 and v4 have RWKV and RWKV-ffnPre"
     )
+
+
+def detected(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Return version and model type of a checkpoint by the original's names.
+
+    Raises UserError for MHA_rotary and MHA_shift, whose tensors look alike, and for names the original never wrote.
+    """
+    if "tok_emb.weight" in tensors:
+        if "blocks.0.attn.time_w" not in tensors:
+            raise UserError(
+                "the tensors are those of MHA_rotary or of MHA_shift, which look alike: convert them first, e.g. "
+                "rwkv-lab convert x.pth x.safetensors --version v1 --model-type MHA_rotary --n-head 8"
+            )
+        return "v1", "MHA_pro" if "blocks.0.attn.head_mix.weight" in tensors else "RWKV"
+    decay = next((value for name, value in tensors.items() if name.endswith(".att.time_decay")), None)
+    if "emb.weight" not in tensors or decay is None:
+        raise UserError(
+            "its tensors are not those of a model known here: RWKV v1 to v4 by the names of the original or of "
+            "transformers' RwkvForCausalLM, or a file that rwkv_lab wrote"
+        )
+    model_type = "RWKV-ffnPre" if any(name.startswith("blocks.0.ffnPre.") for name in tensors) else "RWKV"
+    if decay.dim() == 1:
+        return "v4", model_type
+    return "v3" if any(name.endswith(".time_mix_k") for name in tensors) else "v2", model_type
 
 
 def load_original(state_dict: Mapping[str, Tensor], version: str, model_type: str = "RWKV", **sizes: Any) -> LM:
@@ -188,20 +208,3 @@ def to_original(model: LM, grads: bool = False) -> dict[str, Tensor]:
             value = torch.zeros_like(value) if parameter.grad is None else parameter.grad
         found[theirs] = value.reshape(original.shape(theirs, tuple(value.shape))).clone()
     return found
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of an original .pth file; nothing in it is executed. Raises UserError for any other file."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except UnpicklingError:
-        raise UserError(f"{path} is not a checkpoint of plain tensors: nothing in it was executed") from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines() or ["unreadable"]
-        raise UserError(f"{path} is not a checkpoint of plain tensors ({reason[0][:120]})") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} is not a checkpoint of plain tensors: it must be a dict of names and tensors")
-    return content

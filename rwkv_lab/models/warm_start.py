@@ -16,7 +16,7 @@ from torch import Tensor
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.kinds import ModelConfig
 from rwkv_lab.models.lm import LM
-from rwkv_lab.models.weights import read_shapes, read_tensors, require_match, weights_file
+from rwkv_lab.models.weights import read_ours, read_shapes, require_match, require_numbers, weights_file
 
 if TYPE_CHECKING:
     from rwkv_lab.data import Tokenizer
@@ -58,8 +58,8 @@ def _check_tokenizers(config: ModelConfig, file: Path, tokenizer: "Tokenizer") -
     if theirs is not None and not same_tokenizer(theirs, tokenizer):
         raise UserError(
             f"model.init_from={file.parent} was trained with another tokenizer ({_shown(theirs)}) than this text "
-            f"has ({_shown(tokenizer)}): add tokenizer=run tokenizer.path={file.parent} to read the text with that "
-            "one, or model.init_vocab=match to carry over the rows of the tokens both have"
+            f"has ({_shown(tokenizer)}): add tokenizer=run tokenizer.path={file.parent / 'tokenizer.json'} to read "
+            "the text with that one, or model.init_vocab=match to carry over the rows of the tokens both have"
         )
     return None
 
@@ -67,7 +67,7 @@ def _check_tokenizers(config: ModelConfig, file: Path, tokenizer: "Tokenizer") -
 def initialise_from(
     model: LM, path: str | Path, tokenizer: "Tokenizer | None" = None, init_vocab: str | None = None
 ) -> None:
-    """Copy the weights of a run or .safetensors file into ``model``.
+    """Copy the weights of a run, a checkpoint of any program or a Hugging Face folder into ``model``.
 
     ctx_len may differ if no parameter depends on it (v2, v3, v4; MHA_rotary and MHA_shift without time_out).
     ``tokenizer`` is that of the model's text; unset: only the size of the vocabulary is compared. With ``init_vocab``
@@ -75,7 +75,8 @@ def initialise_from(
     name or shape differs, or the tokenizer.
     """
     file = weights_file(path, "model.init_from")
-    tensors, theirs = read_tensors(file), _tokenizer_beside(file)
+    tensors, theirs = read_ours(file), _tokenizer_beside(file)
+    require_numbers(tensors, file)
     own = model.state_dict()
     if init_vocab == "match":
         if tokenizer is None:
@@ -134,7 +135,11 @@ def _ids_by_token(tokenizer: "Tokenizer", raw: bool) -> dict[Any, int]:
 
 def same_tokenizer(one: "Tokenizer", other: "Tokenizer") -> bool:
     """Return whether both give every text the same ids, as far as their stored forms tell."""
-    return bool(json.loads(one.to_json()) == json.loads(other.to_json()))
+    if json.loads(one.to_json()) == json.loads(other.to_json()):
+        return True
+    # Two kinds may be the same: a character tokenizer written for transformers comes back as bpe.
+    forms = [getattr(tokenizer, "hugging_face", lambda: None)() for tokenizer in (one, other)]
+    return forms[0] is not None and bool(forms[0] == forms[1])
 
 
 def _tokenizer_beside(file: Path) -> "Tokenizer | None":
@@ -167,7 +172,7 @@ def stretch_time_vectors(model: LM, path: str | Path) -> None:
     if the file lacks them.
     """
     file = weights_file(path, "model.time_vectors_from")
-    tensors = read_tensors(file)
+    tensors = read_ours(file)
     for vector in _vectors(model):
         _require_vector(vector, tensors, file)
         sources = [tensors[name] for name in sorted(tensors, key=_layer) if _vector(name) == vector]

@@ -1,6 +1,6 @@
 """Held-out loss and bits per byte: quick and repeatable during training, complete at its end.
 
-    rwkv-lab evaluate RUN [--split test|val] [--device auto|cpu|cuda] [--json]
+    rwkv-lab evaluate MODEL [--split test|val] [--text FILE] [--device auto|cpu|cuda] [--json]
 
 All functions switch the model to eval mode temporarily, are deterministic, and respect the caller's autocast. Loss is
 the mean cross-entropy in nats per token, without the penalty terms of training.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from rwkv_lab.data.token_cache import Split
 if TYPE_CHECKING:
     import torch
 
+    from rwkv_lab.data import Tokenizer
     from rwkv_lab.models.lm import LM
 
 LOGITS = 1 << 27  # most logits computed at once: half a gigabyte in float32
@@ -240,9 +242,29 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
+def evaluate_text(
+    model: LM, tokenizer: Tokenizer, file: Path, device: str = "auto", precision: str | None = None
+) -> Evaluation:
+    """Return the full evaluation of any model on the whole text of ``file``; UserError if it cannot be read."""
+    from rwkv_lab.data.reading import Segment
+    from rwkv_lab.inference.placing import chosen_device, placed
+
+    try:
+        segment = Segment(file, 0, file.stat().st_size, "--text", "")
+        blocks = list(tokenizer.stream([segment]))
+    except OSError as error:
+        raise UserError(f"--text {file} cannot be read: {error.strerror}") from None
+    tokens = np.concatenate([np.zeros(0, np.uint32), *(ids for ids, _ in blocks)]).astype(np.uint32)
+    sizes = [np.ones(len(ids), np.uint8) if lengths is None else lengths for ids, lengths in blocks]
+    split = Split(tokens, np.concatenate([np.zeros(0, np.uint8), *sizes]))
+    with placed(model, device, precision) as ready:
+        return evaluate_full(ready, split, model.config.ctx_len, STREAMS, chosen_device(device))
+
+
+def evaluate_run(path: str, split_name: str, device: str, precision: str | None = None) -> Evaluation:
     """Return the full evaluation of a complete run on its validation or test text, as the run itself computed it.
 
+    ``precision`` fp32 or bf16 in place of the run's own.
     Raises UserError if the run has no weights yet, its corpus no such split, or one of its files is damaged.
     """
     from rwkv_lab import data, models, runs
@@ -258,7 +280,7 @@ def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
     objective = instance(registry.get("objective", str(stored["name"])), stored)
     try:
         sha256, ctx_len = run.manifest["data"]["sha256"], int(config["model"]["ctx_len"])
-        backend, precision = run.manifest["resolved"]["ops_backend"], run.manifest["resolved"]["precision"]
+        backend, own_precision = run.manifest["resolved"]["ops_backend"], run.manifest["resolved"]["precision"]
         tokenizer = data.from_json((run.path / "tokenizer.json").read_text(encoding="utf-8", errors="replace"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.path} lacks {error} in its run.json or config.yaml: it cannot be evaluated") from None
@@ -272,12 +294,7 @@ def evaluate_run(path: str, split_name: str, device: str) -> Evaluation:
         raise UserError(
             f"data={config['data']['name']} of {run.name} has no {split_name} text: data.split gives it none"
         )
-    import torch
+    from rwkv_lab.inference.placing import chosen_device, placed
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device; choose auto or cpu")
-    model = models.load(run.path, backend).to(device)
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        return objective.evaluate_final(model, split, ctx_len, STREAMS, device, None)
+    with placed(models.load(run.path, backend), device, precision or own_precision) as model:
+        return objective.evaluate_final(model, split, ctx_len, STREAMS, chosen_device(device), None)

@@ -114,7 +114,7 @@ def test_command_line(tmp_path, capsys):
 
     tokenizer = CharTokenizer("\nab")
     models.save(models.build("rwkv_v4", vocab_size=4, n_layer=1, n_embd=8, ctx_len=6), tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
+    with pytest.raises(UserError, match="give --tokenizer FILE"):
         command.main([str(tmp_path), "ab"])
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
     printed = []

@@ -14,7 +14,7 @@ from rwkv_lab import models
 from rwkv_lab.cli import convert
 from rwkv_lab.cli.convert import load_original, to_original
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.models.rwkv_lm_format import read_checkpoint
+from rwkv_lab.models.weights import read_checkpoint
 
 SMALL = {"n_layer": 3, "n_embd": 16, "ctx_len": 12}
 TYPES = [

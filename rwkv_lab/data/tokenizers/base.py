@@ -42,9 +42,14 @@ class Tokenizer(Protocol):
 
 
 def from_json(text: str) -> Tokenizer:
-    """Return the tokenizer that ``to_json`` stored; UserError for any other text."""
+    """Return the tokenizer that ``to_json`` stored, or that a Hugging Face tokenizer.json describes.
+
+    Raises UserError for any other text.
+    """
     try:
         stored: dict[str, Any] = json.loads(text)
+        if "kind" not in stored and "model" in stored:
+            stored = {"kind": "bpe", "tokenizer": stored}
         kind = str(stored["kind"])
         known = registry.members("tokenizer")
         if kind not in known:

@@ -64,6 +64,10 @@ class BpeTokenizer:
     def to_json(self) -> str:
         return json.dumps({"kind": "bpe", "tokenizer": json.loads(self.content)})
 
+    def hugging_face(self) -> dict[str, Any]:
+        """Return the content of the tokenizer.json."""
+        return dict(json.loads(self.content))
+
     def stream(self, segments: Sequence[Segment]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield ids and the bytes of text of each: those from the end of the token before to its own end.
 

@@ -33,6 +33,21 @@ class ByteTokenizer:
     def to_json(self) -> str:
         return json.dumps({"kind": "byte"})
 
+    def hugging_face(self) -> dict[str, Any]:
+        """Return the content of a Hugging Face tokenizer.json with the same ids: byte-level BPE without merges."""
+        # The characters that ByteLevel shows bytes as: themselves if printable in Latin-1, others from U+0100 on.
+        shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        others = [byte for byte in range(256) if byte not in shown]
+        vocabulary = {chr(byte): byte for byte in shown} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        return {
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": level,
+            "decoder": level,
+            "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+        }
+
     def stream(self, segments: Sequence[Segment]) -> Stream:
         for block in byte_blocks(segments):
             yield np.frombuffer(block, np.uint8), None

@@ -53,6 +53,24 @@ class CharTokenizer:
     def to_json(self) -> str:
         return json.dumps({"kind": "char", "characters": self.characters})
 
+    def hugging_face(self) -> dict[str, Any]:
+        """Return the content of a Hugging Face tokenizer.json with the same ids: BPE without merges."""
+        unknown = "<unknown>" if REPLACEMENT in self.characters else REPLACEMENT
+        vocabulary = {character: i for i, character in enumerate((*self.characters, unknown))}
+        return {
+            "version": "1.0",
+            "added_tokens": [],
+            "decoder": {"type": "Fuse"},
+            "model": {
+                "type": "BPE",
+                "vocab": vocabulary,
+                "merges": [],
+                "unk_token": unknown,
+                "fuse_unk": False,
+                "byte_fallback": False,
+            },
+        }
+
     def stream(self, segments: Sequence[Segment]) -> Stream:
         of_ascii = self._ids[:256].tobytes() if self._ids.dtype == np.uint8 else None
         for text in text_blocks(segments, BLOCK):

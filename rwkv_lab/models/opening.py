@@ -1,0 +1,118 @@
+"""Any model, opened by name: a run, a checkpoint of the original, a Hugging Face folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.models import huggingface
+from rwkv_lab.models.checkpoint_names import is_hugging_face, original_names
+from rwkv_lab.models.factory import load
+from rwkv_lab.models.lm import LM
+from rwkv_lab.models.rwkv_lm_format import detected, load_original
+from rwkv_lab.models.weights import read_description, read_tensors, require_numbers, weights_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rwkv_lab.data import Tokenizer
+
+
+class Opened(NamedTuple):
+    """A model with the tokenizer it was trained with."""
+
+    model: LM  # on the CPU, in the file's own floating types
+    tokenizer: "Tokenizer | None"  # None if none was given and none lies beside the weights
+
+
+def open_model(
+    text: str | Path,
+    tokenizer: str | Path | None = None,
+    *,
+    version: str | None = None,
+    model_type: str | None = None,
+    **sizes: Any,
+) -> Opened:
+    """Return the model that ``text`` names and its tokenizer.
+
+    text        run (path, STUDY/NAME, name or id), .safetensors file, original checkpoint (.pth of v1 to v4), Hugging
+                Face folder of RwkvForCausalLM
+    tokenizer   tokenizer.json of a run or of the tokenizers library; unset: the one beside the weights
+    version     v1 | v2 | v3 | v4 of an original checkpoint, with ``model_type`` and ``sizes`` as in ``load_original``;
+                unset: as the tensors show
+
+    Raises UserError for weights that are damaged, of another kind of model or have NaN in them, and for a tokenizer
+    with more tokens than the model.
+    """
+    folder = Path(text).expanduser()
+    if huggingface.is_folder(folder):
+        settings = huggingface.read_config(folder)
+        tensors, file = huggingface.read_tensors(folder), folder / huggingface.CONFIG
+        sizes = {"ctx_len": int(settings.get("context_length", 1024))} | sizes
+        model = _original(tensors, folder, version, model_type, sizes)
+    else:
+        file = weights_file(text)
+        _verify(file)
+        if read_description(file) is not None:
+            model = load(file)
+            require_numbers(model.state_dict(), file)
+        else:
+            model = _original(read_tensors(file), file, version, model_type, sizes)
+    return Opened(model, _tokenizer(tokenizer, file.parent, model))
+
+
+def with_tokenizer(text: str | Path, tokenizer: str | Path | None) -> "tuple[LM, Tokenizer]":
+    """Return model and tokenizer as ``open_model`` does; UserError if there is no tokenizer."""
+    model, found = open_model(text, tokenizer)
+    if found is None:
+        raise UserError(f"{text} has no tokenizer.json beside its weights: give --tokenizer FILE")
+    return model, found
+
+
+def _original(
+    tensors: "dict[str, Tensor]", source: Path, version: str | None, model_type: str | None, sizes: dict[str, Any]
+) -> LM:
+    require_numbers(tensors, source)
+    by_original = original_names(tensors)
+    try:
+        if version is None and model_type is None:
+            version, model_type = detected(by_original)
+        return load_original(by_original, version or "v4", model_type or "RWKV", **sizes)
+    except UserError as error:
+        written = " (a checkpoint of transformers)" if is_hugging_face(tensors) else ""
+        raise UserError(f"{source}{written}: {error}") from None
+
+
+def _verify(file: Path) -> None:
+    from rwkv_lab.runs.manifest import verify
+
+    verify(file.parent, file.name, "tokenizer.json")
+
+
+def _tokenizer(given: str | Path | None, folder: Path, model: LM) -> "Tokenizer | None":
+    file = Path(given).expanduser() if given is not None else folder / "tokenizer.json"
+    if given is None and not file.is_file():
+        return None
+    tokenizer = read_tokenizer(file)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{file} has {tokenizer.vocab_size} tokens, the model only {model.vocab_size}: give the tokenizer it was "
+            "trained with"
+        )
+    return tokenizer
+
+
+def read_tokenizer(file: Path) -> "Tokenizer":
+    """Return the tokenizer of a tokenizer.json, a run's or one of the tokenizers library; UserError if it has none."""
+    from rwkv_lab import data
+
+    file = file / "tokenizer.json" if file.is_dir() else file
+    try:
+        tokenizer = data.from_json(file.read_text(encoding="utf-8", errors="replace"))
+        _ = tokenizer.vocab_size
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; give a tokenizer.json") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    except Exception as error:  # the tokenizers package raises plain Exception for a bad file
+        raise UserError(f"{file} is not a readable tokenizer.json: {error}") from None
+    return tokenizer
