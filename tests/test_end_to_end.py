@@ -117,10 +117,10 @@ def test_the_overfit_preset_learns_its_batch_by_heart(lab):
 
 @pytest.mark.slow
 def test_the_default_run_learns_the_built_in_text(lab):
-    lab.run("tracker=none", "trainer.threads=1", timeout=900)
+    lab.run("tracker=none", "trainer.threads=1", "trainer.tokens=250k", "trainer.final_tokens=50k", timeout=900)
     result = runs.load(lab.only_run("default")).manifest["result"]
-    # Measured: 2.01.
-    assert result["val_bpb"] < 2.2
+    # Its whole length measures 2.01.
+    assert result["val_bpb"] < 2.8
 
 
 def test_without_a_compiler_it_trains_after_one_sentence(lab, tmp_path):

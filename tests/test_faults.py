@@ -264,16 +264,16 @@ def test_not_finite_fails_and_goes_on_when_cured(here: Here, undisturbed: dict, 
     assert numbers(here.folder()) == undisturbed
 
 
-def test_weights_that_are_not_finite(here: Here, tmp_path: Path, capsys) -> None:
+def test_weights_that_are_not_finite(here: Here, tmp_path: Path) -> None:
     assert here.run(study="source") == 0
     source = here.folder("source") / "model.safetensors"
     tensors = load_file(source)
     next(iter(tensors.values())).fill_(float("nan"))
     with safe_open(source, "pt") as opened:
         save_file(tensors, tmp_path / "nan.safetensors", metadata=opened.metadata())
-    assert here.run(f"model.init_from={tmp_path / 'nan.safetensors'}") == 1
-    assert "became nan at step 1" in capsys.readouterr().err
-    assert here.loaded().status == "failed"
+    with pytest.raises(UserError, match=r"nan\.safetensors has NaN"):
+        here.run(f"model.init_from={tmp_path / 'nan.safetensors'}")
+    assert not here.folder().exists()
 
 
 def test_weights_that_end_not_finite(here: Here, capsys) -> None:

@@ -12,7 +12,7 @@ from rwkv_lab.config import check, run_hash
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config
 from rwkv_lab.runs import provenance
-from rwkv_lab.runs.store import RunHandle, acquire_run, unavailable
+from rwkv_lab.runs.store import RunHandle, acquire_run, discard_if_empty, unavailable
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.util.console import say, warn
@@ -63,6 +63,9 @@ def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
     held = acquire_run(path, config.rerun, early)
     try:
         return go_on(RunContext(config, held, overrides), None)
+    except UserError:
+        discard_if_empty(held)
+        raise
     finally:
         held.release()
 

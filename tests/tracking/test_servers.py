@@ -36,6 +36,10 @@ def silent_server() -> Iterator[str]:
 
 
 def point_to(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    import wandb
+
+    # wandb keeps the settings of the process's first run.
+    wandb.teardown()
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", url)
 
