@@ -18,7 +18,7 @@ setup(
     package_dir={f"rwkv_lab.{folder}": folder for folder in DATA},
     package_data={
         "": ["py.typed", "constants.json", "*.css", "*.html", "*.js"],
-        "rwkv_lab.ops": ["prebuilt/*/*"],
+        "rwkv_lab.ops": ["prebuilt/*/kernels.so", "prebuilt/*/record.json"],
         **{f"rwkv_lab.{folder}": patterns for folder, patterns in DATA.items()},
     },
 )
