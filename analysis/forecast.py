@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.curves.curve import LossCurve, bin_curve
 from analysis.fit import level_model, level_posterior
-from analysis.fit.error_budget import quantile
+from analysis.fit.fitted_law import quantile
 from analysis.fit.joint import prepare
 from analysis.fit.level_model import SURE, LevelModel
 from analysis.fit.model import Prediction, as_rates

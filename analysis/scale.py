@@ -26,10 +26,9 @@ from analysis.fit.joint import prepare
 from analysis.fit.level_model import MOST_Z, STATES, end_noise, end_of
 from analysis.fit.model import Prediction, as_rates
 from analysis.fit.scale_posterior import SIZE_NAMES, ScalePosterior, fit_posterior
-from analysis.schedules.blocks import LevelBlocks
-from analysis.schedules.features import warmup_steps
+from analysis.schedules.features import LevelBlocks, warmup_steps
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs.setup import differences
+from rwkv_lab.runs.provenance import differences
 
 FORMAT = 1
 FORMULA = "L = E + B (N/N0)^-alpha + A (N/N0)^gamma S^-a + c (N/N0)^delta S^d V"

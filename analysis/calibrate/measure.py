@@ -11,8 +11,7 @@ from analysis import constants
 from analysis.calibrate.families import Case, Family, cases
 from analysis.fit import fit, level_model
 from analysis.fit.level_posterior import NAMES, fit_posterior, offsets
-from analysis.schedules.blocks import LevelBlocks
-from analysis.schedules.features import warmup_steps
+from analysis.schedules.features import LevelBlocks, warmup_steps
 
 WEAK = {"R": 1.2, "a": 0.6, "c": 0.8, "tau": 1.0, "b": 0.8, "p": 0.2, "q": 0.25, "kappa": 0.6, "Q": 0.25, "d": 0.1}
 LEAST = {

@@ -142,7 +142,7 @@ def print_fit(console: "Console", law: "ScaleFit", level: float) -> None:
     """Print the formula, the parameters with errors, and the sizes with what the others predicted for them."""
     from rich.table import Table
 
-    from analysis.fit.error_budget import quantile
+    from analysis.fit.fitted_law import quantile
     from analysis.scale import FORMULA
 
     console.print(FORMULA, highlight=False, markup=False, soft_wrap=True)

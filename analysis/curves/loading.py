@@ -15,7 +15,7 @@ from analysis.curves import foreign, lr_schedule_io, tables
 from analysis.curves.curve import LossCurve
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.runs import Run, is_run
-from rwkv_lab.runs.setup import recipe, setup
+from rwkv_lab.runs.provenance import recipe, setup
 
 DENSE = 50  # points from which a held-out loss is worth fitting instead of the training loss
 BITS = re.compile(r"(^|[_/])(bpb|bpc|bits)")  # in the name of a loss that is not in nats

@@ -15,7 +15,7 @@ from analysis.fit.fitted_law import FittedLaw, fit_one
 from analysis.laws import registry
 from analysis.schedules.features import warmup_steps
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs.setup import differences
+from rwkv_lab.runs.provenance import differences
 
 TIERS = 5  # parts a run is cut into to see whether its loss rises
 MOST_UNKNOWNS = 6  # parameters that the runs must determine in the default law; the rest have priors

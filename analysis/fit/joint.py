@@ -10,9 +10,8 @@ import numpy as np
 from analysis.curves.curve import LossCurve, bin_curve
 from analysis.curves.repair import repair
 from analysis.fit import fit_start, level_model, level_posterior, summary
-from analysis.fit.error_budget import ErrorBudget, LeftOut
 from analysis.fit.fit_start import Window
-from analysis.fit.fitted_law import Correlations, FittedLaw, covariance, fit_one
+from analysis.fit.fitted_law import Correlations, ErrorBudget, FittedLaw, LeftOut, covariance, fit_one
 from analysis.fit.level_model import LevelModel, end_noise, end_of
 from analysis.fit.model import FittedModel, Prediction, RunSummary, middle_start, parameters_of
 from analysis.laws import registry

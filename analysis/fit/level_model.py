@@ -18,11 +18,10 @@ import numpy as np
 
 from analysis import constants
 from analysis.curves.curve import LossCurve
-from analysis.fit.error_budget import LeftOut
+from analysis.fit.fitted_law import LeftOut
 from analysis.fit.level_posterior import LevelPosterior, fit_posterior
 from analysis.laws.level import UNIT
-from analysis.schedules.blocks import LevelBlocks
-from analysis.schedules.features import warmup_steps
+from analysis.schedules.features import LevelBlocks, warmup_steps
 
 STATES = 400  # of a schedule at which the law is evaluated; linear in between
 MOST_LEFT_OUT = 8  # runs predicted from the others

@@ -14,8 +14,7 @@ import numpy as np
 from analysis import constants
 from analysis.curves.curve import LossCurve, bin_curve
 from analysis.laws.level import UNIT, progress_and_level
-from analysis.schedules.blocks import LevelBlocks
-from analysis.schedules.features import warmup_steps
+from analysis.schedules.features import LevelBlocks, warmup_steps
 
 NAMES = ("ell", "R", "a", "c", "tau", "b", "p", "q", "kappa", "Q", "d")
 LOGS = ("R", "a", "c", "tau", "b", "kappa")  # whose coordinates are logarithms

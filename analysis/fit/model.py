@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.fit.error_budget import ErrorBudget, quantile
 from analysis.fit.fit_start import Window
-from analysis.fit.fitted_law import Correlations, FittedLaw, correlated
+from analysis.fit.fitted_law import Correlations, ErrorBudget, FittedLaw, correlated, quantile
 from analysis.fit.level_model import SURE, LevelModel
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules

@@ -21,7 +21,7 @@ from analysis.curves.curve import LossCurve
 from analysis.fit.level_posterior import BOUNDS, HUBER, LOGS, Observed, Prior, observe
 from analysis.fit.level_posterior import NAMES as LEVEL_NAMES
 from analysis.laws.level import UNIT, progress_and_level
-from analysis.schedules.blocks import LevelBlocks
+from analysis.schedules.features import LevelBlocks
 
 KERNEL = ("tau", "b", "p", "q", "kappa", "Q")  # parameters of progress and level
 SIZE_NAMES = ("slope", "alpha", "gamma", "delta", "omega")

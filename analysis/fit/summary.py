@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from analysis.fit.error_budget import ErrorBudget
+from analysis.fit.fitted_law import ErrorBudget
 from analysis.fit.model import RunSummary
 
 SHOWN = 4  # runs by name

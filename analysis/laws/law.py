@@ -37,7 +37,7 @@ class Nonlinear:
 class Kernel:
     """Weight ``w(u)`` of the noise injected ``u`` of progress ago; progress of an update is a power ``p`` of its rate.
 
-    ``w`` takes and returns arrays ``[n]``. ``schedules.closed_form`` turns it into the law's best schedule.
+    ``w`` takes and returns arrays ``[n]``. ``schedules.features`` turns it into the law's best schedule.
     """
 
     w: Callable[[np.ndarray], np.ndarray]

@@ -21,8 +21,7 @@ import numpy as np
 
 from analysis import constants
 from analysis.laws.law import Law, Nonlinear
-from analysis.schedules.blocks import LevelBlocks
-from analysis.schedules.features import ScheduleFeatures
+from analysis.schedules.features import LevelBlocks, ScheduleFeatures
 from rwkv_lab.config.registry import register
 
 UNIT = 1e4  # updates at the reference rate in which S counts

@@ -21,8 +21,7 @@ import numpy as np
 from analysis.curves.curve import LossCurve, bin_curve
 from analysis.laws.law import Law, Nonlinear, Parameters, Solution
 from analysis.laws.varpro import OUTLIER, huber_weights, solve_linear
-from analysis.schedules.closed_form import warmup_ramp
-from analysis.schedules.features import ScheduleFeatures, recurrence
+from analysis.schedules.features import ScheduleFeatures, recurrence, warmup_ramp
 from rwkv_lab.config.registry import register
 
 Solve = Callable[[float], tuple[np.ndarray, np.ndarray]]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from analysis.fit.error_budget import quantile
+from analysis.fit.fitted_law import quantile
 from analysis.plots.style import paper, save, style
 from analysis.scale import ScaleFit
 from analysis.schedules.compute_optimal import IsoFlop, spent

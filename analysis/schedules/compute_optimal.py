@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.fit.error_budget import quantile
+from analysis.fit.fitted_law import quantile
 from analysis.fit.scale_posterior import losses
 from analysis.scale import ScaleFit
-from analysis.schedules.blocks import LevelBlocks
+from analysis.schedules.features import LevelBlocks
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis.fit.model import FittedModel
-from analysis.schedules.blocks import LevelBlocks
+from analysis.schedules.features import LevelBlocks
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules

@@ -67,8 +67,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--absorb-ln needs an OUT that ends in .safetensors or .onnx: other programs expect the norm")
     from safetensors import SafetensorError
 
-    from rwkv_lab.models.absorbing import absorb_norm
-    from rwkv_lab.models.opening import Opened, open_model
+    from rwkv_lab.models.opening import Opened, absorb_norm, open_model
 
     sizes = {key: getattr(options, key) for key in ("n_head", "ctx_len") if getattr(options, key) is not None}
     opened = open_model(

@@ -50,8 +50,7 @@ def main(argv: list[str]) -> None:
 
     import numpy as np
 
-    from rwkv_lab.inference.placing import placed
-    from rwkv_lab.inference.recurrent import RecurrentModel
+    from rwkv_lab.inference.recurrent import RecurrentModel, placed
     from rwkv_lab.models.opening import with_tokenizer
     from rwkv_lab.util.io import write_atomic
 

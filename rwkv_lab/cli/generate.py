@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from rwkv_lab.cli.arguments import Arguments, add_model_options
 from rwkv_lab.config.errors import UserError, main_guard
-from rwkv_lab.inference.placing import chosen_device, placed
-from rwkv_lab.inference.text import streamed
+from rwkv_lab.inference.recurrent import chosen_device, placed
+from rwkv_lab.inference.sampling import streamed
 from rwkv_lab.util.console import harmless, showable, warn
 
 if TYPE_CHECKING:

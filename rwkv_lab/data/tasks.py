@@ -15,9 +15,8 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import DataConfig, Holding, TokenizerConfig
 from rwkv_lab.data.dataset import Corpus
-from rwkv_lab.data.reading import Segment
 from rwkv_lab.data.sampling import draws, folded
-from rwkv_lab.data.sources import Sources
+from rwkv_lab.data.sources import Segment, Sources
 from rwkv_lab.data.token_cache import Split
 from rwkv_lab.data.tokenizers.base import Tokenizer
 from rwkv_lab.util.hashing import text_sha256

@@ -1,6 +1,8 @@
 """A language model run token by token: state in, state out, and sentence embeddings."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,6 +10,9 @@ from torch import Tensor
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.models.lm import LM
 from rwkv_lab.models.state import Embeds, State
+
+if TYPE_CHECKING:
+    from rwkv_lab.models.lm import LM
 
 
 class Embedding(NamedTuple):
@@ -81,3 +86,25 @@ class RecurrentModel:
         _, state = self.prefill(idx)
         rows = [mix.embedding(state.blocks[i].att) for i, mix in mixes]
         return Embedding(torch.stack([x for x, _ in rows], dim=1), torch.stack([average for _, average in rows], dim=1))
+
+
+def chosen_device(device: str) -> str:
+    """Return ``cpu`` or ``cuda`` for auto, cpu or cuda; UserError for a device that torch does not see."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device; choose auto or cpu")
+    return device
+
+
+@contextmanager
+def placed(model: "LM", device: str, precision: str | None = None) -> "Iterator[LM]":
+    """Yield ``model`` in float32 on ``device``, for evaluation; bf16 computes matrix products in bfloat16 (fp32)."""
+    import torch
+
+    on = chosen_device(device)
+    model = model.float().to(on).eval()
+    with torch.no_grad(), torch.autocast(on, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield model

@@ -1,7 +1,7 @@
 """Sampling: which tokens may be drawn, and texts drawn token by token."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
@@ -10,6 +10,9 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.inference.recurrent import RecurrentModel
 from rwkv_lab.models.lm import LM
 from rwkv_lab.models.state import State
+
+if TYPE_CHECKING:
+    from rwkv_lab.data import Tokenizer
 
 
 def filter_logits(
@@ -126,3 +129,33 @@ def generate(
     session = Session(model, generator, **filters)
     session.read(list(prompt))
     return list(session.draw(length))
+
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+LONGEST = 4  # tokens a character of UTF-8 can be spread over
+CONTEXT = 8  # tokens of what was read that decide on spaces before the first one drawn
+
+
+def streamed(tokenizer: "Tokenizer", before: list[int], ids: Iterable[int]) -> Iterator[str]:
+    """Yield the text of ``ids``, which follow the tokens ``before``, in pieces as soon as each is certain.
+
+    A character that several tokens make up comes with the last of them.
+    """
+    shown, waiting = before[-CONTEXT:], []
+    for token in ids:
+        waiting.append(token)
+        piece = _added(tokenizer, shown, waiting)
+        if piece and (not piece.endswith(REPLACEMENT) or len(waiting) >= LONGEST):
+            yield piece
+            shown, waiting = (shown + waiting)[-CONTEXT:], []
+    if waiting and (piece := _added(tokenizer, shown, waiting)):
+        yield piece
+
+
+def _added(tokenizer: "Tokenizer", shown: list[int], waiting: list[int]) -> str:
+    """Return what ``waiting`` adds; bytes shown as a broken character may turn out to begin a whole one."""
+    before, after = tokenizer.decode(shown), tokenizer.decode(shown + waiting)
+    same = 0
+    while same < min(len(before), len(after)) and before[same] == after[same]:
+        same += 1
+    return after[same:]

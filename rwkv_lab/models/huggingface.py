@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.models.checkpoint_names import TO_HUGGING_FACE, renamed
 from rwkv_lab.models.rwkv_lm_format import original_of, to_original
-from rwkv_lab.models.weights import IN_FOLDER, WEIGHTS
+from rwkv_lab.models.weights import IN_FOLDER, TO_HUGGING_FACE, WEIGHTS, renamed
 from rwkv_lab.models.weights import read_tensors as read_file
 from rwkv_lab.util.io import write_json
 from rwkv_lab.util.tensorfile import write_tensors

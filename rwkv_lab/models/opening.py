@@ -1,15 +1,25 @@
 """Any model, opened by name: a run, a checkpoint of the original, a Hugging Face folder."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch import nn
+
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.models import huggingface
-from rwkv_lab.models.checkpoint_names import is_hugging_face, original_names
-from rwkv_lab.models.factory import load
+from rwkv_lab.models.factory import load, skeleton
 from rwkv_lab.models.lm import LM
 from rwkv_lab.models.rwkv_lm_format import detected, load_original
-from rwkv_lab.models.weights import read_description, read_tensors, require_numbers, weights_file
+from rwkv_lab.models.weights import (
+    is_hugging_face,
+    original_names,
+    read_description,
+    read_tensors,
+    require_numbers,
+    weights_file,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,3 +126,23 @@ def read_tokenizer(file: Path) -> "Tokenizer":
     except Exception as error:  # the tokenizers package raises plain Exception for a bad file
         raise UserError(f"{file} is not a readable tokenizer.json: {error}") from None
     return tokenizer
+
+
+@torch.no_grad()
+def absorb_norm(model: LM) -> LM:
+    """Return the model with ln0(emb) as its embedding and no ln0: each row is normalised once, and never again.
+
+    Raises UserError for a model without that norm, or with post-norm, whose first block needs it after training too.
+    """
+    ln0 = model.blocks[0].ln0
+    if not isinstance(ln0, nn.LayerNorm):
+        why = "its blocks are post-norm" if model.config.norm == "post" else "it has none"
+        raise UserError(f"this {model.config.name} has no norm after the embedding to absorb: {why}")
+    config = dataclasses.replace(
+        model.config, emb_init=model.config.embedding_start, small_init_emb=None, emb_norm=False
+    )
+    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith("blocks.0.ln0.")}
+    tensors["emb.weight"] = ln0(model.emb.weight)
+    absorbed = skeleton(config, model.vocab_size)
+    absorbed.load_state_dict(tensors, assign=True)
+    return absorbed.requires_grad_(True)

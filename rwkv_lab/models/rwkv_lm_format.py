@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.models.checkpoint_names import BUFFERS
 from rwkv_lab.models.factory import configure, skeleton
 from rwkv_lab.models.lm import LM
+from rwkv_lab.models.weights import BUFFERS
 
 FFN_PRE = ("blocks.0.att.", "blocks.0.ffnPre.")  # a channel mix in the place of the first time mix
 

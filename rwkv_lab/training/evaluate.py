@@ -246,8 +246,8 @@ def evaluate_text(
     model: LM, tokenizer: Tokenizer, file: Path, device: str = "auto", precision: str | None = None
 ) -> Evaluation:
     """Return the full evaluation of any model on the whole text of ``file``; UserError if it cannot be read."""
-    from rwkv_lab.data.reading import Segment
-    from rwkv_lab.inference.placing import chosen_device, placed
+    from rwkv_lab.data.sources import Segment
+    from rwkv_lab.inference.recurrent import chosen_device, placed
 
     try:
         segment = Segment(file, 0, file.stat().st_size, "--text", "")
@@ -294,7 +294,7 @@ def evaluate_run(path: str, split_name: str, device: str, precision: str | None 
         raise UserError(
             f"data={config['data']['name']} of {run.name} has no {split_name} text: data.split gives it none"
         )
-    from rwkv_lab.inference.placing import chosen_device, placed
+    from rwkv_lab.inference.recurrent import chosen_device, placed
 
     with placed(models.load(run.path, backend), device, precision or own_precision) as model:
         return objective.evaluate_final(model, split, ctx_len, STREAMS, chosen_device(device), None)

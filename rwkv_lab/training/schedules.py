@@ -235,7 +235,7 @@ class FittedConfig(ScheduleConfig):
 
     def check_run(self, run: Config) -> None:
         """Raise UserError for a run whose model, data or batch are not those of the runs fitted."""
-        from rwkv_lab.runs.setup import differences, setup
+        from rwkv_lab.runs.provenance import differences, setup
 
         # A file that is not there is a mistake of the run, reported when it is read.
         if self.fit_any or not Path(self.fit).is_file():
@@ -297,7 +297,7 @@ class Proposal:
 
     rates: list[float]  # one rate an update
     prediction: Prediction
-    setup: dict[str, Any]  # of the runs fitted, as ``runs.setup`` gives it; empty if unknown
+    setup: dict[str, Any]  # of the runs fitted, as ``runs.provenance.setup`` gives it; empty if unknown
 
 
 def read_proposal(path: str | Path) -> Proposal:

@@ -10,8 +10,8 @@ from analysis.cli import main
 from analysis.curves import LossCurve, load
 from analysis.curves.sizes import COUNTS, size_of
 from analysis.fit.scale_posterior import NAMES, Scales, losses
-from analysis.schedules.blocks import LevelBlocks
 from analysis.schedules.compute_optimal import compute_optimal
+from analysis.schedules.features import LevelBlocks
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training.schedules import rates
 

@@ -16,7 +16,7 @@ import numpy as np
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import TokenizerConfig
 from rwkv_lab.config.registry import register
-from rwkv_lab.data.reading import text_blocks
+from rwkv_lab.data.sources import text_blocks
 
 
 class Vowels:

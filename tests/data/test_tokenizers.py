@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.data import from_json, reading, unknown_in
-from rwkv_lab.data.reading import Segment
+from rwkv_lab.data import from_json, sources, unknown_in
+from rwkv_lab.data.sources import Segment
 from rwkv_lab.data.tokenizers import bpe
 from rwkv_lab.data.tokenizers.bpe import BpeTokenizer, read_bpe
 from rwkv_lab.data.tokenizers.byte import ByteTokenizer
@@ -101,8 +101,8 @@ def test_a_stored_tokenizer_that_is_none(text):
 def test_streaming_does_not_see_the_blocks(tmp_path, text, block):
     """Characters cut by the end of a block are put together again, and lengths are those of UTF-8."""
     source = [segment(tmp_path / "text", text.encode())]
-    assert "".join(reading.text_blocks(source, block)) == text
-    assert b"".join(reading.byte_blocks(source, block)) == text.encode()
+    assert "".join(sources.text_blocks(source, block)) == text
+    assert b"".join(sources.byte_blocks(source, block)) == text.encode()
     tokenizer = char_vocabulary(source)
     assert tokenizer.characters == "".join(sorted(set(text)))
     for ids, sizes in tokenizer.stream(source):

@@ -14,8 +14,7 @@ from rwkv_lab.data.tokenizers.byte import ByteTokenizer
 from rwkv_lab.data.tokenizers.char import CharTokenizer
 from rwkv_lab.data.tokenizers.ids import IdsTokenizer
 from rwkv_lab.inference.recurrent import RecurrentModel
-from rwkv_lab.inference.sampling import Session
-from rwkv_lab.inference.text import streamed
+from rwkv_lab.inference.sampling import Session, streamed
 from rwkv_lab.models import huggingface
 from rwkv_lab.models.rwkv_lm_format import to_original
 from rwkv_lab.training.evaluate import evaluate_text

@@ -12,7 +12,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.tokenizers.byte import ByteTokenizer
 from rwkv_lab.data.tokenizers.char import CharTokenizer
 from rwkv_lab.models import huggingface
-from rwkv_lab.models.absorbing import absorb_norm
+from rwkv_lab.models.opening import absorb_norm
 from rwkv_lab.models.rwkv_lm_format import to_original
 from tests.in_process import make_here
 from tests.models.test_convert import SMALL, TYPES, moved

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs.setup import differences, recipe, setup
+from rwkv_lab.runs.provenance import differences, recipe, setup
 from tests.composing import checked, hydra_context
 
 

@@ -11,8 +11,7 @@ import numpy as np
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.kinds import Holding
 from rwkv_lab.config.registry import register
-from rwkv_lab.data.reading import Segment
-from rwkv_lab.data.sources import PARTS, Divided, OwnFiles, Sources, between
+from rwkv_lab.data.sources import PARTS, Divided, OwnFiles, Segment, Sources, between
 from rwkv_lab.data.token_cache import cache_dir
 from rwkv_lab.util.hashing import expand, file_sha256, home_expanded, text_sha256
 from rwkv_lab.util.io import writing

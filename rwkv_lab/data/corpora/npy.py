@@ -10,8 +10,7 @@ import numpy as np
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.kinds import Holding
 from rwkv_lab.config.registry import register
-from rwkv_lab.data.reading import Segment
-from rwkv_lab.data.sources import PARTS, Divided, OwnFiles, Sources, between
+from rwkv_lab.data.sources import PARTS, Divided, OwnFiles, Segment, Sources, between
 from rwkv_lab.util.hashing import expand, file_sha256
 
 BLOCK = 1 << 22

@@ -8,7 +8,7 @@ import numpy as np
 
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.data.reading import Segment
+from rwkv_lab.data.sources import Segment
 from rwkv_lab.data.token_cache import Stream
 
 

@@ -14,8 +14,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import Holding, TokenizerConfig
 from rwkv_lab.config.registry import register
-from rwkv_lab.data.reading import Segment, text_blocks
-from rwkv_lab.data.sources import Sources
+from rwkv_lab.data.sources import Segment, Sources, text_blocks
 from rwkv_lab.util.hashing import home_expanded
 from rwkv_lab.util.io import write_atomic
 

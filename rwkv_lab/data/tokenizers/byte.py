@@ -9,8 +9,7 @@ import numpy as np
 
 from rwkv_lab.config.kinds import Holding, TokenizerConfig
 from rwkv_lab.config.registry import register
-from rwkv_lab.data.reading import Segment, byte_blocks
-from rwkv_lab.data.sources import Sources
+from rwkv_lab.data.sources import Segment, Sources, byte_blocks
 from rwkv_lab.data.token_cache import Stream
 
 

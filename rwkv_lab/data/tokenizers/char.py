@@ -10,8 +10,7 @@ import numpy as np
 
 from rwkv_lab.config.kinds import TokenizerConfig
 from rwkv_lab.config.registry import register
-from rwkv_lab.data.reading import Segment, text_blocks
-from rwkv_lab.data.sources import Sources
+from rwkv_lab.data.sources import Segment, Sources, text_blocks
 from rwkv_lab.data.token_cache import Stream, id_type
 
 CODE_POINTS = 0x110000

@@ -11,8 +11,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import Holding, TokenizerConfig
 from rwkv_lab.config.registry import register
-from rwkv_lab.data.reading import Segment
-from rwkv_lab.data.sources import Sources
+from rwkv_lab.data.sources import Segment, Sources
 from rwkv_lab.data.token_cache import Stream
 
 LARGEST_GUESSED = 1 << 18  # largest vocabulary taken from the data; published ones end at about 256,000

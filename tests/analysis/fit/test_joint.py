@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from analysis.curves import LossCurve
 from analysis.fit import FittedModel, fit
-from analysis.fit.error_budget import ErrorBudget, LeftOut
+from analysis.fit.fitted_law import ErrorBudget, LeftOut
 from rwkv_lab.config.errors import UserError
 
 PAIR = ("cosine", "wsd")

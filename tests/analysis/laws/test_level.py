@@ -6,8 +6,7 @@ import pytest
 from analysis import constants
 from analysis.fit.level_posterior import FINITE, NAMES, jacobian, losses
 from analysis.laws.level import UNIT, progress_and_level
-from analysis.schedules.blocks import LevelBlocks
-from analysis.schedules.features import warmup_steps
+from analysis.schedules.features import LevelBlocks, warmup_steps
 from rwkv_lab.training.schedules import rates
 
 NONLINEAR = {"p": 0.9, "q": 0.6, "tau": 60.0, "b": 0.8, "kappa": 2.0, "Q": 0.3}
