@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.kinds import ModelConfig
+from rwkv_lab.models import head_loss
 from rwkv_lab.models.blocks.head_qk import HeadQK
 from rwkv_lab.models.state import BlockState, Mix, State, memory_of
 
@@ -99,7 +99,11 @@ class LM(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return logits [B,T,V] and head-QK's history; ``keep`` is given the state of each block."""
         past = 0 if state is None else state.position
-        end = past + idx.shape[1]
+        return self._read_out(self._hidden(idx, state, keep), idx, past, None if state is None else state.head_qk)
+
+    def _hidden(self, idx: Tensor, state: State | None, keep: Callable[[BlockState], None]) -> Tensor:
+        """Return what the head reads, [B,T,C]."""
+        end = idx.shape[1] + (0 if state is None else state.position)
         if self.max_len is not None and end > self.max_len:
             raise UserError(
                 f"model={self.config.name} has per-position parameters for model.ctx_len={self.max_len} tokens: "
@@ -109,12 +113,17 @@ class LM(nn.Module):
         for i, block in enumerate(self.blocks):
             x, block_state = block(x, None if state is None else state.blocks[i])
             keep(block_state)
-        x = self.ln_out(x)
-        logits = self.head(x if self.time_out is None else x * self.time_out[:, past:end])
-        history = None
-        if self.head_qk is not None:
-            logits, history = self.head_qk(logits, x, idx, None if state is None else state.head_qk)
-        return logits, history
+        return self.ln_out(x)
+
+    def _read_out(
+        self, x: Tensor, idx: Tensor, past: int = 0, history: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """x [B,T,C] after ``past`` tokens -> logits [B,T,V], and head-QK's history."""
+        logits = self.head(self._timed(x, past))
+        return (logits, None) if self.head_qk is None else self.head_qk(logits, x, idx, history)
+
+    def _timed(self, x: Tensor, past: int = 0) -> Tensor:
+        return x if self.time_out is None else x * self.time_out[:, past : past + x.shape[1]]
 
     def forward(self, idx: Tensor) -> Tensor:
         """Tokens idx [B,T] -> logits [B,T,V]; errors as ``advance``. Keeps no state, which may be large."""
@@ -124,29 +133,16 @@ class LM(nn.Module):
         """Mean cross-entropy in nats per token of targets [B,T] at idx [B,T]; l2_wrap adds to its gradient only.
 
         ``weights`` [B,T], at least 0, make it a weighted mean; positions of weight 0 are left out of l2_wrap too.
+        Logits of more than ``head_loss.SLICE_LOGITS`` numbers are never there all at once.
         """
-        logits = self(idx)
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        if weights is None:
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            return l2_wrap(loss, logits) if self.config.l2_wrap else loss
-        counted = weights > 0
-        logits, share = logits[counted], weights[counted]  # [N,V], [N]
-        losses = F.cross_entropy(logits, targets[counted], reduction="none")
-        loss = (losses * share).sum() / share.sum()
-        return l2_wrap(loss, logits) if self.config.l2_wrap else loss
-
-
-def l2_wrap(loss: Tensor, logits: Tensor) -> Tensor:
-    """The same loss, whose backward pass also pulls each position's largest logit of logits [...,V] towards zero.
-
-    Adds max * 1e-4/(B T) to d loss / d logits at the arg-max only (Peng, RWKV-4), scaled by the gradient that reaches
-    the loss, so that accumulating micro-batches gives what one large batch gives.
-    """
-    largest = logits.max(dim=-1).values  # [...]
-    pull = 0.5e-4 / largest.numel() * largest.square().sum()
-    return loss + (pull - pull.detach())
+        x, l2_wrap = self._hidden(idx, None, lambda state: None), self.config.l2_wrap
+        if idx.numel() * self.vocab_size <= head_loss.SLICE_LOGITS:
+            return head_loss.mean_loss(self._read_out(x, idx)[0], targets, weights, l2_wrap)
+        if self.head_qk is None:
+            return head_loss.sliced_head_loss(self._timed(x), self.head.weight, targets, weights, l2_wrap)
+        return head_loss.sliced_rows_loss(
+            lambda rows: self._read_out(x[rows], idx[rows])[0], targets, weights, l2_wrap, self.vocab_size
+        )
 
 
 def decay_parameters(model: nn.Module) -> set[str]:
