@@ -18,7 +18,7 @@ from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.runs import Run
 from rwkv_lab.tracking.tracker import settings_of
 from rwkv_lab.util.console import warn
-from rwkv_lab.util.paths import IMPORT_ROOT
+from rwkv_lab.util.paths import IMPORT_ROOT, as_typed
 
 FINISH_SECONDS = 10
 STOPPED_SECONDS = 0.5
@@ -98,7 +98,7 @@ def remedy(settings: TrackerConfig, folder: Path) -> str:
     """Return what to do about rows a tracker did not get."""
     if settings.uploading(folder) is None:
         return "metrics.csv has everything"
-    return f"nothing is lost, 'python -m rwkv_lab.tracking sync {folder.parent.name}' uploads it"
+    return as_typed(f"nothing is lost, 'python -m rwkv_lab.tracking sync {folder.parent.name}' uploads it")
 
 
 def end(process: subprocess.Popen) -> None:
