@@ -117,7 +117,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
         tokens, seconds = spent(record, "tokens"), spent(record, "seconds")
         found.append(
             {
-                "name": record.name if one_study else f"{record.study}/{record.name}",
+                "name": record.label if one_study else f"{record.study}/{record.label}",
                 "status": record.status,
                 "reason": record.reason,
                 "sample": sample(record, longest),
@@ -147,7 +147,7 @@ def environments(records: Sequence[Record]) -> list[dict[str, Any]]:
         facts["data sha256"] = record.fact("data", "sha256")
         text = json.dumps(facts, sort_keys=True, default=str)
         place = found.setdefault(text, {"facts": _lines(facts), "runs": []})
-        place["runs"].append(record.name)
+        place["runs"].append(record.label)
     return sorted(found.values(), key=lambda place: -len(place["runs"]))
 
 
