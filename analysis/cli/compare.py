@@ -141,5 +141,5 @@ def run(args: argparse.Namespace) -> int:
     say(f"\npage     {near / PAGE}")
     say(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
     if figures:
-        say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg)")
+        say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg, .pdf)")
     return 0

@@ -157,6 +157,12 @@ def group(records: Sequence[Record]) -> list[Group]:
     ]
 
 
+def is_number(groups: Sequence[Group], key: str) -> bool:
+    """Return whether every group that has ``key`` has a number there."""
+    values = [found.own[key] for found in groups if key in found.own]
+    return bool(values) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
 def common(records: Sequence[Record]) -> dict[str, Any]:
     """Return the configuration that all readable ``records`` share."""
     configs = [compared(record) for record in records if record.status != "unreadable"]

@@ -138,8 +138,8 @@ def _about_block(block: Block, criteria: Criteria) -> Iterator[str]:
     few = [row.label for row in block.rows if 1 < len(row.values[metric]) < LEAST_SEEDS]
     if few and len(block.rows) > 1 and not criteria.shared_noise:
         yield (
-            f"{where}, these groups have two seeds, too few for a verdict, and are undecided: {listed(few)}; a third seed, "
-            "or --noise shared, decides."
+            f"{where}, these groups have two seeds, too few for a verdict, and are undecided: {listed(few)}; a third "
+            "seed, or --noise shared, decides."
         )
     if block.seed_freedom:
         yield (

@@ -124,7 +124,7 @@ def train_parent(
 ) -> int:
     """Train the implied parent of a branch unless it is complete; return 0, or the exit code that stops the branch.
 
-    Another process that trains it is waited for. Several processes on one run ``acquire`` it together and find the same.
+    Another process that trains it is waited for. Several processes on one run ``acquire`` it together.
     """
     parent = run_hash.parent_of(config)
     path = runs_dir(parent.runs_dir) / parent.study / run_hash.run_name(parent, run_hash.named_files(parent))
