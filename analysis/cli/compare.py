@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"compare at N training {name} (default: the most that all finished runs have spent)",
         )
+    parser.add_argument("--ids", action="store_true", help="whole names of runs, with their ids")
     parser.set_defaults(**DEFAULTS)
 
 
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     from rwkv_lab.util.console import say
     from rwkv_lab.util.io import write_atomic
 
-    records = collect(args.paths, code_fingerprint())
+    records = collect(args.paths, code_fingerprint(), args.ids)
     wanted = {axis: getattr(args, f"at_{axis}") for axis in AXES}
     budgets = {axis: value for axis, value in wanted.items() if value is not None}
     criteria = Criteria(args.metric, args.baseline, args.level, args.noise == "shared")
@@ -141,5 +142,5 @@ def run(args: argparse.Namespace) -> int:
     say(f"\npage     {near / PAGE}")
     say(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
     if figures:
-        say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg)")
+        say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg, .pdf)")
     return 0
