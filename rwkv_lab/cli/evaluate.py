@@ -92,8 +92,8 @@ def _by_position(arguments: argparse.Namespace) -> int:
     if arguments.json:
         columns = ("first", "last", "carried", "window")
         numbers = [dict(zip(columns, span, strict=True)) for span in found.spans()]
-        shown = [{key: None if value != value else value for key, value in span.items()} for span in numbers]
-        print(json.dumps({"pieces": found.pieces, "length": length, "spans": shown}))
+        spans = [{key: None if value != value else value for key, value in span.items()} for span in numbers]
+        print(json.dumps({"pieces": found.pieces, "length": length, "spans": spans}))
         return 0
     print(f"loss in nats per token by distance from the start, mean of {found.pieces} pieces of {length} tokens")
     print(f"{'distance':>13}   carried    window   (window: at most {opened.ctx_len} tokens)")

@@ -87,7 +87,8 @@ def evaluate_by_position(
             rows = torch.from_numpy(windows(split.tokens, starts, length)).to(device)
             for total, losses in zip(sums, (_carried(model, rows), _windowed(model, rows)), strict=True):
                 total += losses.sum(0).cpu().numpy()
-    return ByPosition(*(sums / pieces), pieces)
+    carried, window = sums / pieces
+    return ByPosition(carried, window, pieces)
 
 
 def _carried(model: LM, rows: Tensor) -> Tensor:
