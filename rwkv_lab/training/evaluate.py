@@ -23,8 +23,10 @@ from rwkv_lab.data.token_cache import Split
 if TYPE_CHECKING:
     import torch
 
+    from rwkv_lab.config.kinds import ObjectiveConfig
     from rwkv_lab.data import Tokenizer
     from rwkv_lab.models.lm import LM
+    from rwkv_lab.runs import Run
 
 LOGITS = 1 << 27  # most logits computed at once: half a gigabyte in float32
 STREAMS = 16  # most parallel streams of a text that is read with a carried state
@@ -133,7 +135,7 @@ def evaluate_carried(
             rows = split.tokens[np.minimum(inputs, tokens - 1)].astype(np.int64)
             targets = split.tokens[np.minimum(inputs, tokens - 1) + 1].astype(np.int64)
             logits, state = recurrent.prefill(torch.from_numpy(rows).to(device), state)
-            losses = _losses(logits, torch.from_numpy(targets).to(device))
+            losses = token_losses(logits, torch.from_numpy(targets).to(device))
             total += float(losses[torch.from_numpy(counted).to(device)].sum())
     shown = f"; {streams} parallel streams, {early}-token warm-up each" if early else ""
     return _evaluation(total, tokens, split, f"recurrent state carried{shown}")
@@ -168,11 +170,11 @@ def _window_losses(
         x, y = (
             torch.from_numpy(rows).to(device) for rows in gather(split.tokens, starts[first : first + batch], length)
         )
-        total += float(_losses(model(x)[:, skip:], y[:, skip:]).sum())
+        total += float(token_losses(model(x)[:, skip:], y[:, skip:]).sum())
     return total
 
 
-def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """logits [B,T,V], targets [B,T] -> nats [B,T], in float64 so that sums over long texts keep their digits."""
     import torch.nn.functional as F
 
@@ -218,7 +220,7 @@ def weighted_sums(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Te
     """Return the sums of logits [B,T,V] against targets [B,T], each token by its weight [B,T]."""
     weights = weights.double()
     right = logits.argmax(-1) == targets
-    total = float((_losses(logits, targets) * weights).sum())
+    total = float((token_losses(logits, targets) * weights).sum())
     return Sums(total, float(weights[right].sum()), float(weights.sum()), int((weights > 0).sum()))
 
 
@@ -261,13 +263,36 @@ def evaluate_text(
         return evaluate_full(ready, split, model.config.ctx_len, STREAMS, chosen_device(device))
 
 
+class Measured(NamedTuple):
+    """A complete run, opened to be measured on its own text."""
+
+    run: Run
+    objective: ObjectiveConfig
+    split: Split
+    ctx_len: int
+    backend: str  # of its scan
+    precision: str  # of its matrix products
+
+
 def evaluate_run(path: str, split_name: str, device: str, precision: str | None = None) -> Evaluation:
     """Return the full evaluation of a complete run on its validation or test text, as the run itself computed it.
 
-    ``precision`` fp32 or bf16 in place of the run's own.
+    ``precision`` fp32 or bf16 in place of the run's own. Errors as ``open_run``.
+    """
+    from rwkv_lab import models
+    from rwkv_lab.inference.recurrent import chosen_device, placed
+
+    found = open_run(path, split_name)
+    with placed(models.load(found.run.path, found.backend), device, precision or found.precision) as model:
+        return found.objective.evaluate_final(model, found.split, found.ctx_len, STREAMS, chosen_device(device), None)
+
+
+def open_run(path: str, split_name: str) -> Measured:
+    """Return a complete run with its validation or test text.
+
     Raises UserError if the run has no weights yet, its corpus no such split, or one of its files is damaged.
     """
-    from rwkv_lab import data, models, runs
+    from rwkv_lab import data, runs
     from rwkv_lab.config import registry
     from rwkv_lab.config.fields import instance
     from rwkv_lab.runs import manifest
@@ -294,7 +319,4 @@ def evaluate_run(path: str, split_name: str, device: str, precision: str | None 
         raise UserError(
             f"data={config['data']['name']} of {run.name} has no {split_name} text: data.split gives it none"
         )
-    from rwkv_lab.inference.recurrent import chosen_device, placed
-
-    with placed(models.load(run.path, backend), device, precision or own_precision) as model:
-        return objective.evaluate_final(model, split, ctx_len, STREAMS, chosen_device(device), None)
+    return Measured(run, objective, split, ctx_len, backend, own_precision)
