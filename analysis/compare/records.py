@@ -91,7 +91,7 @@ def read(run: Run, fingerprint: str) -> Record:
     sample = run.path / "sample.txt"
     text = sample.read_text(errors="replace") if sample.is_file() else ""
     positions = read_metrics(run.path / "by_position.csv")
-    return Record(run.path, status, reason, manifest, config or {}, columns, text, positions)
+    return Record(run.path, status, reason, manifest, config or {}, columns, text, positions=positions)
 
 
 def collect(paths: Iterable[Path | str], fingerprint: str, ids: bool = False) -> list[Record]:
