@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
     figures = _output.drawn(lambda: [draw_optimum(folder, model, optimum, recommended.LEVEL, name)])
     written = _output.listed(folder, [f"{name}.json", "schedule.csv"], figures)
     console.print(written, soft_wrap=True)
-    _tables.print_command(console, folder / f"{name}.json", len(rates))
+    _tables.print_command(console, folder / f"{name}.json", len(rates), model.trained.get("overrides", ()))
     return 0

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from analysis.curves import foreign, lr_schedule_io, tables
 from analysis.curves.curve import LossCurve
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.runs import Run, is_run
+from rwkv_lab.runs.listing import labels
 from rwkv_lab.runs.provenance import recipe, setup
 
 DENSE = 50  # points from which a held-out loss is worth fitting instead of the training loss
@@ -77,6 +78,28 @@ def load_run(path: str | Path, column: str | None = None) -> LossCurve:
     return curve
 
 
+def by_schedule(curves: Sequence[LossCurve]) -> tuple[LossCurve, ...]:
+    """Return the curves with runs of this laboratory named by their schedules and what else differs: ``wsd lr 8e-3``.
+
+    Runs that differ in nothing keep their ids.
+    """
+    own = [i for i, curve in enumerate(curves) if curve.meta.get("config")]
+    found = [curve.name for curve in curves]
+    for i, label in zip(own, labels([curves[i].meta["config"] for i in own]), strict=True):
+        schedule = str((curves[i].meta["config"].get("schedule") or {}).get("name", ""))
+        if schedule not in label:
+            label = schedule if len(own) == 1 else f"{schedule} {label}"
+        found[i] = label
+    names = [
+        f"{name} {c.name.rpartition('-')[2]}" if found.count(name) > 1 else name
+        for name, c in zip(found, curves, strict=True)
+    ]
+    return tuple(
+        replace(curve, meta={**curve.meta, "name": name}) if i in own else curve
+        for i, (curve, name) in enumerate(zip(curves, names, strict=True))
+    )
+
+
 def load_table(
     path: str | Path,
     column: str | None = None,
@@ -135,7 +158,11 @@ def from_lab(
             notes.append("the logged rates differ from those of the config: logged rates used")
             lr = None
     meta = {"path": where, "batch_size": trainer.get("batch_size"), "study": config.get("study")}
-    meta |= {"about": setup(config), "fitted": (config.get("schedule") or {}).get("name") == "fitted"}
+    meta |= {
+        "config": dict(config),
+        "about": setup(config),
+        "fitted": (config.get("schedule") or {}).get("name") == "fitted",
+    }
     curve = from_columns(columns, where=where, name=name, column=column, lr=lr, completed=True, meta=meta)
     curve.meta["notes"] += notes
     return curve
@@ -170,6 +197,9 @@ def from_columns(
     if step_name is None:
         raise UserError(f"{where}: no column 'step' with numbers; it has {', '.join(columns) or 'no columns'}")
     loss_name = loss_column(columns, column, where)
+    if completed and loss_name == "val_loss":  # which most rows have no need of
+        measured = np.isfinite(columns[loss_name])
+        columns = {key: values[measured] for key, values in columns.items()}
     rate_name = tables.pick(columns, tables.RATE_NAMES)
     rate = columns[rate_name] if rate_name else np.full(len(columns[step_name]), np.nan)
     (step, loss, rate), notes = tables.clean(columns[step_name], columns[loss_name], rate)
