@@ -85,10 +85,11 @@ def by_schedule(curves: Sequence[LossCurve]) -> tuple[LossCurve, ...]:
     """
     own = [i for i, curve in enumerate(curves) if curve.meta.get("config")]
     found = [curve.name for curve in curves]
-    for i, label in zip(own, labels([curves[i].meta["config"] for i in own]), strict=True):
+    told = labels([curves[i].meta["config"] for i in own])
+    for i, label in zip(own, told, strict=True):
         schedule = str((curves[i].meta["config"].get("schedule") or {}).get("name", ""))
         if schedule not in label:
-            label = schedule if len(own) == 1 else f"{schedule} {label}"
+            label = schedule if len(set(told)) == 1 else f"{schedule} {label}"
         found[i] = label
     names = [
         f"{name} {c.name.rpartition('-')[2]}" if found.count(name) > 1 else name

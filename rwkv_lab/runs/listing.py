@@ -145,6 +145,7 @@ class Row:
     predicted: float | None  # final loss by the fit that its schedule is of
     interval: tuple[float, float] | None  # of it
     measured: float | None  # the loss that was predicted, at the end
+    forecast: dict[str, float]  # loss, low, high and step of a run that is not over; empty without one
     age: float | None
     reason: str | None
     config: dict[str, Any]  # flat
@@ -182,6 +183,7 @@ def _row(run: Run, name: str, now: datetime) -> Row:
         predicted=fitted.loss if fitted else None,
         interval=(fitted.low, fitted.high) if fitted else None,
         measured=fitted.measured if fitted else None,
+        forecast=run.forecast if status in ("running", "interrupted") else {},
         age=age(manifest.get("ended") or manifest.get("started"), now),
         reason=manifest.get("reason"),
         config=flat(_config_of(run) or {}),
