@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     path = args.fit / "fit.json" if args.fit.is_dir() else args.fit
     model = FittedModel.load(path)
     folder = _output.folder_for_results(args.out or path.parent)
-    optimum, rates = recommended.propose(model, args.steps, args.eta_max, args.warmup, args.kind)
+    with _output.busy("searching the best schedule"):
+        optimum, rates = recommended.propose(model, args.steps, args.eta_max, args.warmup, args.kind)
     console = _tables.plain_console()
     _tables.print_optimum(console, optimum, recommended.LEVEL)
     name = f"optimal_{args.kind}_{args.steps}"
