@@ -127,6 +127,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
     longest = min(LONGEST_SAMPLE, SAMPLES // max(1, len(comparison.records)))
     one_study = len({record.study for record in comparison.records}) == 1
     found = []
+    loop = any(record.foretold for record in comparison.records)
     for record in comparison.records:
         corpus, label = place.get(record.path, (tables.NONE, tables.NONE))
         tokens, seconds = spent(record, "tokens"), spent(record, "seconds")
@@ -144,10 +145,21 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                     _cell(tables.number(tokens), tokens),
                     _cell(tables.time(seconds), seconds),
                     _cell(tables.number(speed(record)), speed(record)),
+                    *(_prediction(record) if loop else []),
                 ],
             }
         )
     return found
+
+
+def _prediction(record: Record) -> list[dict[str, Any]]:
+    """Return the cells of the loss that a fit predicted and of the loss measured."""
+    found = record.foretold
+    if found is None:
+        return [_cell(tables.NONE, math.nan), _cell(tables.NONE, math.nan)]
+    measured = _number(found.measured)
+    text = f"{tables.bpb(measured)} {found.verdict}".rstrip()
+    return [_cell(f"{found.loss:.4f} ({found.low:.3f} to {found.high:.3f})", found.loss), _cell(text, measured)]
 
 
 def _number(value: Any) -> float:
@@ -203,6 +215,7 @@ def render(comparison: Comparison, command: str, made: str) -> str:
         method=[method(comparison), BUDGETS],
         blocks=[_block(block, number, comparison) for number, block in enumerate(comparison.blocks)],
         runs=_runs(comparison),
+        foretold=any(record.foretold for record in comparison.records),
         environments=environments(comparison.records),
         axes=axes,
         divs={name: Markup(div) for name, div in divs.items()},
