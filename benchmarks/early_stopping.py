@@ -115,7 +115,7 @@ def orders(jobs: int, shuffles: int) -> list[tuple[int, ...]]:
 
 
 def summary(replays: Sequence[Replay]) -> str:
-    """Return one row of the table: winner kept, share of the updates (mean and range), jobs stopped, loss given away."""
+    """Return one row of the table: winner kept, share of the updates with its range, jobs stopped, loss given away."""
     shares = [100 * each.share for each in replays]
     stopped = [sum(map(bool, each.reasons)) for each in replays]
     kept = sum(each.kept for each in replays)

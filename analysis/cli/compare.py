@@ -130,10 +130,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.serve is not None and not args.watch:
         raise UserError("--serve needs --watch: a page that does not change is opened as a file")
+    comparison = _compared(args)
     folder = output_folder(args.paths, args.out)
     if args.watch:
         _watch(args, folder / PAGE)
-    comparison = _compared(args)
+        comparison = _compared(args)
     command = command_of(args)
     texts = {
         PAGE: render(comparison, command, _now()),

@@ -1,4 +1,4 @@
-"""A comparison that follows its runs: the page is written anew as they change, and served on request to this machine."""
+"""A comparison that follows its runs: the page is written anew as they change, and served to this machine if asked."""
 
 import threading
 import time
@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs import find, is_locked
+from rwkv_lab.runs import find
+from rwkv_lab.runs.run import is_locked
 from rwkv_lab.util.console import say
 
 HOST = "127.0.0.1"
