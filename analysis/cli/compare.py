@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from analysis.cli import _output
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.util.paths import as_typed
 
 if TYPE_CHECKING:
     from analysis.compare.summary import Comparison
@@ -111,7 +112,7 @@ def command_of(args: argparse.Namespace) -> str:
     """Return the command line that makes the same comparison again."""
     options = {name: getattr(args, name) for name, default in DEFAULTS.items() if getattr(args, name) != default}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return "python -m analysis " + shlex.join(["compare", *args.paths, *words])
+    return as_typed("python -m analysis compare ") + shlex.join([*args.paths, *words])
 
 
 def title_of(paths: list[str]) -> str:

@@ -1,5 +1,7 @@
 """Figures of a comparison: loss against tokens, seconds and FLOPs with seed bands, final values, swept numbers."""
 
+import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,57 @@ def final_figure(block: Block) -> Any:
     return figure
 
 
+WAYS = (("carried", "-"), ("window", "--"))  # how by_position.csv was read, and its dash
+
+
+def octaves(values: np.ndarray, parts: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and means of values [N] at the distances 1 to N, in ``parts`` bins an octave."""
+    edges = np.unique(np.floor(2 ** np.arange(0, np.log2(len(values)) + 1 + 1 / parts, 1 / parts)).astype(int))
+    edges = np.append(edges[edges <= len(values)], len(values) + 1)
+    pairs = list(itertools.pairwise(edges))
+    return (
+        np.array([np.sqrt(first * (last - 1)) for first, last in pairs]),
+        np.array([values[first - 1 : last - 1].mean() for first, last in pairs]),
+    )
+
+
+def position_figure(block: Block) -> Any | None:
+    """Loss against the distance from the start, of groups whose runs were measured so; None without any.
+
+    The mean over runs; solid with the state carried, dashed in windows of ctx_len tokens.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8))
+    ax = figure.subplots()
+    names = []
+    for row in block.rows:
+        read = [record.positions for record in row.group.records if len(record.positions.get("window", ()))]
+        length = min((len(columns["window"]) for columns in read), default=0)
+        for way, dash in WAYS if read else ():
+            x, y = octaves(np.mean([columns[way][:length] for columns in read], axis=0))
+            ax.plot(x, y, dash, color=row.style.colour, linewidth=1.3)
+        if read:
+            ax.plot([], [], color=row.style.colour, label=shortened(row.label, LONGEST))
+            names.append(row.label)
+    if not names:
+        return None
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="distance from the start of the text read (tokens)", ylabel="held-out loss (nats per token)")
+    ax.plot([], [], "-", color=GREY, label="all before it is seen")
+    ax.plot([], [], "--", color=GREY, label="windows of ctx_len")
+    figure.legend(loc="outside lower center", ncols=legend_columns(names))
+    return figure
+
+
+def as_png(figure: Any) -> bytes:
+    """Return a figure as a PNG image."""
+    written = io.BytesIO()
+    with paper():
+        figure.savefig(written, format="png", dpi=110)
+    return written.getvalue()
+
+
 def prefix(comparison: Comparison, block: Block) -> str:
     """Return the start of the file names of a block: the corpus if there are several."""
     if len(comparison.blocks) == 1:
@@ -169,4 +222,6 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
             named |= {f"{start}loss_{axis}": loss_figure(block, axis) for axis in AXES}
             named[f"{start}final_bpb"] = final_figure(block)
             named |= {f"{start}final_by_{one.key.replace('.', '_')}": swept_figure(one) for one in swept(block)}
+            if (positions := position_figure(block)) is not None:
+                named[f"{start}by_position"] = positions
         return save(named, folder, KINDS)

@@ -4,6 +4,7 @@ Text written by runs (samples, reasons, names) is untrusted: Jinja and Bokeh esc
 page's security policy forbids loading and sending anything.
 """
 
+import base64
 import json
 import math
 import unicodedata
@@ -13,12 +14,13 @@ from typing import Any
 
 from analysis.compare import tables
 from analysis.compare.charts import charts
-from analysis.compare.figures import scales
+from analysis.compare.figures import as_png, position_figure, scales
 from analysis.compare.grouping import common
 from analysis.compare.notes import BUDGETS, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
 from analysis.compare.swept import swept
+from analysis.plots.style import paper
 
 SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
@@ -76,6 +78,7 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
         "head": head + tables.COST_HEADINGS[1:],
         "ranked": head[column[comparison.criteria.metric]],
         "results": [_result(row, block) for row in block.rows],
+        "positions": _positions(block),
         "legend": [{"label": row.label, "number": row.look, "look": row.style} for row in block.rows],
         "pairs": tables.pair_rows(block) if len(block.verdicts) <= MOST_PAIRS else [],
         "verdicts": len(block.verdicts),
@@ -89,6 +92,17 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
             for key, value in common([record for row in block.rows for record in row.group.records]).items()
         },
     }
+
+
+def _positions(block: Block) -> str:
+    """Return the figure of the loss by position as a data URI; an empty string without one."""
+    with paper():
+        figure = position_figure(block)
+    return "" if figure is None else _data_uri(as_png(figure))
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def setting(value: Any) -> str:

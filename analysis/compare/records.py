@@ -13,6 +13,7 @@ import numpy as np
 from analysis.curves.curve import bin_means
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, find, listing
+from rwkv_lab.runs.metrics import read_metrics
 
 STATUSES = ("complete", "stale", "stopped early", "running", "interrupted", "failed", "unreadable")
 FINISHED = ("complete", "stale")
@@ -31,6 +32,7 @@ class Record:
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     sample: str = ""
     label: str = ""  # how it is shown: by what differs within its study, or its name
+    positions: dict[str, np.ndarray] = field(default_factory=dict)  # distance, carried, window; empty if not measured
 
     @property
     def name(self) -> str:
@@ -88,7 +90,8 @@ def read(run: Run, fingerprint: str) -> Record:
         status, reason = "stale", _stale_reason(run)
     sample = run.path / "sample.txt"
     text = sample.read_text(errors="replace") if sample.is_file() else ""
-    return Record(run.path, status, reason, manifest, config or {}, columns, text)
+    positions = read_metrics(run.path / "by_position.csv")
+    return Record(run.path, status, reason, manifest, config or {}, columns, text, positions=positions)
 
 
 def collect(paths: Iterable[Path | str], fingerprint: str, ids: bool = False) -> list[Record]:

@@ -54,7 +54,8 @@ def swept(block: Block) -> list[Swept]:
 def _swept(rows: Sequence[Row], key: str, named: str | None) -> Swept:
     have = [row for row in rows if key in row.group.own]
     choices = list(dict.fromkeys(str(row.group.own.get(named, "")) for row in have)) if named else [""]
-    lines, lowest = [], set()
+    lines: list[Line] = []
+    lowest: set[str] = set()
     for choice in choices:
         chosen: dict[float, Row] = {}
         for row in have:

@@ -139,8 +139,8 @@ def train(context: RunContext, world: "World") -> Outcome:
     """
     from rwkv_lab.training import session
     from rwkv_lab.training.distributed.world import lost_touch
-    from rwkv_lab.training.signals import Stopped
     from rwkv_lab.training.trainer import NotFinite, StoppedEarly
+    from rwkv_lab.util.signals import Stopped
 
     try:
         result = session.run(context, world)
