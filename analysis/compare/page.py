@@ -187,8 +187,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(key, shown(value)) for key, value in facts.items()]
 
 
-def render(comparison: Comparison, command: str, made: str) -> str:
-    """Return the page; ``made`` is the time and ``command`` the command line that made it."""
+def render(comparison: Comparison, command: str, made: str, refresh: int | None = None) -> str:
+    """Return the page; ``made`` is the time and ``command`` the command line that made it.
+
+    ``refresh``: seconds after which a browser loads it again.
+    """
     from bokeh.embed import components
     from bokeh.resources import Resources
     from jinja2 import Environment, StrictUndefined
@@ -211,6 +214,7 @@ def render(comparison: Comparison, command: str, made: str) -> str:
         census=f"{plural(len(comparison.records), 'run')}: {census(comparison.records)}",
         command=command,
         made=made,
+        refresh=refresh,
         notes=notes(comparison),
         method=[method(comparison), BUDGETS],
         blocks=[_block(block, number, comparison) for number, block in enumerate(comparison.blocks)],
