@@ -21,6 +21,7 @@ from analysis.compare.records import Record
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
 from analysis.plots.style import paper, style
 
+PNG = b"\x89PNG"
 SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
 MOST_PAIRS = 300  # rows of the table of pairs; more are in pairs.csv
@@ -134,6 +135,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                 "status": record.status,
                 "reason": record.reason,
                 "sample": sample(record, longest),
+                "images": _data_uri(record.images) if record.images.startswith(PNG) else "",
                 "cells": [
                     _cell(label, label),
                     _cell(corpus, corpus),
