@@ -111,7 +111,8 @@ class LM(nn.Module):
                 f"it cannot read {end}"
             )
         x = self.emb(idx)
-        if (ln0 := self.blocks[0].ln0) is not None:
+        ln0 = self.blocks[0].ln0
+        if isinstance(ln0, nn.LayerNorm):
             x = ln0(x)
         place = None
         if self.positions is not None:

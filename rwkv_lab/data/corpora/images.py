@@ -229,8 +229,8 @@ class ImageSplit(Split):
         for b in range(count):
             parts = [self._example(int(which), int(order)) for which, order in drawn[b, 1:].reshape(-1, 2)]
             offset = int(drawn[b, 0] % np.uint64(len(parts[0][0])))
-            for row, pieces in zip((ids, values, places), zip(*parts, strict=True), strict=True):
-                row[b] = np.concatenate(pieces)[offset : offset + T + 1]
+            kept = slice(offset, offset + T + 1)
+            ids[b], values[b], places[b] = (np.concatenate(pieces)[kept] for pieces in zip(*parts, strict=True))
         inside = places != OUTSIDE
         u = draws(seed, ROUNDING, numbers, 3 * (T + 1)).reshape(count, T + 1, 3) / 2.0**64
         rounded = rand_round(values, u) if self.task.rand_round else np.rint(values).astype(np.int64)
