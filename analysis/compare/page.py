@@ -19,7 +19,8 @@ from analysis.compare.grouping import common
 from analysis.compare.notes import BUDGETS, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
-from analysis.plots.style import paper, style
+from analysis.compare.swept import swept
+from analysis.plots.style import paper
 
 PNG = b"\x89PNG"
 SAMPLES = 150_000  # characters of all samples together
@@ -64,7 +65,7 @@ def _result(row: Row, block: Block) -> dict[str, Any]:
     cells = [_cell(text, order) for text, order in zip(texts, orders, strict=True)]
     cells += [_cell(text, value) for text, value in zip(tables.cost(row)[1:], costs, strict=True)]
     states = sorted({record.status for record in row.group.records} - {"complete"})
-    return {"look": style(row.look), "cells": cells, "states": states}
+    return {"look": row.style, "cells": cells, "states": states}
 
 
 def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
@@ -79,11 +80,12 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
         "ranked": head[column[comparison.criteria.metric]],
         "results": [_result(row, block) for row in block.rows],
         "positions": _positions(block),
-        "legend": [{"label": row.label, "number": row.look, "look": style(row.look)} for row in block.rows],
+        "legend": [{"label": row.label, "number": row.look, "look": row.style} for row in block.rows],
         "pairs": tables.pair_rows(block) if len(block.verdicts) <= MOST_PAIRS else [],
         "verdicts": len(block.verdicts),
         "interval": f"{100 * (1 - comparison.criteria.level):g} % interval",
         "keys": keys,
+        "swept": [{"word": one.word, "key": one.key} for one in swept(block)],
         "differences": [[row.label, *(setting(row.group.own.get(key)) for key in keys)] for row in block.rows],
         "configs": [(row.label, yaml(row.group.records[0].config)) for row in block.rows],
         "common": {
@@ -131,7 +133,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
         tokens, seconds = spent(record, "tokens"), spent(record, "seconds")
         found.append(
             {
-                "name": record.name if one_study else f"{record.study}/{record.name}",
+                "name": record.label if one_study else f"{record.study}/{record.label}",
                 "status": record.status,
                 "reason": record.reason,
                 "sample": sample(record, longest),
@@ -162,7 +164,7 @@ def environments(records: Sequence[Record]) -> list[dict[str, Any]]:
         facts["data sha256"] = record.fact("data", "sha256")
         text = json.dumps(facts, sort_keys=True, default=str)
         place = found.setdefault(text, {"facts": _lines(facts), "runs": []})
-        place["runs"].append(record.name)
+        place["runs"].append(record.label)
     return sorted(found.values(), key=lambda place: -len(place["runs"]))
 
 

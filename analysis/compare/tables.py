@@ -117,7 +117,7 @@ def print_terminal(comparison: Comparison) -> None:
             _print_block(console, block, comparison)
         others = [record for record in comparison.records if not record.finished]
         if others:
-            listed = [[f"{r.study}/{r.name}", outcome(r)] for r in others]
+            listed = [[f"{r.study}/{r.label}", outcome(r)] for r in others]
             _print_table(console, "Runs that did not finish", ["run", "status"], listed, words=True)
         for note in notes(comparison):
             _print_note(console, note)
@@ -194,7 +194,7 @@ def markdown(comparison: Comparison, command: str) -> str:
     others = [record for record in comparison.records if not record.finished]
     if others:
         parts.append("## Runs that did not finish")
-        parts.append(_markdown_table(["run", "status"], [[f"{r.study}/{r.name}", outcome(r)] for r in others]))
+        parts.append(_markdown_table(["run", "status"], [[f"{r.study}/{r.label}", outcome(r)] for r in others]))
     cautions = [method(comparison), BUDGETS, *notes(comparison)]
     parts += ["## Notes", "\n".join(f"- {note}" for note in cautions)]
     return "\n\n".join(parts) + "\n"

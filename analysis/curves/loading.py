@@ -14,7 +14,7 @@ import numpy as np
 from analysis.curves import foreign, lr_schedule_io, tables
 from analysis.curves.curve import LossCurve
 from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.runs import Run, is_run
+from rwkv_lab.runs import Run, is_run, listing
 from rwkv_lab.runs.provenance import recipe, setup
 
 DENSE = 50  # points from which a held-out loss is worth fitting instead of the training loss
@@ -73,8 +73,23 @@ def load_run(path: str | Path, column: str | None = None) -> LossCurve:
     where = str(run.path / "metrics.csv")
     curve = from_lab(run.metrics(), config, steps, where=where, name=run.name, column=column)
     if is_run(run.path):
+        curve.meta["run"] = run
         curve.meta["overrides"] = recipe(run.manifest.get("overrides") or [])
     return curve
+
+
+def load_all(paths: Sequence[str | Path], ids: bool = False, **options: Any) -> list[LossCurve]:
+    """Load every path as ``load`` does; runs of this laboratory are named by what differs between them.
+
+    ``ids``: they keep the names of their directories.
+    """
+    curves = [load(path, **options) for path in paths]
+    runs = [curve.meta["run"] for curve in curves if "run" in curve.meta]
+    short = iter(listing.names(runs))
+    for curve in curves:
+        if "run" in curve.meta and not ids:
+            curve.meta["name"] = next(short)
+    return curves
 
 
 def load_table(

@@ -248,8 +248,16 @@ def evaluate_text(
     model: LM, tokenizer: Tokenizer, file: Path, device: str = "auto", precision: str | None = None
 ) -> Evaluation:
     """Return the full evaluation of any model on the whole text of ``file``; UserError if it cannot be read."""
-    from rwkv_lab.data.sources import Segment
     from rwkv_lab.inference.recurrent import chosen_device, placed
+
+    split = text_split(tokenizer, file)
+    with placed(model, device, precision) as ready:
+        return evaluate_full(ready, split, model.config.ctx_len, STREAMS, chosen_device(device))
+
+
+def text_split(tokenizer: Tokenizer, file: Path) -> Split:
+    """Return the tokens of the whole text of ``file``; UserError if it cannot be read."""
+    from rwkv_lab.data.sources import Segment
 
     try:
         segment = Segment(file, 0, file.stat().st_size, "--text", "")
@@ -258,9 +266,7 @@ def evaluate_text(
         raise UserError(f"--text {file} cannot be read: {error.strerror}") from None
     tokens = np.concatenate([np.zeros(0, np.uint32), *(ids for ids, _ in blocks)]).astype(np.uint32)
     sizes = [np.ones(len(ids), np.uint8) if lengths is None else lengths for ids, lengths in blocks]
-    split = Split(tokens, np.concatenate([np.zeros(0, np.uint8), *sizes]))
-    with placed(model, device, precision) as ready:
-        return evaluate_full(ready, split, model.config.ctx_len, STREAMS, chosen_device(device))
+    return Split(tokens, np.concatenate([np.zeros(0, np.uint8), *sizes]))
 
 
 class Measured(NamedTuple):
@@ -292,31 +298,47 @@ def open_run(path: str, split_name: str) -> Measured:
 
     Raises UserError if the run has no weights yet, its corpus no such split, or one of its files is damaged.
     """
-    from rwkv_lab import data, runs
+    from rwkv_lab import runs
     from rwkv_lab.config import registry
     from rwkv_lab.config.fields import instance
-    from rwkv_lab.runs import manifest
 
     run = runs.load(path)
-    manifest.verify(run.path, "config.yaml", "tokenizer.json", "model.safetensors")
-    config = run.config
-    data_config, tokenizer_config = data.stored_configs(config)
+    split, config = run_split(run, split_name), run.config
     stored = config.get("objective") or {"name": "lm"}  # earlier runs had no choice
     objective = instance(registry.get("objective", str(stored["name"])), stored)
     try:
-        sha256, ctx_len = run.manifest["data"]["sha256"], int(config["model"]["ctx_len"])
+        ctx_len = int(config["model"]["ctx_len"])
         backend, own_precision = run.manifest["resolved"]["ops_backend"], run.manifest["resolved"]["precision"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _incomplete(run, error) from None
+    return Measured(run, objective, split, ctx_len, backend, own_precision)
+
+
+def run_split(run: Run, name: str) -> Split:
+    """Return the validation or test text of a complete run.
+
+    Raises UserError if it has no weights yet, its corpus no such split, or one of its files is damaged.
+    """
+    from rwkv_lab import data
+    from rwkv_lab.runs import manifest
+
+    manifest.verify(run.path, "config.yaml", "tokenizer.json", "model.safetensors")
+    config = run.config
+    try:
+        sha256 = run.manifest["data"]["sha256"]
         tokenizer = data.from_json((run.path / "tokenizer.json").read_text(encoding="utf-8", errors="replace"))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run.path} lacks {error} in its run.json or config.yaml: it cannot be evaluated") from None
+        raise _incomplete(run, error) from None
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
-    corpus = data.load(data_config, tokenizer_config, tokenizer)
+    corpus = data.load(*data.stored_configs(config), tokenizer)
     if corpus.sha256 != sha256:
         raise UserError(f"the data of {run.name} changed since it was trained: its files have another sha256 now")
-    split = corpus.test if split_name == "test" else corpus.val
+    split = corpus.test if name == "test" else corpus.val
     if split is None:
-        raise UserError(
-            f"data={config['data']['name']} of {run.name} has no {split_name} text: data.split gives it none"
-        )
-    return Measured(run, objective, split, ctx_len, backend, own_precision)
+        raise UserError(f"data={config['data']['name']} of {run.name} has no {name} text: data.split gives it none")
+    return split
+
+
+def _incomplete(run: Run, error: Exception) -> UserError:
+    return UserError(f"{run.path} lacks {error} in its run.json or config.yaml: it cannot be evaluated")
