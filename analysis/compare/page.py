@@ -22,6 +22,7 @@ from analysis.compare.summary import METRICS, Block, Comparison, Row, final_valu
 from analysis.compare.swept import swept
 from analysis.plots.style import paper
 
+PNG = b"\x89PNG"
 SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
 MOST_PAIRS = 300  # rows of the table of pairs; more are in pairs.csv
@@ -137,6 +138,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                 "status": record.status,
                 "reason": record.reason,
                 "sample": sample(record, longest),
+                "images": _data_uri(record.images) if record.images.startswith(PNG) else "",
                 "cells": [
                     _cell(label, label),
                     _cell(corpus, corpus),

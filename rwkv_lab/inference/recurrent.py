@@ -70,7 +70,9 @@ class RecurrentModel:
         if state is None or state.tokens is None or state.position < window:
             return state
         later = state.tokens[:, window - window // 2 :]
-        return self.model.advance(later)[1] if later.shape[1] else None
+        # Right unless a picture begins in that half, which then counts for itself.
+        start = None if state.place is None else state.place - later.shape[1]
+        return self.model.advance(later, start=start)[1] if later.shape[1] else None
 
     @torch.no_grad()
     def embed(self, idx: Tensor) -> Embedding:

@@ -56,6 +56,7 @@ class State(NamedTuple):
     head_qk: tuple[Tensor, Tensor] | None  # keys [B,P,D] and tokens [B,P] of the last P <= ctx_len positions
     tokens: Tensor | None  # [B,position] tokens of the window, kept where some sublayer's state grows
     position: int  # tokens read
+    place: Tensor | None = None  # [B] of the next token in its picture, for positions_2d
 
 
 def memory_of(mixes: dict[str, nn.Module], recurrent: bool, model: str) -> Memory | None:
