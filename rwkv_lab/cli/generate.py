@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         key: getattr(options, key) for key in ("temperature", "top_k", "top_p", "top_p_x", "top_a", "top_a_power")
     }
     with placed(model, options.device, options.precision) as ready:
-        session = Session(ready, generator, tokenizer.vocab_size, **filters)
+        session = Session(ready, generator, tokenizer.vocab_size, options.precision, **filters)
         if options.chat:
             _chat(session, tokenizer, options)
         else:
