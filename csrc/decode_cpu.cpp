@@ -27,7 +27,7 @@ struct Job {
 struct Phase {
     Kind kind;
     const Job* jobs;
-    int64_t count, tasks, groups;
+    int64_t count, tasks, rows;
 };
 
 template <Kind kind>
@@ -35,26 +35,20 @@ void some_rows(const Job& job, int64_t begin, int64_t end) {
     using P = Product<kind>;
     const float* scales = reinterpret_cast<const float*>(job.matrix);
     const auto* weights = reinterpret_cast<const typename P::Weight*>(job.matrix + 4 * padded(job.rows));
-    int64_t row = begin;
-    for (; row + ROWS <= end; row += ROWS)
-        P::template rows<ROWS>(weights + row * job.K, scales + row, job.in, job.K, job.out + row);
-    for (; row < end; ++row) P::template rows<1>(weights + row * job.K, scales + row, job.in, job.K, job.out + row);
+    for (int64_t n = begin; n < end; ++n) job.out[n] = P::row(weights + n * job.K, scales[n], job.in, job.K);
 }
 
 void run_tasks(int64_t begin, int64_t end, void* context) {
     const Phase& phase = *static_cast<const Phase*>(context);
-    int64_t first = phase.groups * begin / phase.tasks, last = phase.groups * end / phase.tasks;
+    int64_t first = phase.rows * begin / phase.tasks, last = phase.rows * end / phase.tasks;
     for (int64_t j = 0; j < phase.count && last > 0; ++j) {
         const Job& job = phase.jobs[j];
-        const int64_t groups = (job.rows + ROWS - 1) / ROWS;
-        const int64_t from = std::max<int64_t>(first, 0) * ROWS, to = std::min(last * ROWS, job.rows);
-        if (from < to) {
-            if (phase.kind == Kind::fp32) some_rows<Kind::fp32>(job, from, to);
-            if (phase.kind == Kind::bf16) some_rows<Kind::bf16>(job, from, to);
-            if (phase.kind == Kind::int8) some_rows<Kind::int8>(job, from, to);
-        }
-        first -= groups;
-        last -= groups;
+        const int64_t from = std::max<int64_t>(first, 0), to = std::min(last, job.rows);
+        if (phase.kind == Kind::fp32) some_rows<Kind::fp32>(job, from, to);
+        if (phase.kind == Kind::bf16) some_rows<Kind::bf16>(job, from, to);
+        if (phase.kind == Kind::int8) some_rows<Kind::int8>(job, from, to);
+        first -= job.rows;
+        last -= job.rows;
     }
 }
 
@@ -168,13 +162,13 @@ class Pass {
     }
 
     void multiply(const Job* jobs, int64_t count) {
-        int64_t bytes = 0, groups = 0;
+        int64_t bytes = 0, rows = 0;
         for (int64_t j = 0; j < count; ++j) {
             bytes += matrix_bytes(jobs[j].rows, jobs[j].K, model_.kind);
-            groups += (jobs[j].rows + ROWS - 1) / ROWS;
+            rows += jobs[j].rows;
         }
         const int64_t tasks = std::clamp<int64_t>(bytes / TASK_BYTES, 1, MOST_TASKS);
-        Phase phase = {model_.kind, jobs, count, tasks, groups};
+        Phase phase = {model_.kind, jobs, count, tasks, rows};
         if (tasks == 1) return run_tasks(0, 1, &phase);
         parallel_(tasks, run_tasks, &phase);
     }

@@ -16,9 +16,8 @@ using wkv::load;
 using wkv::u32v;
 
 constexpr int64_t LANES = wkv::Float32::LANES;
-constexpr int64_t ROWS = 4;         // read side by side
-constexpr int64_t AHEAD = ROWS;     // rows between what is read and what is fetched
-constexpr int64_t FLUSH = 64 * 64;  // columns after which sums of 32 bits are added up: at most 2^30 by then
+constexpr int64_t AHEAD = 4096;     // bytes between what is read and what is fetched
+constexpr int64_t FLUSH = 64 * 64;  // columns after which sums of 32 bits are added up: below 2^31 by then
 
 // Halves are added to each other, whatever the width of the machine's vectors.
 LANES_INLINE float total(f32v x) {
@@ -40,26 +39,22 @@ struct Input {
     float scale;
 };
 
+// Products of one row: one stream through memory is twice as fast as four.
 template <Kind>
 struct Product;
 
 template <>
 struct Product<Kind::fp32> {
     using Weight = float;
-    template <int64_t R>
-    static LANES_INLINE void rows(const float* weights, const float*, const Input& in, int64_t K, float* out) {
-        f32v sums[R][2] = {};
-        for (int64_t i = 0; i < K; i += 2 * LANES) {
-            const f32v x0 = load(in.x + i), x1 = load(in.x + i + LANES);
-            for (int64_t r = 0; r < R; ++r) {
-                const float* row = weights + r * K + i;
-                __builtin_prefetch(row + AHEAD * K);
-                __builtin_prefetch(row + AHEAD * K + LANES);
-                sums[r][0] += load(row) * x0;
-                sums[r][1] += load(row + LANES) * x1;
+    static LANES_INLINE float row(const float* weights, float, const Input& in, int64_t K) {
+        f32v sums[4] = {};
+        for (int64_t i = 0; i < K; i += 4 * LANES) {
+            for (int64_t j = 0; j < 4; ++j) {
+                __builtin_prefetch(reinterpret_cast<const char*>(weights + i + j * LANES) + AHEAD);
+                sums[j] += load(weights + i + j * LANES) * load(in.x + i + j * LANES);
             }
         }
-        for (int64_t r = 0; r < R; ++r) out[r] = total(sums[r][0] + sums[r][1]);
+        return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
 };
 
@@ -67,82 +62,66 @@ template <>
 struct Product<Kind::bf16> {
     using Weight = uint16_t;
     // Of 32 columns, column i is the lower half of word i, column i + 16 its upper half.
-    template <int64_t R>
-    static LANES_INLINE void rows(const uint16_t* weights, const float*, const Input& in, int64_t K, float* out) {
-        f32v sums[R][2] = {};
-        for (int64_t i = 0; i < K; i += 2 * LANES) {
-            const f32v x0 = load(in.x + i), x1 = load(in.x + i + LANES);
-            for (int64_t r = 0; r < R; ++r) {
-                const uint16_t* row = weights + r * K + i;
-                __builtin_prefetch(row + AHEAD * K);
+    static LANES_INLINE float row(const uint16_t* weights, float, const Input& in, int64_t K) {
+        f32v sums[4] = {};
+        for (int64_t i = 0; i < K; i += 4 * LANES) {
+            for (int64_t j = 0; j < 4; j += 2) {
+                __builtin_prefetch(reinterpret_cast<const char*>(weights + i + j * LANES) + AHEAD);
                 u32v pairs;
-                std::memcpy(&pairs, row, sizeof(pairs));
-                sums[r][0] += wkv::bit_cast<f32v>(pairs << 16) * x0;
-                sums[r][1] += wkv::bit_cast<f32v>(pairs & 0xffff0000u) * x1;
+                std::memcpy(&pairs, weights + i + j * LANES, sizeof(pairs));
+                sums[j] += wkv::bit_cast<f32v>(pairs << 16) * load(in.x + i + j * LANES);
+                sums[j + 1] += wkv::bit_cast<f32v>(pairs & 0xffff0000u) * load(in.x + i + (j + 1) * LANES);
             }
         }
-        for (int64_t r = 0; r < R; ++r) out[r] = total(sums[r][0] + sums[r][1]);
+        return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
 };
 
 template <>
 struct Product<Kind::int8> {
     using Weight = int8_t;
-    template <int64_t R>
-    static LANES_INLINE void rows(const int8_t* weights, const float* scales, const Input& in, int64_t K, float* out) {
-        float sums[R] = {};
-        for (int64_t begin = 0; begin < K; begin += FLUSH) {
-            int64_t whole[R];
-            products<R>(weights + begin, in.whole + begin, std::min(FLUSH, K - begin), K, whole);
-            for (int64_t r = 0; r < R; ++r) sums[r] += static_cast<float>(whole[r]);
-        }
-        for (int64_t r = 0; r < R; ++r) out[r] = sums[r] * (scales[r] * in.scale);
+    static LANES_INLINE float row(const int8_t* weights, float scale, const Input& in, int64_t K) {
+        float sum = 0.0f;
+        for (int64_t begin = 0; begin < K; begin += FLUSH)
+            sum += static_cast<float>(products(weights + begin, in.whole + begin, std::min(FLUSH, K - begin)));
+        return sum * (scale * in.scale);
     }
 
-    // Sums of `count` products, exact: a multiple of 64, at most FLUSH.
-    template <int64_t R>
-    static LANES_INLINE void products(const int8_t* weights, const int16_t* x, int64_t count, int64_t K, int64_t* out) {
+    // Sum of `count` products, exact: a multiple of 64, at most FLUSH.
+    static LANES_INLINE int64_t products(const int8_t* weights, const int16_t* x, int64_t count) {
+        int64_t sum = 0;
 #if defined(__AVX512BW__)
-        __m512i sums[R][2] = {};
+        __m512i sums[2] = {};
         for (int64_t i = 0; i < count; i += 64) {
-            const __m512i x0 = _mm512_loadu_si512(x + i), x1 = _mm512_loadu_si512(x + i + 32);
-            for (int64_t r = 0; r < R; ++r) {
-                const int8_t* row = weights + r * K + i;
-                __builtin_prefetch(row + 2 * AHEAD * K);
-                const __m512i w0 = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)));
-                const __m512i w1 = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 32)));
-                sums[r][0] = accumulate(sums[r][0], w0, x0);
-                sums[r][1] = accumulate(sums[r][1], w1, x1);
+            __builtin_prefetch(weights + i + AHEAD);
+            for (int64_t j = 0; j < 2; ++j) {
+                const auto* words = reinterpret_cast<const __m256i*>(weights + i + 32 * j);
+                const __m512i w = _mm512_cvtepi8_epi16(_mm256_loadu_si256(words));
+                sums[j] = accumulate(sums[j], w, _mm512_loadu_si512(x + i + 32 * j));
             }
         }
-        for (int64_t r = 0; r < R; ++r) {
-            int32_t lanes[32];
-            std::memcpy(lanes, sums[r], sizeof(lanes));
-            out[r] = 0;
-            for (const int32_t lane : lanes) out[r] += lane;
-        }
+        int32_t lanes[16];
+        const __m512i both = _mm512_add_epi32(sums[0], sums[1]);
+        std::memcpy(lanes, &both, sizeof(lanes));
+        for (const int32_t lane : lanes) sum += lane;
 #elif defined(__AVX2__)
-        for (int64_t r = 0; r < R; ++r) {
-            const int8_t* row = weights + r * K;
-            __m256i sums[2] = {};
-            for (int64_t i = 0; i < count; i += 16) {
-                const __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i)));
-                const __m256i x0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
-                __m256i& sum = sums[(i / 16) % 2];
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, x0));
+        __m256i sums[2] = {};
+        for (int64_t i = 0; i < count; i += 32) {
+            __builtin_prefetch(weights + i + AHEAD);
+            for (int64_t j = 0; j < 2; ++j) {
+                const auto* words = reinterpret_cast<const __m128i*>(weights + i + 16 * j);
+                const __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(words));
+                const __m256i whole = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i + 16 * j));
+                sums[j] = _mm256_add_epi32(sums[j], _mm256_madd_epi16(w, whole));
             }
-            int32_t lanes[16];
-            std::memcpy(lanes, sums, sizeof(lanes));
-            out[r] = 0;
-            for (const int32_t lane : lanes) out[r] += lane;
         }
+        int32_t lanes[16];
+        std::memcpy(lanes, sums, sizeof(lanes));
+        for (const int32_t lane : lanes) sum += lane;
 #else
-        for (int64_t r = 0; r < R; ++r) {
-            int64_t sum = 0;
-            for (int64_t i = 0; i < count; ++i) sum += static_cast<int32_t>(weights[r * K + i]) * x[i];
-            out[r] = sum;
-        }
+        for (int64_t i = 0; i < count; ++i) sum += static_cast<int32_t>(weights[i]) * x[i];
 #endif
+        return sum;
     }
 
 #if defined(__AVX512BW__)
