@@ -8,6 +8,7 @@ from pathlib import Path
 
 from analysis.cli import _output
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.util.paths import as_typed
 
 SUMMARY = "the table, the figures and the page that compare runs"
 PAGE = "compare.html"
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"compare at N training {name} (default: the most that all finished runs have spent)",
         )
+    parser.add_argument("--ids", action="store_true", help="whole names of runs, with their ids")
     parser.set_defaults(**DEFAULTS)
 
 
@@ -97,7 +99,7 @@ def command_of(args: argparse.Namespace) -> str:
     """Return the command line that makes the same comparison again."""
     options = {name: getattr(args, name) for name, default in DEFAULTS.items() if getattr(args, name) != default}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return "python -m analysis " + shlex.join(["compare", *args.paths, *words])
+    return as_typed("python -m analysis compare ") + shlex.join([*args.paths, *words])
 
 
 def title_of(paths: list[str]) -> str:
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     from rwkv_lab.util.console import say
     from rwkv_lab.util.io import write_atomic
 
-    records = collect(args.paths, code_fingerprint())
+    records = collect(args.paths, code_fingerprint(), args.ids)
     wanted = {axis: getattr(args, f"at_{axis}") for axis in AXES}
     budgets = {axis: value for axis, value in wanted.items() if value is not None}
     criteria = Criteria(args.metric, args.baseline, args.level, args.noise == "shared")
@@ -140,5 +142,5 @@ def run(args: argparse.Namespace) -> int:
     say(f"\npage     {near / PAGE}")
     say(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
     if figures:
-        say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg)")
+        say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg, .pdf)")
     return 0

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--follow", action="store_true", help="keep RUN/forecast.json up to date until the run ends; prints nothing"
     )
     parser.add_argument("--level", type=float, default=0.9, help="of the interval (default: 0.9)")
+    parser.add_argument("--ids", action="store_true", help="whole names of runs, with their ids")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,12 +30,12 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from analysis.cli import _tables
-    from analysis.curves import load, lr_schedule_io
+    from analysis.curves import lr_schedule_io
+    from analysis.curves.loading import load_all
     from analysis.fit import fit_start
     from analysis.forecast import forecast
 
-    running = load(args.run, args.column)
-    finished = [load(path, args.column) for path in args.finished]
+    running, *finished = load_all([args.run, *args.finished], args.ids, column=args.column)
     fit_start.check_alike([running, *finished])
     lr = lr_schedule_io.read_rates(args.schedule) if args.schedule else running.lr
     last = int(running.step[-1])

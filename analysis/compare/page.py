@@ -4,6 +4,7 @@ Text written by runs (samples, reasons, names) is untrusted: Jinja and Bokeh esc
 page's security policy forbids loading and sending anything.
 """
 
+import base64
 import json
 import math
 import unicodedata
@@ -13,12 +14,13 @@ from typing import Any
 
 from analysis.compare import tables
 from analysis.compare.charts import charts
-from analysis.compare.figures import scales
+from analysis.compare.figures import as_png, position_figure, scales
 from analysis.compare.grouping import common
 from analysis.compare.notes import BUDGETS, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
-from analysis.plots.style import style
+from analysis.compare.swept import swept
+from analysis.plots.style import paper
 
 SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
@@ -62,7 +64,7 @@ def _result(row: Row, block: Block) -> dict[str, Any]:
     cells = [_cell(text, order) for text, order in zip(texts, orders, strict=True)]
     cells += [_cell(text, value) for text, value in zip(tables.cost(row)[1:], costs, strict=True)]
     states = sorted({record.status for record in row.group.records} - {"complete"})
-    return {"look": style(row.look), "cells": cells, "states": states}
+    return {"look": row.style, "cells": cells, "states": states}
 
 
 def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
@@ -76,11 +78,13 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
         "head": head + tables.COST_HEADINGS[1:],
         "ranked": head[column[comparison.criteria.metric]],
         "results": [_result(row, block) for row in block.rows],
-        "legend": [{"label": row.label, "number": row.look, "look": style(row.look)} for row in block.rows],
+        "positions": _positions(block),
+        "legend": [{"label": row.label, "number": row.look, "look": row.style} for row in block.rows],
         "pairs": tables.pair_rows(block) if len(block.verdicts) <= MOST_PAIRS else [],
         "verdicts": len(block.verdicts),
         "interval": f"{100 * (1 - comparison.criteria.level):g} % interval",
         "keys": keys,
+        "swept": [{"word": one.word, "key": one.key} for one in swept(block)],
         "differences": [[row.label, *(setting(row.group.own.get(key)) for key in keys)] for row in block.rows],
         "configs": [(row.label, yaml(row.group.records[0].config)) for row in block.rows],
         "common": {
@@ -88,6 +92,17 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
             for key, value in common([record for row in block.rows for record in row.group.records]).items()
         },
     }
+
+
+def _positions(block: Block) -> str:
+    """Return the figure of the loss by position as a data URI; an empty string without one."""
+    with paper():
+        figure = position_figure(block)
+    return "" if figure is None else _data_uri(as_png(figure))
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def setting(value: Any) -> str:
@@ -118,7 +133,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
         tokens, seconds = spent(record, "tokens"), spent(record, "seconds")
         found.append(
             {
-                "name": record.name if one_study else f"{record.study}/{record.name}",
+                "name": record.label if one_study else f"{record.study}/{record.label}",
                 "status": record.status,
                 "reason": record.reason,
                 "sample": sample(record, longest),
@@ -159,7 +174,7 @@ def environments(records: Sequence[Record]) -> list[dict[str, Any]]:
         facts["data sha256"] = record.fact("data", "sha256")
         text = json.dumps(facts, sort_keys=True, default=str)
         place = found.setdefault(text, {"facts": _lines(facts), "runs": []})
-        place["runs"].append(record.name)
+        place["runs"].append(record.label)
     return sorted(found.values(), key=lambda place: -len(place["runs"]))
 
 

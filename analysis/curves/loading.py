@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,7 @@ import numpy as np
 from analysis.curves import foreign, lr_schedule_io, tables
 from analysis.curves.curve import LossCurve
 from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.runs import Run, is_run
-from rwkv_lab.runs.listing import labels
+from rwkv_lab.runs import Run, is_run, listing
 from rwkv_lab.runs.provenance import recipe, setup
 
 DENSE = 50  # points from which a held-out loss is worth fitting instead of the training loss
@@ -74,31 +73,23 @@ def load_run(path: str | Path, column: str | None = None) -> LossCurve:
     where = str(run.path / "metrics.csv")
     curve = from_lab(run.metrics(), config, steps, where=where, name=run.name, column=column)
     if is_run(run.path):
+        curve.meta["run"] = run
         curve.meta["overrides"] = recipe(run.manifest.get("overrides") or [])
     return curve
 
 
-def by_schedule(curves: Sequence[LossCurve]) -> tuple[LossCurve, ...]:
-    """Return the curves with runs of this laboratory named by their schedules and what else differs: ``wsd lr 8e-3``.
+def load_all(paths: Sequence[str | Path], ids: bool = False, **options: Any) -> list[LossCurve]:
+    """Load every path as ``load`` does; runs of this laboratory are named by what differs between them.
 
-    Runs that differ in nothing keep their ids.
+    ``ids``: they keep the names of their directories.
     """
-    own = [i for i, curve in enumerate(curves) if curve.meta.get("config")]
-    found = [curve.name for curve in curves]
-    told = labels([curves[i].meta["config"] for i in own])
-    for i, label in zip(own, told, strict=True):
-        schedule = str((curves[i].meta["config"].get("schedule") or {}).get("name", ""))
-        if schedule not in label:
-            label = schedule if len(set(told)) == 1 else f"{schedule} {label}"
-        found[i] = label
-    names = [
-        f"{name} {c.name.rpartition('-')[2]}" if found.count(name) > 1 else name
-        for name, c in zip(found, curves, strict=True)
-    ]
-    return tuple(
-        replace(curve, meta={**curve.meta, "name": name}) if i in own else curve
-        for i, (curve, name) in enumerate(zip(curves, names, strict=True))
-    )
+    curves = [load(path, **options) for path in paths]
+    runs = [curve.meta["run"] for curve in curves if "run" in curve.meta]
+    short = iter(listing.names(runs))
+    for curve in curves:
+        if "run" in curve.meta and not ids:
+            curve.meta["name"] = next(short)
+    return curves
 
 
 def load_table(
@@ -159,11 +150,7 @@ def from_lab(
             notes.append("the logged rates differ from those of the config: logged rates used")
             lr = None
     meta = {"path": where, "batch_size": trainer.get("batch_size"), "study": config.get("study")}
-    meta |= {
-        "config": dict(config),
-        "about": setup(config),
-        "fitted": (config.get("schedule") or {}).get("name") == "fitted",
-    }
+    meta |= {"about": setup(config), "fitted": (config.get("schedule") or {}).get("name") == "fitted"}
     curve = from_columns(columns, where=where, name=name, column=column, lr=lr, completed=True, meta=meta)
     curve.meta["notes"] += notes
     return curve

@@ -13,6 +13,7 @@ from analysis.fit.fitted_law import Correlations, ErrorBudget, FittedLaw, LeftOu
 from analysis.fit.level_model import SURE, LevelModel
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
+from rwkv_lab.util.paths import as_typed
 
 FORMAT = 1
 CLOSE_PEAK = 1.05  # ratio of peaks taken as equal
@@ -207,7 +208,7 @@ class FittedModel:
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a fit written by 'python -m analysis fit'") from error
+            raise UserError(f"{path} is not a fit written by '{as_typed('python -m analysis fit')}'") from error
 
 
 def unlike(runs: Sequence[RunSummary], misfit: float, left_out: Sequence[LeftOut]) -> list[str]:

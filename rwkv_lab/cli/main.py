@@ -27,9 +27,11 @@ COMMANDS = {
     "tracking": Command("rwkv_lab.cli.tracking", "upload to the tracker what it does not have yet"),
     "compare": Command("analysis", "table, figures and page of the runs of a study"),
     "fit": Command("analysis", "fit a law of loss against learning rate"),
+    "forecast": Command("analysis", "predict the end of a run in progress"),
     "predict": Command("analysis", "predict the loss of a schedule"),
     "scale": Command("analysis", "fit one law to several model sizes and predict the next"),
     "optimal": Command("analysis", "find the best schedule under a fitted law"),
+    "calibrate": Command("analysis", "measure the laws' errors over families of runs, and renew the priors"),
     "weights": Command("analysis", "draw the time weights a model has learned"),
 }
 

@@ -7,6 +7,7 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.schema import Config
 from rwkv_lab.runs.manifest import foretold
 from rwkv_lab.util.console import count, duration, say
+from rwkv_lab.util.paths import as_typed
 
 
 def shown(path: Path) -> str:
@@ -39,11 +40,11 @@ def complete(path: Path, manifest: dict[str, Any], again: bool) -> None:
         say(line)
     place = shown(path)
     say(f"run      {place}")
-    say(f"next     python -m analysis compare {shown(path.parent)}")
-    say(f"         python -m analysis fit {place}")
+    say(as_typed(f"next     python -m analysis compare {shown(path.parent)}"))
+    say(as_typed(f"         python -m analysis fit {place}"))
     objective = registry.members("objective").get(manifest.get("objective", "lm"))
     if objective is not None:
-        say(f"         {objective.usage.format(run=place)}")
+        say(as_typed(f"         {objective.usage.format(run=place)}"))
 
 
 def _bpb(value: float | None) -> str:

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from rwkv_lab.cli.arguments import Arguments
 from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.training.distributed import torchrun
-from rwkv_lab.training.signals import StopSignals
-from rwkv_lab.util.paths import CONF
+from rwkv_lab.util.paths import CONF, as_typed
+from rwkv_lab.util.signals import StopSignals
 from rwkv_lab.util.subprocesses import end_with_parent
 
 HELP = ("--help", "-h")
@@ -122,7 +122,7 @@ def _flags(argv: list[str]) -> Any:
     from rwkv_lab.config import overrides
     from rwkv_lab.config.schema import Config
 
-    parser = Arguments(prog="python run.py", add_help=False, allow_abbrev=False)
+    parser = Arguments(prog=as_typed("python run.py"), add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))

@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from omegaconf import MISSING
 
@@ -60,6 +61,35 @@ class Component(ABC):  # noqa: B024 (the kinds have the abstract methods)
         return {key: file_sha256(path, key) for key, path in named.items()}
 
 
+ShiftKind = Literal["none", "half", "learned", "share", "roles", "ramp"]
+
+
+@dataclass
+class RoleShares:
+    """Shares of channels that come from the previous token, by what the mixed input is for."""
+
+    q: float | None = setting(None, low=0, high=1)  # query
+    k: float | None = setting(None, low=0, high=1)  # key
+    v: float | None = setting(None, low=0, high=1)  # value
+    r: float | None = setting(None, low=0, high=1)  # receptance
+
+
+class Shift(NamedTuple):
+    """The token shift of one sublayer: which share of channels comes from the previous token."""
+
+    learned: bool  # a share per channel is learned, beginning at those below if ``own_start``
+    share: float = 0.5
+    shares: Mapping[str, float] = MappingProxyType({})  # of the roles that differ from ``share``
+    own_start: bool = False  # the shares were given, in place of the start of the model's recipe
+
+    @classmethod
+    def named(cls, kind: str) -> "Shift":
+        """Return the shift of a word that needs no numbers; UserError for others."""
+        if kind not in ("none", "half", "learned"):
+            raise UserError(f"model.token_shift={kind} needs shares: build the sublayer with self.shift(layer)")
+        return cls(kind == "learned", 0.0 if kind == "none" else 0.5)
+
+
 @dataclass
 class ModelConfig(Component):
     """The settings every architecture offers. A default that differs between models stands in the model's own class."""
@@ -71,7 +101,10 @@ class ModelConfig(Component):
     n_layer: int = setting(4, low=1)  # blocks
     n_embd: int = setting(128, low=1)  # channels C of the residual stream
     ctx_len: int = setting(256, low=1)  # tokens of a training sequence
-    token_shift: Literal["none", "half", "learned"] = "none"  # previous token mixed into each sublayer
+    token_shift: ShiftKind = "none"  # previous token mixed into each sublayer
+    shift_share: float | None = setting(None, low=0, high=1)  # share of channels from the previous token; unset: 0.5
+    shift_roles: RoleShares | None = None  # roles with a share of their own, e.g. {q: 0.3, k: 0.5, v: 0.7}
+    shift_last: float | None = setting(None, low=0, high=1)  # share in the last layer, to which ramp goes; unset: 0.1
     small_init_emb: bool | None = None  # true: emb_init=small and emb_norm; false: unit and no norm; unset: own recipe
     emb_init: Literal["unit", "recipe", "small"] | None = None  # embedding of scale 1, own recipe, U(-1e-4, 1e-4)
     emb_norm: bool | None = None  # norm after the embedding; unset: own recipe
@@ -126,7 +159,38 @@ class ModelConfig(Component):
         keys = {f"{group}.{name}": text for name, text in self.start_files.items()}
         return {key: file_sha256(weights_file(text, key), key) for key, text in keys.items()}
 
+    def shift(self, layer: int) -> Shift:
+        """Return the token shift of block ``layer``, after ``token_shift`` and the fields beside it."""
+        if self.token_shift in ("none", "half"):
+            return Shift.named(self.token_shift)
+        share = 0.5 if self.shift_share is None else self.shift_share
+        if self.token_shift == "ramp" or self.shift_last is not None:
+            last = 0.1 if self.shift_last is None else self.shift_last
+            share += (last - share) * layer / max(1, self.n_layer - 1)
+        given = {} if self.shift_roles is None else vars(self.shift_roles)
+        shares = {role: value for role, value in given.items() if value is not None}
+        own = (self.shift_share, self.shift_roles, self.shift_last) != (None, None, None)
+        return Shift(self.token_shift == "learned", share, shares, own)
+
+    def _check_shift(self) -> None:
+        readers = {
+            "shift_share": ("share", "roles", "ramp", "learned"),
+            "shift_roles": ("roles", "learned"),
+            "shift_last": ("ramp", "learned"),
+        }
+        for name, kinds in readers.items():
+            if getattr(self, name) is not None and self.token_shift not in kinds:
+                raise UserError(
+                    f"model.{name} does nothing with model.token_shift={self.token_shift}: it belongs to "
+                    f"{', '.join(kinds)}"
+                )
+        if self.token_shift == "roles" and self.shift_roles is None:
+            raise UserError(
+                "model.token_shift=roles needs the shares: e.g. 'model.shift_roles={q: 0.3, k: 0.5, v: 0.7}'"
+            )
+
     def check(self) -> None:
+        self._check_shift()
         if self.head_qk != "sum" and self.head_qk_dim == 0:
             raise UserError(
                 f"model.head_qk={self.head_qk} does nothing without head-QK: set model.head_qk_dim, e.g. 256"

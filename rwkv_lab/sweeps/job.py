@@ -9,8 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rwkv_lab.config import check
 from rwkv_lab.config.schema import Config
-from rwkv_lab.runs import FORMAT, Run, provenance
+from rwkv_lab.runs import FORMAT, Run, listing, provenance
 from rwkv_lab.runs.store import acquire_run
 from rwkv_lab.sweeps import launchers, plan
 from rwkv_lab.sweeps.launchers import LauncherSpec
@@ -33,15 +34,16 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     status = plan.status(path)
     if is_over(status, config):
         return final_loss(Run(path).manifest)
-    if status == "running":
-        say(f"{path.name} is running in another process")
-        return LOSS_IF_LOCKED
     overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
     assert isinstance(overrides, list)
+    name = listing.typed_name(check.plain(config), overrides)
+    if status == "running":
+        say(f"{name} is running in another process")
+        return LOSS_IF_LOCKED
     spec = launchers.launcher_policy(hydra_config.launcher, provenance.usable_cores())
     shared = spec.shares_gpus and config.trainer.device in ("auto", "cuda") and not config.trainer.strategy
     if spec.visible:
-        say(f"\n{path.name}  ({' '.join(overrides)})")
+        say(f"\n{name}  ({' '.join(overrides)})")
     marker = stop_marker(runs_dir(config.runs_dir), os.getppid())
     if spec.tied:
         end_with_parent()

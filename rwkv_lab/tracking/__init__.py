@@ -12,14 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.runs import Run
 from rwkv_lab.tracking.tracker import settings_of
 from rwkv_lab.util.console import warn
-from rwkv_lab.util.paths import IMPORT_ROOT
+from rwkv_lab.util.paths import IMPORT_ROOT, as_typed
 
 FINISH_SECONDS = 10
 STOPPED_SECONDS = 0.5
@@ -40,7 +40,7 @@ def log_in_background(folder: Path, step: int) -> Iterator[None]:
     if not settings.active:
         yield
         return
-    follower = _start(folder, step, settings.name)
+    follower = _follow(folder, step, settings.name)
     warnings = threading.Thread(target=_pass_on_warnings, args=(follower,), daemon=True)
     warnings.start()
     patience: float = STOPPED_SECONDS
@@ -55,24 +55,29 @@ def log_in_background(folder: Path, step: int) -> Iterator[None]:
 
 
 def command(*arguments: str) -> list[str]:
-    """Return what starts a process that feeds a tracker, in the folder of the code."""
+    """Return the command of a process that feeds a tracker."""
     return [sys.executable, "-m", "rwkv_lab.tracking", *arguments]
 
 
-def _start(folder: Path, step: int, name: str) -> subprocess.Popen | None:
+def start(arguments: Sequence[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen:
+    """Start ``arguments``, a command that feeds a tracker, in the folder of the code; its output is piped as text."""
+    # A session of its own: Ctrl-C in the terminal is the run's affair.
+    return subprocess.Popen(
+        arguments,
+        cwd=IMPORT_ROOT,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def _follow(folder: Path, step: int, name: str) -> subprocess.Popen | None:
     try:
-        # A session of its own: Ctrl-C in the terminal is the run's affair.
-        return subprocess.Popen(
-            command("follow", str(folder.absolute()), "--after", str(step)),
-            cwd=IMPORT_ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
+        return start(command("follow", str(folder.absolute()), "--after", str(step)), subprocess.PIPE)
     except OSError as error:
         warn(f"{name} could not be started ({error.strerror}); metrics.csv has everything")
         return None
@@ -103,7 +108,7 @@ def remedy(settings: TrackerConfig, folder: Path) -> str:
     """Return what to do about rows a tracker did not get."""
     if settings.uploading(folder) is None:
         return "metrics.csv has everything"
-    return f"nothing is lost, 'python -m rwkv_lab.tracking sync {folder.parent.name}' uploads it"
+    return as_typed(f"nothing is lost, 'python -m rwkv_lab.tracking sync {folder.parent.name}' uploads it")
 
 
 def end(process: subprocess.Popen) -> None:

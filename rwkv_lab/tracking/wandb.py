@@ -14,7 +14,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.config.registry import register
-from rwkv_lab.runs import Run
+from rwkv_lab.runs import Run, listing
 from rwkv_lab.tracking.tracker import Tracker, Undelivered, writable
 
 ANSWER_SECONDS = 2.0  # for a server's first answer
@@ -86,7 +86,7 @@ class WandbConfig(TrackerConfig):
                 project=self.project,
                 entity=self.entity,
                 group=run.study,
-                name=run.name,
+                name=listing.name_of(run),
                 id=re.sub(r"[^\w-]", "_", f"{run.study}-{run.manifest['id']}"),
                 job_type=config["model"]["name"],
                 tags=[*(tag[:TAG_LENGTH] for tag in tags), *self.tags],

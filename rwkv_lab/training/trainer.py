@@ -23,8 +23,8 @@ from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.early_stop import EarlyStop
 from rwkv_lab.training.evaluate import Evaluation
 from rwkv_lab.training.metrics import MetricsLog, Update
-from rwkv_lab.training.signals import Stopped, StopSignals
 from rwkv_lab.util import console
+from rwkv_lab.util.signals import Stopped, StopSignals
 
 
 class NotFinite(Exception):

@@ -78,7 +78,7 @@ def test_a_study_of_tricks_fits(make_run, block):
         make_run("mha_rotary", 1, 1.8 + i / 10, suffix=str(i), fields=dict(list(tricks.items())[:i]))
     with paper():
         curves, final = loss_figure(block(), "tokens"), final_figure(block())
-        assert "mha_rotary token_shift=half small_init_emb head_qk_dim=256" in legend_of(curves)
+        assert "mha_rotary token_shift half small_init_emb head_qk_dim 256" in legend_of(curves)
         assert inside(curves) and inside(final)
 
 
@@ -102,7 +102,7 @@ def test_a_group_without_a_finished_run_is_in_the_legend(make_run, block):
 
 
 def test_names_in_lines_and_in_short():
-    assert style.wrapped("mha_rotary token_shift=half small_init_emb") == "mha_rotary token_shift=half\nsmall_init_emb"
+    assert style.wrapped("mha_rotary token_shift half small_init_emb") == "mha_rotary token_shift half\nsmall_init_emb"
     assert style.wrapped("x" * 40, 10) == "xxxxxx…xxx"
     assert style.shortened("short") == "short" and len(style.shortened("y" * 200)) == 64
 

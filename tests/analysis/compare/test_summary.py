@@ -184,7 +184,7 @@ def test_the_terminal_tables_fit(make_run, comparison, capsys, monkeypatch, colu
     tables.print_terminal(comparison())
     shown = capsys.readouterr().out
     assert wide(re.sub(r"\x1b\[[0-9;]*m", "", shown)) <= columns
-    for cell in ("1.8150 ± 0.0071", "-0.1000" if "-0.1000" in shown else "+0.1000", "beyond noise"):
+    for cell in ("1.8150 ± 0.0071", "-0.1000" if "-0.1000" in shown else "+0.1000", "undecided"):
         assert cell in shown, "a number is never broken"
     monkeypatch.undo()
     tables.print_terminal(comparison())
