@@ -22,6 +22,7 @@ from analysis.compare.summary import METRICS, Block, Comparison, Row, final_valu
 from analysis.compare.swept import swept
 from analysis.plots.style import paper
 
+PNG = b"\x89PNG"
 SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
 MOST_PAIRS = 300  # rows of the table of pairs; more are in pairs.csv
@@ -137,6 +138,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                 "status": record.status,
                 "reason": record.reason,
                 "sample": sample(record, longest),
+                "images": _data_uri(record.images) if record.images.startswith(PNG) else "",
                 "cells": [
                     _cell(label, label),
                     _cell(corpus, corpus),
@@ -187,8 +189,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(key, shown(value)) for key, value in facts.items()]
 
 
-def render(comparison: Comparison, command: str, made: str) -> str:
-    """Return the page; ``made`` is the time and ``command`` the command line that made it."""
+def render(comparison: Comparison, command: str, made: str, refresh: int | None = None) -> str:
+    """Return the page; ``made`` is the time and ``command`` the command line that made it.
+
+    ``refresh``: seconds after which a browser loads it again.
+    """
     from bokeh.embed import components
     from bokeh.resources import Resources
     from jinja2 import Environment, StrictUndefined
@@ -211,6 +216,7 @@ def render(comparison: Comparison, command: str, made: str) -> str:
         census=f"{plural(len(comparison.records), 'run')}: {census(comparison.records)}",
         command=command,
         made=made,
+        refresh=refresh,
         notes=notes(comparison),
         method=[method(comparison), BUDGETS],
         blocks=[_block(block, number, comparison) for number, block in enumerate(comparison.blocks)],

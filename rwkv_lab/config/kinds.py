@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rwkv_lab.tracking.tracker import Tracker
     from rwkv_lab.training.evaluate import Evaluation
 
-Holding = Literal["text", "token ids"]  # what a corpus is made of
+Holding = Literal["text", "token ids", "images"]  # what a corpus is made of
 
 
 @dataclass
@@ -60,6 +60,8 @@ class Component(ABC):  # noqa: B024 (the kinds have the abstract methods)
         }
         return {key: file_sha256(path, key) for key, path in named.items()}
 
+
+TXT_FIRST, IMG_FIRST, TXT, IMG = range(4)  # signs of data=images, token ids behind those of the pixels
 
 ShiftKind = Literal["none", "half", "learned", "share", "roles", "ramp"]
 
@@ -115,6 +117,9 @@ class ModelConfig(Component):
     init_from: str | None = setting(None, file=True)  # run (path, STUDY/NAME, id), .pth, .safetensors or HF folder
     init_vocab: Literal["match"] | None = None  # match: init_from's rows of emb and head go to the same tokens
     bidirectional: bool = False  # every position sees all others; objective=mlm sets it
+    positions_2d: bool = False  # x and y of each pixel of data=images added to its first channels
+    image_size: int | None = setting(None, low=1)  # side of those pictures; data=images sets it
+    image_levels: int | None = setting(None, low=2)  # levels of their colours; data=images sets it
 
     @abstractmethod
     def build(self, vocab_size: int, backend: str) -> "LM":
@@ -172,6 +177,19 @@ class ModelConfig(Component):
         own = (self.shift_share, self.shift_roles, self.shift_last) != (None, None, None)
         return Shift(self.token_shift == "learned", share, shares, own)
 
+    def pixel_signs(self) -> tuple[int, int, tuple[int, int]]:
+        """Return side, number of pixel tokens and the ids of the signs before a picture; see ``data=images``."""
+        if self.image_size is None or self.image_levels is None:
+            raise UserError("model.positions_2d=true needs pictures: use data=images tokenizer=pixels")
+        needed = 2 * self.image_size + 2
+        if self.n_embd < needed:
+            raise UserError(
+                f"model.positions_2d=true needs model.n_embd of at least {needed} for pictures of {self.image_size} x "
+                f"{self.image_size} pixels (got {self.n_embd})"
+            )
+        pixels = self.image_levels**3
+        return self.image_size, pixels, (pixels + IMG_FIRST, pixels + IMG)
+
     def _check_shift(self) -> None:
         readers = {
             "shift_share": ("share", "roles", "ramp", "learned"),
@@ -227,10 +245,22 @@ class ModelConfig(Component):
         """Resolve names of runs, which mean those below ``runs_dir``, to their folders."""
         from rwkv_lab.models.weights import weights_file
 
+        if self.positions_2d and run.data.holds != "images":
+            raise UserError(
+                f"model.positions_2d=true needs pictures and data={run.data.name} has none: use data=images"
+            )
         for name, text in self.start_files.items():
             file = weights_file(text, f"model.{name}", run.runs_dir)
             if not Path(text).expanduser().exists():
                 setattr(self, name, str(file.parent))
+
+
+class Drawing(NamedTuple):
+    """Some pictures to be drawn after training."""
+
+    prompts: "np.ndarray"  # token ids [B,P] to go on from
+    length: int  # tokens to draw
+    choices: int  # the tokens drawn are below this id
 
 
 @dataclass
@@ -251,6 +281,14 @@ class DataConfig(Component):
     def made(self, tokenizer: "TokenizerConfig", stored: "Tokenizer | None") -> "Corpus | None":
         """Return a corpus that is made as it is read, by the tokenizer ``stored`` if there is one; None for files."""
         return None
+
+    def drawings(self, corpus: "Corpus") -> "list[Drawing]":
+        """Return the pictures that a finished run draws; empty for a corpus of text, which it continues."""
+        return []
+
+    def picture(self, corpus: "Corpus", drawn: "list[np.ndarray]") -> bytes:
+        """Return a PNG of what was ``drawn`` for each of ``drawings``, token ids [B,length]."""
+        raise NotImplementedError
 
     def check_run(self, run: "Config") -> None:
         run.tokenizer.check_data(self)
@@ -362,6 +400,8 @@ class ObjectiveConfig(Component):
         self, rows: "np.ndarray", first: int, seed: int, weights: "np.ndarray | None" = None
     ) -> "tuple[np.ndarray, ...]":
         """Return the arrays ``loss`` takes, made of token windows ``rows`` [B,T+1].
+
+        Behind ``weights`` come the targets [B,T,J] and the places of the first tokens [B] of data=images.
 
         The rows are the run's sequences number ``first`` to ``first + B - 1``; random numbers depend on these and
         ``seed`` only, so that a resumed run draws the same. ``weights`` [B,T] are those of the losses of rows[:, 1:];

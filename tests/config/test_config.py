@@ -23,6 +23,7 @@ NEEDS = {
     "tokenizer=bpe": ["tokenizer.path=tokenizer.json"],
     "tokenizer=run": [f"tokenizer.path={REPOSITORY}"],
     "schedule=fitted": ["schedule.fit=fit.json"],
+    "experiments=finetune": [f"model.init_from={next((REPOSITORY / 'tests/cases').rglob('model.safetensors'))}"],
 } | {f"data={name}": ["tokenizer=ids"] for name, member in registry.members("data").items() if member.weighted}
 
 
@@ -64,7 +65,7 @@ def test_every_study_composes_with_all_its_jobs(study: Path):
     ]
     names = set()
     for job in itertools.product(*swept):
-        config = checked(f"experiments={study.stem}", *job)
+        config = checked(f"experiments={study.stem}", *NEEDS.get(f"experiments={study.stem}", []), *job)
         names.add(repr(config))
     assert len(names) == len(list(itertools.product(*swept)))
 
