@@ -24,6 +24,7 @@ from rwkv_lab.data.pictures import (
     opened,
     packed,
     patches,
+    photographs,
     pillow,
     rand_round,
     resized,
@@ -51,7 +52,7 @@ class ImagesConfig(DataConfig):
     """Pictures, one token a pixel; bits per pixel channel and accuracy of pixels, no bits per byte.
 
     ``data.path`` is a folder of PNG and JPEG files: NAME.txt beside NAME.png is its caption, else the name of its
-    subfolder. Without one, patches of the photographs in scikit-image and scikit-learn.
+    subfolder. Without one, patches of the photographs in scikit-image, or else scikit-learn.
     """
 
     name: str = "images"
@@ -67,7 +68,7 @@ class ImagesConfig(DataConfig):
 
     def file_hashes(self, group: str) -> dict[str, str]:
         if self.path is None:
-            return {}
+            return {f"{group}.photographs": text_sha256(b"".join(file.read_bytes() for file in photographs()))}
         files = self._files()
         content = [f"{file.relative_to(self._folder())} {file_sha256(file, 'data.path')}" for file, _ in files]
         return {f"{group}.path": text_sha256("\n".join(content).encode())}
