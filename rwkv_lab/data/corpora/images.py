@@ -12,7 +12,8 @@ import numpy as np
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
-from rwkv_lab.config.kinds import IMG, IMG_FIRST, TXT, TXT_FIRST, DataConfig, Drawing, Holding, TokenizerConfig
+from rwkv_lab.config.kinds import DataConfig, Drawing, Holding, TokenizerConfig
+from rwkv_lab.config.model_fields import IMG, IMG_FIRST, TXT, TXT_FIRST
 from rwkv_lab.config.registry import register
 from rwkv_lab.data.dataset import Corpus
 from rwkv_lab.data.pictures import (
@@ -65,6 +66,7 @@ class ImagesConfig(DataConfig):
 
     holds: ClassVar[Holding] = "images"
     weighted: ClassVar[bool] = True
+    usage: ClassVar[str | None] = 'rwkv-lab generate {run} "" --out drawn.png'
 
     def file_hashes(self, group: str) -> dict[str, str]:
         if self.path is None:
