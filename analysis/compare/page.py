@@ -128,6 +128,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
     longest = min(LONGEST_SAMPLE, SAMPLES // max(1, len(comparison.records)))
     one_study = len({record.study for record in comparison.records}) == 1
     found = []
+    loop = any(record.foretold for record in comparison.records)
     for record in comparison.records:
         corpus, label = place.get(record.path, (tables.NONE, tables.NONE))
         tokens, seconds = spent(record, "tokens"), spent(record, "seconds")
@@ -146,10 +147,21 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                     _cell(tables.number(tokens), tokens),
                     _cell(tables.time(seconds), seconds),
                     _cell(tables.number(speed(record)), speed(record)),
+                    *(_prediction(record) if loop else []),
                 ],
             }
         )
     return found
+
+
+def _prediction(record: Record) -> list[dict[str, Any]]:
+    """Return the cells of the loss that a fit predicted and of the loss measured."""
+    found = record.foretold
+    if found is None:
+        return [_cell(tables.NONE, math.nan), _cell(tables.NONE, math.nan)]
+    measured = _number(found.measured)
+    text = f"{tables.bpb(measured)} {found.verdict}".rstrip()
+    return [_cell(f"{found.loss:.4f} ({found.low:.3f} to {found.high:.3f})", found.loss), _cell(text, measured)]
 
 
 def _number(value: Any) -> float:
@@ -177,8 +189,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(key, shown(value)) for key, value in facts.items()]
 
 
-def render(comparison: Comparison, command: str, made: str) -> str:
-    """Return the page; ``made`` is the time and ``command`` the command line that made it."""
+def render(comparison: Comparison, command: str, made: str, refresh: int | None = None) -> str:
+    """Return the page; ``made`` is the time and ``command`` the command line that made it.
+
+    ``refresh``: seconds after which a browser loads it again.
+    """
     from bokeh.embed import components
     from bokeh.resources import Resources
     from jinja2 import Environment, StrictUndefined
@@ -201,10 +216,12 @@ def render(comparison: Comparison, command: str, made: str) -> str:
         census=f"{plural(len(comparison.records), 'run')}: {census(comparison.records)}",
         command=command,
         made=made,
+        refresh=refresh,
         notes=notes(comparison),
         method=[method(comparison), BUDGETS],
         blocks=[_block(block, number, comparison) for number, block in enumerate(comparison.blocks)],
         runs=_runs(comparison),
+        foretold=any(record.foretold for record in comparison.records),
         environments=environments(comparison.records),
         axes=axes,
         divs={name: Markup(div) for name, div in divs.items()},

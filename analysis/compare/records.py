@@ -13,6 +13,7 @@ import numpy as np
 from analysis.curves.curve import bin_means
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, find, listing
+from rwkv_lab.runs.manifest import Foretold, foretold
 from rwkv_lab.runs.metrics import read_metrics
 
 STATUSES = ("complete", "stale", "stopped early", "running", "interrupted", "failed", "unreadable")
@@ -66,6 +67,11 @@ class Record:
         """Return a number of the manifest; NaN if it is missing."""
         value = self.fact(*keys)
         return float(value) if isinstance(value, (int, float)) else float("nan")
+
+    @property
+    def foretold(self) -> Foretold | None:
+        """What a fit predicted for it; None unless its schedule is of a fit."""
+        return foretold(self.manifest)
 
     def column(self, name: str) -> np.ndarray:
         """Return a column of metrics.csv; all NaN if it is missing."""

@@ -99,6 +99,32 @@ def cost(row: Row) -> list[str]:
     ]
 
 
+FITTED_HEADINGS = ["run", "predicted", "interval", "measured", "", "best run fitted", "gain over it"]
+FITTED_TITLE = "Schedules of a fit: final losses predicted and measured (nats per token)"
+
+
+def fitted(records: Sequence[Record]) -> list[list[str]]:
+    """Return the cells under ``FITTED_HEADINGS``, a row for every run trained from a fit."""
+    rows = []
+    for record in records:
+        found = record.foretold
+        if found is None:
+            continue
+        known = found.measured is not None and found.best_loss is not None
+        rows.append(
+            [
+                f"{record.study}/{record.name}",
+                bpb(found.loss),
+                f"{found.low:.4f} to {found.high:.4f}",
+                NONE if found.measured is None else bpb(found.measured),
+                found.verdict or NONE,
+                NONE if found.best_loss is None else f"{bpb(found.best_loss)} ({found.best_run})",
+                f"{found.best_loss - found.measured:+.4f}" if known else NONE,  # type: ignore[operator]
+            ]
+        )
+    return rows
+
+
 def outcome(record: Record) -> str:
     """Return status and reason."""
     return f"{record.status}: {record.reason}" if record.reason else record.status
@@ -115,6 +141,9 @@ def print_terminal(comparison: Comparison) -> None:
         console.print(Text(harmless(f"{comparison.title}: {runs} ({census(comparison.records)})")))
         for block in comparison.blocks:
             _print_block(console, block, comparison)
+        predicted = fitted(comparison.records)
+        if predicted:
+            _print_table(console, FITTED_TITLE, FITTED_HEADINGS, predicted)
         others = [record for record in comparison.records if not record.finished]
         if others:
             listed = [[f"{r.study}/{r.label}", outcome(r)] for r in others]
@@ -191,6 +220,9 @@ def markdown(comparison: Comparison, command: str) -> str:
             _markdown_table(headings(block, comparison), [quality(row, block) for row in block.rows]),
             _markdown_table(COST_HEADINGS, [cost(row) for row in block.rows]),
         ]
+    predicted = fitted(comparison.records)
+    if predicted:
+        parts += [f"## {FITTED_TITLE}", _markdown_table(FITTED_HEADINGS, predicted)]
     others = [record for record in comparison.records if not record.finished]
     if others:
         parts.append("## Runs that did not finish")
@@ -254,6 +286,7 @@ def runs_csv(comparison: Comparison) -> str:
     head = ["study", "run", "status", "reason", "corpus", "group", "seed", "val_bpb_final", "val_bpb_last_measured"]
     head += ["tokens", "seconds"]
     head += ["tokens_per_second", "peak_memory_bytes", "parameters", "flops_per_token", "commit", "dirty"]
+    head += ["predicted", "predicted_low", "predicted_high", "measured", "verdict"]
     rows: list[list[object]] = [list(head)]
     for r in comparison.records:
         seed = "" if r.seed is None else r.seed
@@ -261,7 +294,10 @@ def runs_csv(comparison: Comparison) -> str:
         numbers += [r.number("peak_memory_bytes")]
         numbers += [r.number("parameters"), r.number("flops_per_token")]
         cells: list[object] = [r.study, r.name, r.status, r.reason, *place.get(r.path, ("", "")), seed]
-        rows.append([*cells, *map(_plain, numbers), r.fact("git", "commit") or "", r.fact("git", "dirty") or ""])
+        cells += [*map(_plain, numbers), r.fact("git", "commit") or "", r.fact("git", "dirty") or ""]
+        found = r.foretold
+        loop: list[object] = [found.loss, found.low, found.high, found.measured, found.verdict] if found else [""] * 5
+        rows.append([*cells, *("" if cell is None else cell for cell in loop)])
     return _csv(rows)
 
 

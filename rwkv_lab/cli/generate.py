@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
             return _draw(ready, tokenizer, generator, options)
         if options.out or options.image:
             raise UserError(f"--out and --image are for runs of data=images: {options.model} was trained on text")
-        session = Session(ready, generator, tokenizer.vocab_size, **filters)
+        session = Session(ready, generator, tokenizer.vocab_size, options.precision, **filters)
         if options.chat:
             _chat(session, tokenizer, options)
         else:

@@ -288,6 +288,9 @@ class Prediction:
     law: str  # name of the law
     kind: str  # of the proposed schedule
     fit: str  # the file it was read from
+    best_run: str = ""  # name of the run fitted that ended lowest; empty in files that lack it
+    best_loss: float | None = None  # its final loss, of ``column``
+    best_steps: int = 0  # its length in updates
 
 
 @dataclass

@@ -82,16 +82,19 @@ class LM(nn.Module):
         D = config.head_qk_dim
         self.head_qk = HeadQK(config.n_embd, D, config.ctx_len, config.head_qk, head_qk_bias) if D else None
 
-    def advance(self, idx: Tensor, state: State | None = None, start: Tensor | None = None) -> tuple[Tensor, State]:
+    def advance(
+        self, idx: Tensor, state: State | None = None, start: Tensor | None = None, last_only: bool = False
+    ) -> tuple[Tensor, State]:
         """Tokens idx [B,T] after ``state`` (None: the start) -> logits [B,T,V] and the state after them.
 
         ``start`` [B] is the place of the first token in its picture, for positions_2d; None: that of the state.
+        ``last_only`` computes the logits [B,1,V] of the last position alone.
         Raises UserError for more tokens, with those before, than the model's per-position parameters.
         """
         block_states: list[BlockState] = []
         if start is None and state is not None:
             start = state.place
-        logits, history, place = self._logits(idx, state, block_states.append, start)
+        logits, history, place = self._logits(idx, state, block_states.append, start, last_only)
         tokens = None
         if self.memory == "growing":
             tokens = idx if state is None or state.tokens is None else torch.cat((state.tokens, idx), dim=1)
@@ -100,7 +103,12 @@ class LM(nn.Module):
         )
 
     def _logits(
-        self, idx: Tensor, state: State | None, keep: Callable[[BlockState], None], start: Tensor | None
+        self,
+        idx: Tensor,
+        state: State | None,
+        keep: Callable[[BlockState], None],
+        start: Tensor | None,
+        last_only: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
         """Return logits [B,T,V], head-QK's history and the next place; ``keep`` is given the state of each block."""
         past = 0 if state is None else state.position
@@ -122,7 +130,8 @@ class LM(nn.Module):
             x, block_state = block(x, None if state is None else state.blocks[i])
             keep(block_state)
         x = self.ln_out(x)
-        logits = self.head(x if self.time_out is None else x * self.time_out[:, past:end])
+        shown = x if self.time_out is None else x * self.time_out[:, past:end]
+        logits = self.head(shown[:, -1:] if last_only else shown)
         history = None
         if self.head_qk is not None:
             logits, history = self.head_qk(logits, x, idx, None if state is None else state.head_qk)

@@ -8,6 +8,7 @@ Its state is a named tuple of tensors whose first dimension is the batch. ``memo
     no attribute          carries nothing; refused in a recurrent model, and RecurrentModel refuses such a model
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class BlockState(NamedTuple):
 class State(NamedTuple):
     """State of a language model after some tokens."""
 
-    blocks: list[BlockState]
+    blocks: Sequence[BlockState]
     head_qk: tuple[Tensor, Tensor] | None  # keys [B,P,D] and tokens [B,P] of the last P <= ctx_len positions
     tokens: Tensor | None  # [B,position] tokens of the window, kept where some sublayer's state grows
     position: int  # tokens read

@@ -222,7 +222,8 @@ def _open_log(training: Training) -> MetricsLog:
 def _train_and_record(training: Training, log: MetricsLog) -> dict[str, Any]:
     """Train to the end and record the result; from then on nothing can undo it."""
     path = training.folder
-    live = console.Progress(training.total, training.progress.step)
+    forecast = tracking.LiveForecast(path, training.total, training.progress.step)
+    live = console.Progress(training.total, training.progress.step, note=forecast.note)
     live.start()
     try:
         train(training, log, live, EarlyStop(training.context, training.lr) if training.config.stop else None)
@@ -237,6 +238,7 @@ def _train_and_record(training: Training, log: MetricsLog) -> dict[str, Any]:
         raise
     finally:
         live.close()
+        forecast.close()
         log.close()
     training.context.claim.record(
         status="complete",

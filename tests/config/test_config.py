@@ -30,6 +30,7 @@ NEEDS = {
     "tokenizer=pixels": ["data=images"],
     "data=images": ["tokenizer=pixels"],
     "schedule=fitted": ["schedule.fit=fit.json"],
+    "experiments=finetune": [f"model.init_from={next((REPOSITORY / 'tests/cases').rglob('model.safetensors'))}"],
 } | {f"data={name}": ["tokenizer=ids"] for name, member in registry.members("data").items() if is_task(member)}
 
 
@@ -71,7 +72,7 @@ def test_every_study_composes_with_all_its_jobs(study: Path):
     ]
     names = set()
     for job in itertools.product(*swept):
-        config = checked(f"experiments={study.stem}", *job)
+        config = checked(f"experiments={study.stem}", *NEEDS.get(f"experiments={study.stem}", []), *job)
         names.add(repr(config))
     assert len(names) == len(list(itertools.product(*swept)))
 
