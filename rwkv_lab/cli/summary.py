@@ -43,8 +43,9 @@ def complete(path: Path, manifest: dict[str, Any], again: bool) -> None:
     say(as_typed(f"next     python -m analysis compare {shown(path.parent)}"))
     say(as_typed(f"         python -m analysis fit {place}"))
     objective = registry.members("objective").get(manifest.get("objective", "lm"))
-    if objective is not None:
-        say(as_typed(f"         {objective.usage.format(run=place)}"))
+    corpus = registry.members("data").get(str((manifest.get("data") or {}).get("name")))
+    if usage := getattr(corpus, "usage", None) or getattr(objective, "usage", None):
+        say(as_typed(f"         {usage.format(run=place)}"))
 
 
 def _bpb(value: float | None) -> str:

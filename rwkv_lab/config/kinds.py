@@ -9,13 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from omegaconf import MISSING
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
+from rwkv_lab.config.model_fields import RoleShares, Shift, ShiftKind, check_shift, pixel_signs, shift_of
 from rwkv_lab.config.registry import members
 from rwkv_lab.util.hashing import file_sha256
 
@@ -59,37 +59,6 @@ class Component(ABC):  # noqa: B024 (the kinds have the abstract methods)
             if field.metadata.get("file") and getattr(self, field.name)
         }
         return {key: file_sha256(path, key) for key, path in named.items()}
-
-
-TXT_FIRST, IMG_FIRST, TXT, IMG = range(4)  # signs of data=images, token ids behind those of the pixels
-
-ShiftKind = Literal["none", "half", "learned", "share", "roles", "ramp"]
-
-
-@dataclass
-class RoleShares:
-    """Shares of channels that come from the previous token, by what the mixed input is for."""
-
-    q: float | None = setting(None, low=0, high=1)  # query
-    k: float | None = setting(None, low=0, high=1)  # key
-    v: float | None = setting(None, low=0, high=1)  # value
-    r: float | None = setting(None, low=0, high=1)  # receptance
-
-
-class Shift(NamedTuple):
-    """The token shift of one sublayer: which share of channels comes from the previous token."""
-
-    learned: bool  # a share per channel is learned, beginning at those below if ``own_start``
-    share: float = 0.5
-    shares: Mapping[str, float] = MappingProxyType({})  # of the roles that differ from ``share``
-    own_start: bool = False  # the shares were given, in place of the start of the model's recipe
-
-    @classmethod
-    def named(cls, kind: str) -> "Shift":
-        """Return the shift of a word that needs no numbers; UserError for others."""
-        if kind not in ("none", "half", "learned"):
-            raise UserError(f"model.token_shift={kind} needs shares: build the sublayer with self.shift(layer)")
-        return cls(kind == "learned", 0.0 if kind == "none" else 0.5)
 
 
 @dataclass
@@ -166,49 +135,14 @@ class ModelConfig(Component):
 
     def shift(self, layer: int) -> Shift:
         """Return the token shift of block ``layer``, after ``token_shift`` and the fields beside it."""
-        if self.token_shift in ("none", "half"):
-            return Shift.named(self.token_shift)
-        share = 0.5 if self.shift_share is None else self.shift_share
-        if self.token_shift == "ramp" or self.shift_last is not None:
-            last = 0.1 if self.shift_last is None else self.shift_last
-            share += (last - share) * layer / max(1, self.n_layer - 1)
-        given = {} if self.shift_roles is None else vars(self.shift_roles)
-        shares = {role: value for role, value in given.items() if value is not None}
-        own = (self.shift_share, self.shift_roles, self.shift_last) != (None, None, None)
-        return Shift(self.token_shift == "learned", share, shares, own)
+        return shift_of(self, layer)
 
     def pixel_signs(self) -> tuple[int, int, tuple[int, int]]:
-        """Return side, number of pixel tokens and the ids of the signs before a picture; see ``data=images``."""
-        if self.image_size is None or self.image_levels is None:
-            raise UserError("model.positions_2d=true needs pictures: use data=images tokenizer=pixels")
-        needed = 2 * self.image_size + 2
-        if self.n_embd < needed:
-            raise UserError(
-                f"model.positions_2d=true needs model.n_embd of at least {needed} for pictures of {self.image_size} x "
-                f"{self.image_size} pixels (got {self.n_embd})"
-            )
-        pixels = self.image_levels**3
-        return self.image_size, pixels, (pixels + IMG_FIRST, pixels + IMG)
-
-    def _check_shift(self) -> None:
-        readers = {
-            "shift_share": ("share", "roles", "ramp", "learned"),
-            "shift_roles": ("roles", "learned"),
-            "shift_last": ("ramp", "learned"),
-        }
-        for name, kinds in readers.items():
-            if getattr(self, name) is not None and self.token_shift not in kinds:
-                raise UserError(
-                    f"model.{name} does nothing with model.token_shift={self.token_shift}: it belongs to "
-                    f"{', '.join(kinds)}"
-                )
-        if self.token_shift == "roles" and self.shift_roles is None:
-            raise UserError(
-                "model.token_shift=roles needs the shares: e.g. 'model.shift_roles={q: 0.3, k: 0.5, v: 0.7}'"
-            )
+        """Return side, number of pixel tokens and the ids of the signs before a picture, for positions_2d."""
+        return pixel_signs(self)
 
     def check(self) -> None:
-        self._check_shift()
+        check_shift(self)
         if self.head_qk != "sum" and self.head_qk_dim == 0:
             raise UserError(
                 f"model.head_qk={self.head_qk} does nothing without head-QK: set model.head_qk_dim, e.g. 256"
@@ -273,6 +207,7 @@ class DataConfig(Component):
     holds: ClassVar[Holding] = "text"  # or token ids
     suffixes: ClassVar[tuple[str, ...]] = ()  # of files a user may have meant by data=FILE
     weighted: ClassVar[bool] = False  # sequences come with a weight for the loss of each token
+    usage: ClassVar[str | None] = None  # what to try with a trained run, in place of the objective's
 
     @abstractmethod
     def sources(self, cache: Path) -> "Sources":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-# Colour photographs that two packages carry; their licences are in the packages.
+# Colour photographs that two packages carry, the first preferred; their licences are in the packages.
 PHOTOGRAPHS = {
     "skimage": ("data", ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")),
     "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
@@ -38,19 +38,17 @@ def pillow() -> None:
 
 
 def photographs() -> list[Path]:
-    """Return the photographs of scikit-image and scikit-learn on this machine; UserError without any."""
-    found = []
+    """Return the photographs of scikit-image, or else those of scikit-learn; UserError without any."""
     for package, (folder, names) in PHOTOGRAPHS.items():
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin:
             files = [Path(spec.origin).parent / folder / name for name in names]
-            found += [file for file in files if file.is_file()]
-    if not found:
-        raise UserError(
-            "data=images without data.path reads photographs of the package scikit-image: pip install "
-            "'rwkv_lab[images]', or give data.path=FOLDER of PNG and JPEG files"
-        )
-    return found
+            if all(file.is_file() for file in files):
+                return files
+    raise UserError(
+        "data=images without data.path reads photographs of the package scikit-image: pip install "
+        "'rwkv_lab[images]', or give data.path=FOLDER of PNG and JPEG files"
+    )
 
 
 def opened(file: Path) -> "Image":

@@ -12,7 +12,7 @@ from rwkv_lab import data, models
 from rwkv_lab.cli import generate
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.kinds import IMG, IMG_FIRST, TXT, TXT_FIRST
+from rwkv_lab.config.model_fields import IMG, IMG_FIRST, TXT, TXT_FIRST
 from rwkv_lab.data.pictures import neighbours, packed, rand_round, unpacked
 from rwkv_lab.data.tokenizers.pixels import PixelTokenizer
 from rwkv_lab.inference.recurrent import RecurrentModel

@@ -12,7 +12,8 @@ import numpy as np
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
-from rwkv_lab.config.kinds import IMG, IMG_FIRST, TXT, TXT_FIRST, DataConfig, Drawing, Holding, TokenizerConfig
+from rwkv_lab.config.kinds import DataConfig, Drawing, Holding, TokenizerConfig
+from rwkv_lab.config.model_fields import IMG, IMG_FIRST, TXT, TXT_FIRST
 from rwkv_lab.config.registry import register
 from rwkv_lab.data.dataset import Corpus
 from rwkv_lab.data.pictures import (
@@ -24,6 +25,7 @@ from rwkv_lab.data.pictures import (
     opened,
     packed,
     patches,
+    photographs,
     pillow,
     rand_round,
     resized,
@@ -51,7 +53,7 @@ class ImagesConfig(DataConfig):
     """Pictures, one token a pixel; bits per pixel channel and accuracy of pixels, no bits per byte.
 
     ``data.path`` is a folder of PNG and JPEG files: NAME.txt beside NAME.png is its caption, else the name of its
-    subfolder. Without one, patches of the photographs in scikit-image and scikit-learn.
+    subfolder. Without one, patches of the photographs in scikit-image, or else scikit-learn.
     """
 
     name: str = "images"
@@ -64,10 +66,11 @@ class ImagesConfig(DataConfig):
 
     holds: ClassVar[Holding] = "images"
     weighted: ClassVar[bool] = True
+    usage: ClassVar[str | None] = 'rwkv-lab generate {run} "" --out drawn.png'
 
     def file_hashes(self, group: str) -> dict[str, str]:
         if self.path is None:
-            return {}
+            return {f"{group}.photographs": text_sha256(b"".join(file.read_bytes() for file in photographs()))}
         files = self._files()
         content = [f"{file.relative_to(self._folder())} {file_sha256(file, 'data.path')}" for file, _ in files]
         return {f"{group}.path": text_sha256("\n".join(content).encode())}

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.kinds import IMG, IMG_FIRST, TXT, TXT_FIRST, Holding, TokenizerConfig
+from rwkv_lab.config.kinds import Holding, TokenizerConfig
+from rwkv_lab.config.model_fields import IMG, IMG_FIRST, TXT, TXT_FIRST
 from rwkv_lab.config.registry import register
 from rwkv_lab.data.sources import Segment, Sources
 from rwkv_lab.data.token_cache import Stream
