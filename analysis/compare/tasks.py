@@ -1,4 +1,4 @@
-"""Scores of runs on tasks, as ``rwkv-lab lm-eval RUN`` notes them: their table, and the figure against size and compute."""
+"""Scores of runs on tasks, as ``rwkv-lab lm-eval RUN`` notes them: table, and figure against size and compute."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -14,7 +14,9 @@ from rwkv_lab.config.errors import UserError, main_guard, nearest
 if TYPE_CHECKING:
     from rwkv_lab.runs import Run
 
-KEY = "evals"  # of the scores in run.json: {task: {metric: value, metric_stderr: value, samples, version, shots, limit}}
+KEY = (
+    "evals"  # of the scores in run.json: {task: {metric: value, metric_stderr: value, samples, version, shots, limit}}
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,10 +77,14 @@ def evaluated(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[s
     from rwkv_lab.inference.harness import Harness
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it reports each of its steps
-    manager = TaskManager(include_path=str(options.tasks_dir) if options.tasks_dir else None)
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    own = str(options.tasks_dir) if options.tasks_dir else None
+    files = {name for name in names if name.endswith(".yaml") and Path(name).is_file()}
+    manager = TaskManager(include_path=own, include_defaults=False)
+    if not files.issuperset(set(names) - set(manager.all_tasks)):
+        manager = TaskManager(include_path=own)  # the harness's own, thousands of files
     for name in names:
-        if name not in manager.all_tasks and not (name.endswith(".yaml") and Path(name).is_file()):
+        if name not in files and name not in manager.all_tasks:
             raise UserError(f"--tasks {name}: there is no such task or YAML file{nearest(name, manager.all_tasks)}")
     try:
         found = simple_evaluate(
@@ -91,7 +97,9 @@ def evaluated(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[s
             bootstrap_iters=1000,
         )
     except (OSError, ValueError, KeyError, ConnectionError) as error:
-        raise UserError(f"--tasks {options.tasks}: {str(error).splitlines()[0][:300] or type(error).__name__}") from None
+        raise UserError(
+            f"--tasks {options.tasks}: {str(error).splitlines()[0][:300] or type(error).__name__}"
+        ) from None
     assert found is not None
     return {task: _score(task, values, found, options.limit) for task, values in found["results"].items()}
 

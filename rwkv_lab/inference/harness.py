@@ -112,9 +112,7 @@ class Harness(Evaluated):
         return max(1, LOGITS // (rows * self.recurrent.model.vocab_size))
 
     @torch.no_grad()
-    def _scores(
-        self, logits: Tensor, state: State, continuations: Sequence[list[int]]
-    ) -> list[tuple[float, bool]]:
+    def _scores(self, logits: Tensor, state: State, continuations: Sequence[list[int]]) -> list[tuple[float, bool]]:
         """Return ln p and greediness of continuations, given logits [B,V] of their first tokens and the state."""
         longest = max(map(len, continuations))
         # What stands behind a text changes nothing before it.
@@ -142,7 +140,9 @@ class Harness(Evaluated):
     @torch.no_grad()
     def _continued(self, contexts: Sequence[tuple[int, ...]], settings: Sequence[dict[str, Any]]) -> list[str]:
         """Return the greedy continuations of contexts of one length."""
-        stops = [[each["until"]] if isinstance(each.get("until"), str) else each.get("until") or [] for each in settings]
+        stops = [
+            [each["until"]] if isinstance(each.get("until"), str) else each.get("until") or [] for each in settings
+        ]
         most = [int(each.get("max_gen_toks", GENERATED)) for each in settings]
         ids: list[list[int]] = [[] for _ in contexts]
         texts, open_ = [""] * len(contexts), set(range(len(contexts)))

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.tokenizers.char import CharTokenizer
 from rwkv_lab.inference.sampling import generate
 from tests.in_process import make_here
@@ -42,7 +41,9 @@ def by_hand(model, context, continuation):
     return float(p.gather(1, chosen[:, None]).sum()), bool((p.argmax(-1) == chosen).all())
 
 
-@pytest.mark.parametrize(("name", "fields"), [("rwkv_v4", {}), ("rwkv_v2", {"head_qk_dim": 8}), ("mha_pro", {})], ids=str)
+@pytest.mark.parametrize(
+    ("name", "fields"), [("rwkv_v4", {}), ("rwkv_v2", {"head_qk_dim": 8}), ("mha_pro", {})], ids=str
+)
 def test_log_likelihoods(name, fields, monkeypatch):
     model, evaluated = harness(name, **fields)
     pairs = list(zip(CONTEXTS, CONTINUATIONS, strict=True))
@@ -82,9 +83,13 @@ def test_rolling_reads_the_whole_text(monkeypatch):
 
 def test_texts_end_at_their_stop_strings():
     model, evaluated = harness("rwkv_v4")
-    whole = {text: LETTERS.decode(generate(model, LETTERS.encode(text).tolist(), 12, temperature=0.0)) for text in "abc"}
+    whole = {
+        text: LETTERS.decode(generate(model, LETTERS.encode(text).tolist(), 12, temperature=0.0)) for text in "abc"
+    }
     stop = whole["b"][3]
-    asked = [(text, {"until": [stop], "max_gen_toks": 12}) for text in "abc"] + [("a", {"until": "", "max_gen_toks": 4})]
+    asked = [(text, {"until": [stop], "max_gen_toks": 12}) for text in "abc"] + [
+        ("a", {"until": "", "max_gen_toks": 4})
+    ]
     found = evaluated.generate_until(requests(*asked), disable_tqdm=True)
     assert found == [*(whole[text].partition(stop)[0] for text in "abc"), whole["a"][:4]]
 
@@ -118,6 +123,3 @@ def test_the_command_and_the_comparison(tmp_path, monkeypatch, capsys):
     assert "counting (acc)" in (tmp_path / "out" / "groups.csv").read_text()
     assert "counting (acc)" in (tmp_path / "out" / "compare.html").read_text()
     assert (tmp_path / "out" / "tasks.png").stat().st_size > 5000
-
-    with pytest.raises(UserError, match="countin"):
-        lm_eval.main([str(run), "--tasks", "countin", "--tasks-dir", str(folder)])
