@@ -13,6 +13,7 @@ from rwkv_lab.config import check, derived
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import Corpus
 from rwkv_lab.inference import sampling
+from rwkv_lab.ops.waiting import sharing_cores
 from rwkv_lab.runs import manifest, provenance
 from rwkv_lab.training import checkpoint, device, lineage
 from rwkv_lab.training.context import RunContext
@@ -43,15 +44,16 @@ def run(context: RunContext, world: World) -> dict[str, Any]:
     training = None
     try:
         training = prepare(context, world)
-        if not world.writes:
-            train(training, None, None)
-            return {}
-        announce(training)
-        log = _open_log(training)
-        # A tracker takes the pictures with it when it closes.
-        with tracking.log_in_background(context.path, training.progress.step):
-            result = _train_and_record(training, log)
-            decorate("the sample", lambda: write_sample(training))
+        with sharing_cores(training.resolved.threads):
+            if not world.writes:
+                train(training, None, None)
+                return {}
+            announce(training)
+            log = _open_log(training)
+            # A tracker takes the pictures with it when it closes.
+            with tracking.log_in_background(context.path, training.progress.step):
+                result = _train_and_record(training, log)
+                decorate("the sample", lambda: write_sample(training))
     except Exception as error:
         if training is not None and _is_out_of_memory(error):
             sizes = dict(training.model.named_parameters())
