@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.compare.fitted import prediction_figure
 from analysis.compare.records import AXES, axis_values, band, binned
 from analysis.compare.summary import Block, Comparison, Row
 from analysis.compare.swept import swept, swept_figure
+from analysis.compare.tasks import score_figure
 from analysis.plots.style import paper, save, shortened
 
 POINTS = {"val_bpb": 200, "train_loss": 80}  # a training loss needs wider means to show past its noise
@@ -224,4 +226,8 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
             named |= {f"{start}final_by_{one.key.replace('.', '_')}": swept_figure(one) for one in swept(block)}
             if (positions := position_figure(block)) is not None:
                 named[f"{start}by_position"] = positions
+            if (scored := score_figure(block)) is not None:
+                named[f"{start}tasks"] = scored
+        if (predicted := prediction_figure(comparison.records)) is not None:
+            named["predicted"] = predicted
         return save(named, folder, KINDS)

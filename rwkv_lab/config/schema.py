@@ -31,7 +31,9 @@ class TrainerConfig:
     accumulate: int = setting(1, low=1)  # micro-batches per update
     clip: float = setting(1.0, low=0)  # largest gradient norm; 0 does not clip
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"  # bf16, fp16: autocast, fp32 master weights
-    compile: Literal["auto", "true", "false"] = setting("auto", hash_default=False)  # blocks by torch.compile; auto: long runs
+    compile: Literal["auto", "true", "false"] = setting(
+        "auto", hash_default=False
+    )  # blocks by torch.compile; auto: long runs
     activation_checkpointing: bool = setting(False, identity=False)  # compute blocks again in backward; less memory
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: int | None = setting(None, low=1, high=MOST_THREADS)  # torch CPU threads; unset: all cores
@@ -41,7 +43,9 @@ class TrainerConfig:
     strategy: Literal["ddp", "fsdp"] | None = None  # unset: one device; ddp: a copy on each; fsdp: a share on each
     processes: int | None = setting(None, low=1)  # of ddp and fsdp; unset: one a GPU, or a CPU core
     cpu_offload: bool = False  # fsdp: weights and optimizer state in the CPU's memory
-    gather: Literal["fp32", "bf16"] | None = None  # fsdp: type weights are gathered in; unset: fp32; bf16: half the traffic
+    gather: Literal["fp32", "bf16"] | None = (
+        None  # fsdp: type weights are gathered in; unset: fp32; bf16: half the traffic
+    )
     timeout: float = setting(600.0, low=1, identity=False)  # seconds processes wait for one before they give up
     deterministic: bool = False  # bit-equal numbers on a GPU where torch can, at some cost
     log_every: int = setting(10, low=1, identity=False)  # updates between rows of metrics.csv

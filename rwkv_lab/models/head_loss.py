@@ -20,11 +20,18 @@ PULL = 1e-4  # of l2_wrap
 def mean_loss(logits: Tensor, targets: Tensor, weights: Tensor | None, l2_wrap: bool) -> Tensor:
     """Mean cross-entropy in nats of logits [B,T,V] at targets [B,T]; l2_wrap adds to its gradient only.
 
-    ``weights`` [B,T], at least 0, make it a weighted mean; positions of weight 0 are left out of l2_wrap too.
+    ``weights`` [B,T], at least 0, make it a weighted mean; positions of weight 0 are left out of l2_wrap too. Targets
+    and weights [B,T,J] are J tokens a position with a probability each.
     """
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     if weights is None:
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return with_l2_wrap(loss, logits) if l2_wrap else loss
+    if targets.dim() == 3:
+        counted = weights.sum(-1) > 0
+        logits, share = logits[counted], weights[counted]  # [N,V], [N,J]
+        p = F.log_softmax(logits, dim=-1).gather(-1, targets[counted])  # [N,J]
+        loss = -(p * share).sum() / share.sum()
         return with_l2_wrap(loss, logits) if l2_wrap else loss
     counted = weights > 0
     logits, share = logits[counted], weights[counted]  # [N,V], [N]

@@ -32,11 +32,7 @@ class JobState:
     manifest: dict[str, Any]
     reason: str | None = None
     step: int = 0  # completed updates, as far as they are logged
-
-    @property
-    def forecast(self) -> dict[str, Any]:
-        """``loss``, ``low`` and ``high`` of the final loss, if a stop rule has forecast it; else empty."""
-        return self.manifest.get("forecast") or {}
+    forecast: dict[str, float] = field(default_factory=dict)  # loss, low, high of the final loss; empty without one
 
     @property
     def saved(self) -> int:
@@ -65,12 +61,15 @@ def job_state(job: Job, earlier: str | None = None) -> JobState:
 def run_state(path: Path, status: str, manifest: dict[str, Any]) -> JobState:
     """Return the state of a run of ``status``; reads only the end of its metrics.csv."""
     steps = int(manifest.get("steps") or 0)
+    recorded = dict(manifest.get("forecast") or {})
     if status in ("complete", "failed"):
-        return JobState(status, 1.0, manifest, manifest.get("reason"), steps if status == "complete" else 0)
+        step = steps if status == "complete" else 0
+        return JobState(status, 1.0, manifest, manifest.get("reason"), step, recorded)
     step = last_step(path / "metrics.csv") if steps else 0
     if status == "stopped early":
-        return JobState(status, 1.0, manifest, manifest.get("reason"), step)
-    return JobState(status, step / steps if steps else 0.0, manifest, step=step)
+        return JobState(status, 1.0, manifest, manifest.get("reason"), step, recorded)
+    forecast = Run(path).forecast if steps else recorded
+    return JobState(status, step / steps if steps else 0.0, manifest, step=step, forecast=forecast)
 
 
 def counted(states: Sequence[JobState]) -> str:
@@ -195,17 +194,17 @@ def table(names: Sequence[str], states: Sequence[JobState], width: int | None = 
     ``width``   columns to fit into (default: the terminal's; any width if there is none)
     """
     header = ("run", "status", "val_bpb", "val_loss", "forecast", "tokens/s", "time", "spent", "saved")
-    rows = [(harmless(name), *_cells(state)) for name, state in zip(names, states, strict=True)]
+    saved = sum(state.saved for state in states)
+    rows = [(harmless(name), *_cells(state, saved > 0)) for name, state in zip(names, states, strict=True)]
     for line in table_lines(header, rows, width or terminal_width(), _DROPPABLE, left=2):
         say(line)
     for name, state in zip(names, states, strict=True):
         if state.reason:
             say(f"{state.status}: {name}: {state.reason}")
-    saved = sum(state.saved for state in states)
     say(counted(states) + (f"; {count(saved)} updates saved" if saved else ""))
 
 
-def _cells(state: JobState) -> tuple[str, ...]:
+def _cells(state: JobState, spent: bool) -> tuple[str, ...]:
     manifest, forecast = state.manifest, state.forecast
     result = manifest.get("result") or {}
     ranged = f"{forecast['low']:.3g}–{forecast['high']:.3g}" if {"low", "high"} <= forecast.keys() else ""
@@ -216,6 +215,6 @@ def _cells(state: JobState) -> tuple[str, ...]:
         ranged,
         count(result["tokens_per_second"]) if "tokens_per_second" in result else "",
         duration(manifest["seconds"]) if manifest.get("seconds") else "",
-        count(state.step) if state.saved else "",
+        count(state.step) if spent and state.step else "",
         count(state.saved) if state.saved else "",
     )

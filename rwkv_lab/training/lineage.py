@@ -57,7 +57,9 @@ def inherit(context: RunContext, resolved: Resolved, data_sha256: dict[str, str]
     for run, other in _relatives(context):
         manifest = run.manifest
         # Earlier runs had no choice of compiling.
-        same = {"compile": False} | manifest.get("resolved", {}) == dataclasses.asdict(resolved) and manifest.get("world_size") == processes
+        same = {"compile": False} | manifest.get("resolved", {}) == dataclasses.asdict(resolved) and manifest.get(
+            "world_size"
+        ) == processes
         if not same or (manifest.get("data") or {}).get("sha256") != data_sha256:
             continue
         shared = _shared(own, rates(other), min(total, derived.total_steps(other)))

@@ -113,5 +113,3 @@ def test_what_only_shares_have(word: str) -> None:
         checked("trainer=fsdp", word)
         with pytest.raises(UserError, match=word.partition("=")[0]):
             checked("trainer=ddp", word)
-
-

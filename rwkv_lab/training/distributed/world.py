@@ -53,7 +53,9 @@ def join(trainer: TrainerConfig) -> World:
     """Join the run's process group; UserError if the configuration and the launch do not fit each other."""
     ranks = torchrun.ranks()
     if trainer.strategy is None:
-        raise UserError(f"torchrun started {ranks} processes and trainer.strategy is unset: add trainer=ddp or trainer=fsdp")
+        raise UserError(
+            f"torchrun started {ranks} processes and trainer.strategy is unset: add trainer=ddp or trainer=fsdp"
+        )
     if trainer.processes is not None and trainer.processes != ranks:
         raise UserError(f"trainer.processes={trainer.processes} and torchrun started {ranks}: make them agree")
     cuda = trainer.device in ("auto", "cuda") and torch.cuda.is_available()
