@@ -131,7 +131,7 @@ def plan(config: Config, vocab_size: int) -> Iterator[str]:
     quick = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, compile="false"))
     resolved = device.resolve(quick)
     here, processes = device.hardware(resolved), config.trainer.processes or 1
-    own = dataclasses.replace(config.trainer, precision=resolved.precision)
+    own = dataclasses.replace(config.trainer, precision=resolved.precision)  # type: ignore[arg-type]
     planner = Planner(dataclasses.replace(config, trainer=own), parameters, vocab_size)
     again = dataclasses.replace(own, activation_checkpointing=True)
     found, less = planner.need(own, processes), planner.need(again, processes)

@@ -1,4 +1,4 @@
-"""The memory a run needs against the peak of live tensors by torch's profiler; settings that fit; the recipes' plans."""
+"""The memory a run needs against the peak of live tensors by torch's profiler; settings that fit; plans of recipes."""
 
 import dataclasses
 from pathlib import Path
