@@ -25,6 +25,7 @@ from analysis.schedules.features import LevelBlocks, ScheduleFeatures
 from rwkv_lab.config.registry import register
 
 UNIT = 1e4  # updates at the reference rate in which S counts
+LINGER = 0.0  # h: how the time tau grows with progress
 BEND = 1.5  # m: how sharply the progress of a run saturates in its peak
 
 
@@ -49,7 +50,8 @@ def progress_and_level(
     if len(falls):
         middle = (S[:, falls] + S[:, falls + 1]) / 2
         since = np.maximum(here[:, :, None] - middle[:, None, :], 0.0)  # [B,n,F]
-        arrived = -np.expm1(-b[:, :, None] * np.log1p(since / (tau[:, :, None] / UNIT)))
+        time = tau[:, :, None] / UNIT * middle[:, None, :] ** LINGER
+        arrived = -np.expm1(-b[:, :, None] * np.log1p(since / time))
         change = v[:, falls + 1] - v[:, falls]
         N = N + np.einsum("bnf,bf->bn", np.where(blocks.seen, arrived, 0.0), change)
     return np.maximum(here, 1 / UNIT), N
