@@ -2,20 +2,17 @@
 
 import io
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis.compare.records import AXES, Record, axis_values, band, binned
+from analysis.compare.fitted import prediction_figure
+from analysis.compare.records import AXES, axis_values, band, binned
 from analysis.compare.summary import Block, Comparison, Row
 from analysis.compare.swept import swept, swept_figure
-from analysis.curves.curve import LossCurve
-from analysis.curves.loading import load
-from analysis.fit.model import FittedModel, Prediction
-from analysis.plots.style import paper, plain_numbers, save, shortened, style
-from rwkv_lab.config.errors import UserError
+from analysis.compare.tasks import score_figure
+from analysis.plots.style import paper, plain_numbers, save, shortened
 
 POINTS = {"val_bpb": 200, "train_loss": 80}  # a training loss needs wider means to show past its noise
 PANELS = (("val_bpb", "held-out loss (bits per byte)"), ("train_loss", "training loss (nats per token)"))
@@ -212,51 +209,6 @@ def as_png(figure: Any) -> bytes:
     return written.getvalue()
 
 
-def prediction_figure(records: list[Record]) -> Any | None:
-    """Measured curves over the bands that fits predicted; None if no run was trained from a fit that is still there."""
-    from matplotlib.figure import Figure
-
-    found = [(record, curve, band) for record in records if (drawn := _predicted(record)) for curve, band in [drawn]]
-    if not found:
-        return None
-    figure = Figure(figsize=(WIDTH, 2.8 * -(-len(found) // 2)))
-    grid = figure.subplots(-(-len(found) // 2), min(2, len(found)), squeeze=False)
-    for ax in grid.flat[len(found) :]:
-        ax.set_visible(False)
-    for ax, (record, curve, prediction) in zip(grid.flat, found, strict=False):
-        first = min(len(prediction.lr) // 10, int(curve.step[-1]) - 1)
-        step = np.unique(np.linspace(first, len(prediction.lr), 400).astype(int))
-        low, high = (end[step] for end in prediction.band())
-        look = style(0)
-        ax.fill_between(step, low, high, color=look.colour, alpha=0.2, linewidth=0, label="predicted, 90 % interval")
-        ax.plot(step, prediction.states[step], "--", color=look.colour, linewidth=1.0)
-        kept = curve.step >= first
-        ax.plot(curve.step[kept], curve.loss[kept], color=style(1).colour, linewidth=1.0, label="measured")
-        known = np.concatenate([low, high, curve.loss[kept]])
-        margin = 0.05 * float(np.ptp(known))
-        ax.set_ylim(float(known.min()) - margin, float(known.max()) + margin)
-        ax.set_title(f"fitted schedule, peak {curve.lr.max():.3g}, seed {record.seed}", loc="left")
-        ax.set_xlabel("step")
-        ax.set_ylabel(f"{str(curve.meta['column']).replace('_', ' ')} (nats per token)")
-        ax.legend()
-    return figure
-
-
-def _predicted(record: Record) -> tuple[LossCurve, Prediction] | None:
-    """Return the curve of a run trained from a fit and its prediction; None for others, or if the fit is gone."""
-    found, file = record.foretold, Path(str((record.fact("predicted") or {}).get("fit", "")))
-    if found is None or not file.is_file():
-        return None
-    try:
-        # The file of `optimal` names the fit it was made from.
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        model = FittedModel.load(stored["fit"]) if isinstance(stored.get("fit"), str) else FittedModel.load(file)
-        curve = load(record.path, found.column)
-        return curve, model.predict(curve.lr)
-    except (UserError, ValueError, KeyError, AttributeError, OSError):
-        return None
-
-
 def prefix(comparison: Comparison, block: Block) -> str:
     """Return the start of the file names of a block: the corpus if there are several."""
     if len(comparison.blocks) == 1:
@@ -275,7 +227,8 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
             named |= {f"{start}final_by_{one.key.replace('.', '_')}": swept_figure(one) for one in swept(block)}
             if (positions := position_figure(block)) is not None:
                 named[f"{start}by_position"] = positions
-        predicted = prediction_figure(list(comparison.records))
-        if predicted is not None:
+            if (scored := score_figure(block)) is not None:
+                named[f"{start}tasks"] = scored
+        if (predicted := prediction_figure(comparison.records)) is not None:
             named["predicted"] = predicted
         return save(named, folder, KINDS)

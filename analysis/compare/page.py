@@ -8,11 +8,11 @@ import base64
 import json
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from analysis.compare import tables
+from analysis.compare import tables, tasks
 from analysis.compare.charts import charts
 from analysis.compare.figures import as_png, position_figure, scales
 from analysis.compare.grouping import common
@@ -20,6 +20,7 @@ from analysis.compare.notes import BUDGETS, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
 from analysis.compare.swept import swept
+from analysis.compare.tasks import score_figure
 from analysis.plots.style import paper
 
 PNG = b"\x89PNG"
@@ -79,7 +80,9 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
         "head": head + tables.COST_HEADINGS[1:],
         "ranked": head[column[comparison.criteria.metric]],
         "results": [_result(row, block) for row in block.rows],
-        "positions": _positions(block),
+        "positions": _still(position_figure, block),
+        "tasks": tasks.table(block),
+        "scores": _still(score_figure, block),
         "legend": [{"label": row.label, "number": row.look, "look": row.style} for row in block.rows],
         "pairs": tables.pair_rows(block) if len(block.verdicts) <= MOST_PAIRS else [],
         "verdicts": len(block.verdicts),
@@ -95,10 +98,10 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _positions(block: Block) -> str:
-    """Return the figure of the loss by position as a data URI; an empty string without one."""
+def _still(draw: Callable[[Block], Any | None], block: Block) -> str:
+    """Return a figure of a block as a data URI; an empty string without one."""
     with paper():
-        figure = position_figure(block)
+        figure = draw(block)
     return "" if figure is None else _data_uri(as_png(figure))
 
 

@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from analysis.compare import tasks
+from analysis.compare.fitted import CSV_HEADINGS, FITTED_HEADINGS, FITTED_TITLE, csv_cells, fitted_rows
 from analysis.compare.notes import BUDGETS, METRIC_NAMES, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.significance import UNJUDGED
@@ -99,32 +103,6 @@ def cost(row: Row) -> list[str]:
     ]
 
 
-FITTED_HEADINGS = ["run", "predicted", "interval", "measured", "", "best run fitted", "gain over it"]
-FITTED_TITLE = "Schedules of a fit: final losses predicted and measured (nats per token)"
-
-
-def fitted(records: Sequence[Record]) -> list[list[str]]:
-    """Return the cells under ``FITTED_HEADINGS``, a row for every run trained from a fit."""
-    rows = []
-    for record in records:
-        found = record.foretold
-        if found is None:
-            continue
-        known = found.measured is not None and found.best_loss is not None
-        rows.append(
-            [
-                f"{record.study}/{record.name}",
-                bpb(found.loss),
-                f"{found.low:.4f} to {found.high:.4f}",
-                NONE if found.measured is None else bpb(found.measured),
-                found.verdict or NONE,
-                NONE if found.best_loss is None else f"{bpb(found.best_loss)} ({found.best_run})",
-                f"{found.best_loss - found.measured:+.4f}" if known else NONE,  # type: ignore[operator]
-            ]
-        )
-    return rows
-
-
 def outcome(record: Record) -> str:
     """Return status and reason."""
     return f"{record.status}: {record.reason}" if record.reason else record.status
@@ -141,7 +119,7 @@ def print_terminal(comparison: Comparison) -> None:
         console.print(Text(harmless(f"{comparison.title}: {runs} ({census(comparison.records)})")))
         for block in comparison.blocks:
             _print_block(console, block, comparison)
-        predicted = fitted(comparison.records)
+        predicted = fitted_rows(comparison.records)
         if predicted:
             _print_table(console, FITTED_TITLE, FITTED_HEADINGS, predicted)
         others = [record for record in comparison.records if not record.finished]
@@ -168,6 +146,9 @@ def _print_block(console: Any, block: Block, comparison: Comparison) -> None:
         equal = [[row[0], *row[4:]] for row in rows]
         _print_table(console, f"{block.corpus}: the same at equal budgets", [head[0], *head[4:]], equal)
     _print_table(console, f"{block.corpus}: cost", COST_HEADINGS, [cost(row) for row in block.rows])
+    head, rows = tasks.table(block)
+    if rows:
+        _print_table(console, f"{block.corpus}: tasks, mean ± standard deviation over seeds", head, rows)
 
 
 def _print_table(
@@ -220,7 +201,10 @@ def markdown(comparison: Comparison, command: str) -> str:
             _markdown_table(headings(block, comparison), [quality(row, block) for row in block.rows]),
             _markdown_table(COST_HEADINGS, [cost(row) for row in block.rows]),
         ]
-    predicted = fitted(comparison.records)
+        head, rows = tasks.table(block)
+        if rows:
+            parts += [f"## {block.corpus}: tasks, mean ± standard deviation over seeds", _markdown_table(head, rows)]
+    predicted = fitted_rows(comparison.records)
     if predicted:
         parts += [f"## {FITTED_TITLE}", _markdown_table(FITTED_HEADINGS, predicted)]
     others = [record for record in comparison.records if not record.finished]
@@ -250,6 +234,8 @@ def groups_csv(comparison: Comparison) -> str:
         head += [f"val_bpb_{where}", f"val_bpb_{where}_std"]
     head += [f"budget_{axis}" for axis in METRICS[1:]]
     head += ["parameters", "flops_per_token", "tokens_per_second", "peak_memory_bytes"]
+    names = sorted({task for block in comparison.blocks for task in tasks.tasks(block)})
+    head += names
     head += ["judged_by", "reference", "difference", "low", "high", "p_holm", "verdict"]
     rows: list[list[object]] = [list(head)]
     for block in comparison.blocks:
@@ -259,6 +245,7 @@ def groups_csv(comparison: Comparison) -> str:
                 cells += [_plain(row.mean(metric)), _plain(row.std(metric))]
             cells += [_plain(block.budgets[axis]) for axis in METRICS[1:]]
             cells += map(_plain, (row.parameters, row.flops_per_token, row.tokens_per_second, row.peak_memory_bytes))
+            cells += [np.mean(found) if (found := tasks.values(row, task)) else "" for task in names]
             v = row.verdict
             judged = [_plain(v.difference), _plain(v.low), _plain(v.high), _plain(v.p), v.verdict] if v else [""] * 5
             rows.append([*cells, comparison.criteria.metric, block.reference or "", *judged])
@@ -286,7 +273,7 @@ def runs_csv(comparison: Comparison) -> str:
     head = ["study", "run", "status", "reason", "corpus", "group", "seed", "val_bpb_final", "val_bpb_last_measured"]
     head += ["tokens", "seconds"]
     head += ["tokens_per_second", "peak_memory_bytes", "parameters", "flops_per_token", "commit", "dirty"]
-    head += ["predicted", "predicted_low", "predicted_high", "measured", "verdict"]
+    head += CSV_HEADINGS
     rows: list[list[object]] = [list(head)]
     for r in comparison.records:
         seed = "" if r.seed is None else r.seed
@@ -295,9 +282,7 @@ def runs_csv(comparison: Comparison) -> str:
         numbers += [r.number("parameters"), r.number("flops_per_token")]
         cells: list[object] = [r.study, r.name, r.status, r.reason, *place.get(r.path, ("", "")), seed]
         cells += [*map(_plain, numbers), r.fact("git", "commit") or "", r.fact("git", "dirty") or ""]
-        found = r.foretold
-        loop: list[object] = [found.loss, found.low, found.high, found.measured, found.verdict] if found else [""] * 5
-        rows.append([*cells, *("" if cell is None else cell for cell in loop)])
+        rows.append([*cells, *csv_cells(r)])
     return _csv(rows)
 
 

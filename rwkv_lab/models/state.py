@@ -76,3 +76,19 @@ def memory_of(mixes: dict[str, nn.Module], recurrent: bool, model: str) -> Memor
     if None in found.values():
         return None
     return "growing" if "growing" in found.values() else "constant"
+
+
+def rows_of(state: State, rows: Tensor) -> State:
+    """Return the state of the rows [N] of a batch, in this order; a row may occur several times."""
+
+    def chosen(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part[rows]
+        if isinstance(part, list):
+            return [chosen(each) for each in part]
+        if isinstance(part, tuple):
+            found = [chosen(each) for each in part]
+            return type(part)(*found) if hasattr(part, "_fields") else tuple(found)
+        return part
+
+    return State(*(chosen(part) for part in state))
