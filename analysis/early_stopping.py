@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
@@ -67,12 +67,13 @@ def predict(job: JobCurve, others: Sequence[JobCurve], confidence: float) -> tup
         prediction = forecast(running, job.lr)
         low, high = prediction.interval(confidence)
         return float(prediction.final_loss), float(low), float(high)
-    model = _model(job.path) if job.path else None
+    model = _model(job.path) if job.path else ""
     alike = [key for key in done if _model(key[0]) == model]
     chosen = alike if len(alike) >= ENOUGH else done
-    # Those that came furthest tell most.
-    stopped = sorted((key for other, key in over if other.stopped), key=lambda key: (-key[1], key[0]))[:MOST_STOPPED]
-    siblings = _siblings(tuple(sorted(chosen)[:MOST_SIBLINGS]), tuple(sorted(stopped)))
+    # Of those that were stopped, the ones that came furthest tell most.
+    stopped = [key for other, key in over if other.stopped and _model(key[0]) == model]
+    stopped = sorted(stopped, key=lambda key: (-key[1], key[0]))[:MOST_STOPPED]
+    siblings = _siblings((*sorted(chosen)[:MOST_SIBLINGS], *sorted(stopped)))
     return siblings.final(running, job.lr, confidence, stranger=not alike)
 
 
@@ -82,9 +83,9 @@ def _key(other: JobCurve) -> Key:
 
 
 @lru_cache(maxsize=256)
-def _model(path: Path) -> Any:
-    """Return the settings of a run's model."""
-    return Run(path).config.get("model")
+def _model(path: Path) -> str:
+    """Return the settings of a run's model as text."""
+    return str(Run(path).config.get("model"))
 
 
 @lru_cache(maxsize=512)
@@ -98,8 +99,8 @@ def _curve(path: Path, last: int) -> "LossCurve":
 
 
 @lru_cache(maxsize=64)
-def _siblings(finished: tuple[Key, ...], stopped: tuple[Key, ...]) -> "Siblings":
+def _siblings(over: tuple[Key, ...]) -> "Siblings":
     """Return the law of runs that are over: it is fitted again only when one more is."""
     from analysis.forecast import Siblings
 
-    return Siblings.of([_curve(*key) for key in finished], [_curve(*key) for key in stopped])
+    return Siblings.of([_curve(*key) for key in over], [_model(path) for path, _ in over])
