@@ -97,7 +97,7 @@ class TestSiblings:
         stopped = LossCurve(stopped.step, stopped.loss, finished[1].lr, {"name": "stopped"})
         siblings = Siblings.of([finished[0], stopped], ["a", "a"])
         assert [curve.name for curve in siblings.curves] == [finished[0].name]
-        loss, low, high = siblings.final(cut(last, 0.5), last.lr)
+        _, low, high = siblings.final(cut(last, 0.5), last.lr)
         assert low < last.loss[-1] < high
 
     def test_without_a_recent_loss_there_is_none(self, study):
