@@ -4,7 +4,7 @@ The rule lives beside the forecast, because the laboratory itself imports nothin
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 JUDGED = 20  # times a run: a job asked at every evaluation would sooner or later be given up by chance
 ENOUGH = 3  # finished runs of the job's own model that make those of others unnecessary
-MOST_SIBLINGS, MOST_STOPPED = 12, 6  # finished and stopped runs the law is fitted to
-Key = tuple[Path, int]  # a run that is over, and its last update
+MOST_SIBLINGS = 12  # finished runs the law is fitted to
 
 
 @register("stop", "forecast")
@@ -61,25 +60,15 @@ def predict(job: JobCurve, others: Sequence[JobCurve], confidence: float) -> tup
     if job.lr is None:
         raise UserError(f"{job.name} has no schedule to forecast with")
     running = LossCurve(job.step, job.loss, job.lr[: int(job.step[-1])], {"name": job.name, "column": "val_loss"})
-    over = [(other, _key(other)) for other in others if other.path and (other.complete or other.stopped)]
-    done = [key for other, key in over if other.complete]
+    done = sorted(other.path for other in others if other.complete and other.path)
     if not done:
         prediction = forecast(running, job.lr)
         low, high = prediction.interval(confidence)
         return float(prediction.final_loss), float(low), float(high)
     model = _model(job.path) if job.path else ""
-    alike = [key for key in done if _model(key[0]) == model]
+    alike = [path for path in done if _model(path) == model]
     chosen = alike if len(alike) >= ENOUGH else done
-    # Of those that were stopped, the ones that came furthest tell most.
-    stopped = [key for other, key in over if other.stopped and _model(key[0]) == model]
-    stopped = sorted(stopped, key=lambda key: (-key[1], key[0]))[:MOST_STOPPED]
-    siblings = _siblings((*sorted(chosen)[:MOST_SIBLINGS], *sorted(stopped)))
-    return siblings.final(running, job.lr, confidence, stranger=not alike)
-
-
-def _key(other: JobCurve) -> Key:
-    assert other.path is not None
-    return other.path, int(other.step[-1])
+    return _siblings(tuple(chosen[:MOST_SIBLINGS])).final(running, job.lr, confidence, stranger=not alike)
 
 
 @lru_cache(maxsize=256)
@@ -88,19 +77,10 @@ def _model(path: Path) -> str:
     return str(Run(path).config.get("model"))
 
 
-@lru_cache(maxsize=512)
-def _curve(path: Path, last: int) -> "LossCurve":
-    """Return the curve of a run that is over, up to update ``last``."""
-    from analysis.curves.loading import load
-
-    curve = load(path, column="val_loss")
-    kept = curve.step <= last
-    return replace(curve, step=curve.step[kept], loss=curve.loss[kept])
-
-
 @lru_cache(maxsize=64)
-def _siblings(over: tuple[Key, ...]) -> "Siblings":
-    """Return the law of runs that are over: it is fitted again only when one more is."""
+def _siblings(finished: tuple[Path, ...]) -> "Siblings":
+    """Return the law of complete runs: it is fitted again only when one more has ended."""
+    from analysis.curves.loading import load
     from analysis.forecast import Siblings
 
-    return Siblings.of([_curve(*key) for key in over], [_model(path) for path, _ in over])
+    return Siblings.of([load(path, column="val_loss") for path in finished], [_model(path) for path in finished])

@@ -103,16 +103,16 @@ class Siblings:
     (``analysis/constants.json``).
     """
 
-    curves: tuple[LossCurve, ...]  # to their ends
+    curves: tuple[LossCurve, ...]
     posterior: LevelPosterior
 
     @staticmethod
-    def of(runs: Sequence[LossCurve], models: Sequence[str]) -> "Siblings":
-        """Fit the law to runs that have finished, at least one, and to what there is of runs that were stopped.
+    def of(finished: Sequence[LossCurve], models: Sequence[str]) -> "Siblings":
+        """Fit the law to runs that have finished, at least one.
 
         ``models``: one name a run. Where they differ, each model gets a level of its own.
         """
-        curves = tuple(repair(curve).curve for curve in runs)
+        curves = tuple(repair(curve).curve for curve in finished)
         posterior = level_posterior.fit_posterior(curves)
         if len(set(models)) > 1 and len(posterior.residuals) == len(curves):
             off = {
@@ -121,7 +121,7 @@ class Siblings:
             }
             even = [replace(curve, loss=curve.loss + off[name]) for curve, name in zip(curves, models, strict=True)]
             posterior = level_posterior.fit_posterior(even)
-        return Siblings(tuple(curve for curve in curves if curve.step[-1] == len(curve.lr)), posterior)
+        return Siblings(curves, posterior)
 
     def final(
         self, running: LossCurve, lr: np.ndarray, level: float = 0.9, stranger: bool = False

@@ -91,15 +91,6 @@ class TestSiblings:
         error = [abs(each.final(now, last.lr)[0] - last.loss[-1]) for each in (apart, together)]
         assert error[0] < error[1]
 
-    def test_stopped_runs_count_as_far_as_they_went(self, study):
-        finished, last = study
-        stopped = cut(finished[1], 0.4)
-        stopped = LossCurve(stopped.step, stopped.loss, finished[1].lr, {"name": "stopped"})
-        siblings = Siblings.of([finished[0], stopped], ["a", "a"])
-        assert [curve.name for curve in siblings.curves] == [finished[0].name]
-        _, low, high = siblings.final(cut(last, 0.5), last.lr)
-        assert low < last.loss[-1] < high
-
     def test_without_a_recent_loss_there_is_none(self, study):
         finished, last = study
         with pytest.raises(UserError, match="has no loss between"):
