@@ -17,7 +17,6 @@ from rwkv_lab.runs import Run
 from rwkv_lab.sweeps.stopping.curves import GO_ON, JobCurve, Verdict, best_final
 
 if TYPE_CHECKING:
-    from analysis.curves.curve import LossCurve
     from analysis.forecast import Siblings
 
 JUDGED = 20  # times a run: a job asked at every evaluation would sooner or later be given up by chance
