@@ -97,9 +97,8 @@ def evaluated(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[s
             bootstrap_iters=1000,
         )
     except (OSError, ValueError, KeyError, ConnectionError) as error:
-        raise UserError(
-            f"--tasks {options.tasks}: {str(error).splitlines()[0][:300] or type(error).__name__}"
-        ) from None
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise UserError(f"--tasks {options.tasks}: {reason}") from None
     assert found is not None
     return {task: _score(task, values, found, options.limit) for task, values in found["results"].items()}
 
