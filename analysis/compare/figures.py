@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.compare.fitted import prediction_figure
 from analysis.compare.records import AXES, axis_values, band, binned
 from analysis.compare.summary import Block, Comparison, Row
 from analysis.compare.swept import swept, swept_figure
@@ -227,4 +228,6 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
                 named[f"{start}by_position"] = positions
             if (scored := score_figure(block)) is not None:
                 named[f"{start}tasks"] = scored
+        if (predicted := prediction_figure(comparison.records)) is not None:
+            named["predicted"] = predicted
         return save(named, folder, KINDS)

@@ -23,6 +23,7 @@ from analysis.compare.swept import swept
 from analysis.compare.tasks import score_figure
 from analysis.plots.style import paper
 
+PNG = b"\x89PNG"
 SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
 MOST_PAIRS = 300  # rows of the table of pairs; more are in pairs.csv
@@ -130,6 +131,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
     longest = min(LONGEST_SAMPLE, SAMPLES // max(1, len(comparison.records)))
     one_study = len({record.study for record in comparison.records}) == 1
     found = []
+    loop = any(record.foretold for record in comparison.records)
     for record in comparison.records:
         corpus, label = place.get(record.path, (tables.NONE, tables.NONE))
         tokens, seconds = spent(record, "tokens"), spent(record, "seconds")
@@ -139,6 +141,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                 "status": record.status,
                 "reason": record.reason,
                 "sample": sample(record, longest),
+                "images": _data_uri(record.images) if record.images.startswith(PNG) else "",
                 "cells": [
                     _cell(label, label),
                     _cell(corpus, corpus),
@@ -147,10 +150,21 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                     _cell(tables.number(tokens), tokens),
                     _cell(tables.time(seconds), seconds),
                     _cell(tables.number(speed(record)), speed(record)),
+                    *(_prediction(record) if loop else []),
                 ],
             }
         )
     return found
+
+
+def _prediction(record: Record) -> list[dict[str, Any]]:
+    """Return the cells of the loss that a fit predicted and of the loss measured."""
+    found = record.foretold
+    if found is None:
+        return [_cell(tables.NONE, math.nan), _cell(tables.NONE, math.nan)]
+    measured = _number(found.measured)
+    text = f"{tables.bpb(measured)} {found.verdict}".rstrip()
+    return [_cell(f"{found.loss:.4f} ({found.low:.3f} to {found.high:.3f})", found.loss), _cell(text, measured)]
 
 
 def _number(value: Any) -> float:
@@ -178,8 +192,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(key, shown(value)) for key, value in facts.items()]
 
 
-def render(comparison: Comparison, command: str, made: str) -> str:
-    """Return the page; ``made`` is the time and ``command`` the command line that made it."""
+def render(comparison: Comparison, command: str, made: str, refresh: int | None = None) -> str:
+    """Return the page; ``made`` is the time and ``command`` the command line that made it.
+
+    ``refresh``: seconds after which a browser loads it again.
+    """
     from bokeh.embed import components
     from bokeh.resources import Resources
     from jinja2 import Environment, StrictUndefined
@@ -202,10 +219,12 @@ def render(comparison: Comparison, command: str, made: str) -> str:
         census=f"{plural(len(comparison.records), 'run')}: {census(comparison.records)}",
         command=command,
         made=made,
+        refresh=refresh,
         notes=notes(comparison),
         method=[method(comparison), BUDGETS],
         blocks=[_block(block, number, comparison) for number, block in enumerate(comparison.blocks)],
         runs=_runs(comparison),
+        foretold=any(record.foretold for record in comparison.records),
         environments=environments(comparison.records),
         axes=axes,
         divs={name: Markup(div) for name, div in divs.items()},

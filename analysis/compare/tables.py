@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from analysis.compare import tasks
+from analysis.compare.fitted import CSV_HEADINGS, FITTED_HEADINGS, FITTED_TITLE, csv_cells, fitted_rows
 from analysis.compare.notes import BUDGETS, METRIC_NAMES, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.significance import UNJUDGED
@@ -118,6 +119,9 @@ def print_terminal(comparison: Comparison) -> None:
         console.print(Text(harmless(f"{comparison.title}: {runs} ({census(comparison.records)})")))
         for block in comparison.blocks:
             _print_block(console, block, comparison)
+        predicted = fitted_rows(comparison.records)
+        if predicted:
+            _print_table(console, FITTED_TITLE, FITTED_HEADINGS, predicted)
         others = [record for record in comparison.records if not record.finished]
         if others:
             listed = [[f"{r.study}/{r.label}", outcome(r)] for r in others]
@@ -200,6 +204,9 @@ def markdown(comparison: Comparison, command: str) -> str:
         head, rows = tasks.table(block)
         if rows:
             parts += [f"## {block.corpus}: tasks, mean ± standard deviation over seeds", _markdown_table(head, rows)]
+    predicted = fitted_rows(comparison.records)
+    if predicted:
+        parts += [f"## {FITTED_TITLE}", _markdown_table(FITTED_HEADINGS, predicted)]
     others = [record for record in comparison.records if not record.finished]
     if others:
         parts.append("## Runs that did not finish")
@@ -266,6 +273,7 @@ def runs_csv(comparison: Comparison) -> str:
     head = ["study", "run", "status", "reason", "corpus", "group", "seed", "val_bpb_final", "val_bpb_last_measured"]
     head += ["tokens", "seconds"]
     head += ["tokens_per_second", "peak_memory_bytes", "parameters", "flops_per_token", "commit", "dirty"]
+    head += CSV_HEADINGS
     rows: list[list[object]] = [list(head)]
     for r in comparison.records:
         seed = "" if r.seed is None else r.seed
@@ -273,7 +281,8 @@ def runs_csv(comparison: Comparison) -> str:
         numbers += [r.number("peak_memory_bytes")]
         numbers += [r.number("parameters"), r.number("flops_per_token")]
         cells: list[object] = [r.study, r.name, r.status, r.reason, *place.get(r.path, ("", "")), seed]
-        rows.append([*cells, *map(_plain, numbers), r.fact("git", "commit") or "", r.fact("git", "dirty") or ""])
+        cells += [*map(_plain, numbers), r.fact("git", "commit") or "", r.fact("git", "dirty") or ""]
+        rows.append([*cells, *csv_cells(r)])
     return _csv(rows)
 
 

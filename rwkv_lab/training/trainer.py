@@ -72,8 +72,8 @@ def batch(training: Training, step: int, micro: int) -> list[torch.Tensor]:
     size = trainer.batch_size // (trainer.accumulate * training.world.size)
     first = 0 if trainer.overfit else step * trainer.batch_size
     first += (micro * training.world.size + training.world.rank) * size
-    rows, weights = training.corpus.train.sequences(config.data.order, training.ctx_len, config.seed, first, size)
-    arrays = [torch.from_numpy(array) for array in config.objective.batch(rows, first, config.seed, weights)]
+    rows, *more = training.corpus.train.sequences(config.data.order, training.ctx_len, config.seed, first, size)
+    arrays = [torch.from_numpy(array) for array in config.objective.batch(rows, first, config.seed, *more)]
     if training.resolved.device == "cpu":
         return arrays
     return [array.pin_memory().to(training.resolved.device, non_blocking=True) for array in arrays]

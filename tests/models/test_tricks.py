@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.kinds import RoleShares, Shift
+from rwkv_lab.config.model_fields import RoleShares, Shift
 from rwkv_lab.config.registry import get, names
 from rwkv_lab.models.blocks.attention import TinyAttention
 from rwkv_lab.models.blocks.head_qk import HeadQK

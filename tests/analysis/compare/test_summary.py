@@ -119,7 +119,7 @@ def test_markdown_and_csv(study, comparison):
     found = comparison()
     text = tables.markdown(found, "python -m analysis compare runs/study")
     assert "| rwkv_v4 | 3 | 1.8000 ± 0.0010 | reference |" in text
-    assert "study/rwkv_v1-enwik8-s2-00000000 | failed: out of memory |" in text
+    assert "study/rwkv_v1 seed 2 | failed: out of memory |" in text
     groups = list(csv.DictReader(io.StringIO(tables.groups_csv(found))))
     assert [row["group"] for row in groups] == ["rwkv_v4", "rwkv_v1", "mha_pro"]
     assert float(groups[2]["difference"]) == pytest.approx(0.1) and groups[2]["verdict"] == "beyond noise"
