@@ -374,6 +374,16 @@ class TrackerConfig(Component):
         """Return whether rows go to a server; what it has received is then noted in uploaded.json."""
         return False
 
+    @property
+    def watches_weights(self) -> bool:
+        """Return whether the run writes half-lives and gradient norms by layer at every evaluation."""
+        return False
+
+    @property
+    def sample_tokens(self) -> int:
+        """Return how many tokens of text the run writes at every evaluation."""
+        return 0
+
     @abstractmethod
     def open(self, run: "Run", after: int) -> "Tracker":
         """Return the tracker of ``run``, which gets its rows behind update ``after``.

@@ -23,6 +23,7 @@ from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.early_stop import EarlyStop
 from rwkv_lab.training.evaluate import Evaluation
 from rwkv_lab.training.metrics import MetricsLog, Update
+from rwkv_lab.training.observations import Observer
 from rwkv_lab.util import console
 from rwkv_lab.util.signals import Stopped, StopSignals
 
@@ -108,6 +109,7 @@ def train(
     loss_module = world.wrap(training.model, config.objective.loss, training.world)
     on_cpu = training.resolved.device == "cpu"
     training.model.train()
+    observer = Observer(training)
     started = time.monotonic() - progress.seconds
     logged_seconds, logged_tokens = progress.seconds, progress.tokens
     with StopSignals(None, None, lasting=Stopped) as stop, Vote(training.world, trainer.timeout) as vote:
@@ -123,6 +125,9 @@ def train(
             known = on_cpu or logs or saves or evaluates
             if known:
                 require_finite(step, loss.item(), norm.item(), lr)
+            observes = observer.active and (evaluates or done == training.total)
+            if observes:
+                observer.gradients(norm.item())
             for optimizer in training.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -144,6 +149,8 @@ def train(
                     )
                 )
                 logged_seconds, logged_tokens = progress.seconds, progress.tokens
+                if observes:
+                    observer.append(done, progress.tokens, row["val_bpb"])
                 # Time spent measuring is not training time.
                 started = time.monotonic() - progress.seconds
                 if log is not None:
