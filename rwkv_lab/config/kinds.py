@@ -364,6 +364,8 @@ class ObjectiveConfig(Component):
 class TrackerConfig(Component):
     """Where a run reports its curves beside metrics.csv; nothing here is part of a run's identity."""
 
+    takes_comparisons: ClassVar[bool] = False  # has ``publish``
+
     @property
     def active(self) -> bool:
         """Return whether there is anything to open."""
@@ -394,6 +396,10 @@ class TrackerConfig(Component):
     def offline(self) -> "TrackerConfig | None":
         """Return the settings to go on with if ``open`` fails; None to go on without a tracker."""
         return None
+
+    def publish(self, folder: Path, title: str) -> str:
+        """Record a comparison, the tables, figures and page in ``folder``; return where. UserError if that fails."""
+        raise NotImplementedError
 
     def uploading(self, folder: Path) -> "TrackerConfig | None":
         """Return the settings that send a finished run to its server, with files in ``folder``; None without one."""

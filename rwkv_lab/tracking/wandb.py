@@ -1,5 +1,6 @@
 """Weights & Biases: one run directory as one wandb run."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
@@ -18,7 +19,7 @@ from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.config.registry import register
 from rwkv_lab.runs import Run, listing
 from rwkv_lab.runs.metrics import OBSERVATIONS, read_observations
-from rwkv_lab.tracking.tracker import FORECAST, Tracker, Undelivered, writable
+from rwkv_lab.tracking.tracker import FORECAST, Tracker, Undelivered, reason, writable
 from rwkv_lab.util.paths import as_typed
 
 ANSWER_SECONDS = 2.0  # for a server's first answer
@@ -26,6 +27,7 @@ INIT_SECONDS = 5.0  # for opening a run on a server that answers
 TAG_LENGTH, PROJECT_LENGTH, PROJECT_REFUSED = 64, 128, "/\\#?%:"  # wandb's own limits
 AXES = ("step", "tokens", "seconds", "flops")
 COSTS = ("parameters", "flops_per_token", "peak_memory_bytes")
+ID_LENGTH = 120  # wandb's own limit is 128
 SAMPLE_COLUMNS = ("step", "prompt", "text", "val_bpb")
 FILES = ("model.safetensors", "tokenizer.json", "config.yaml", "run.json")  # of the artifact
 
@@ -34,6 +36,8 @@ FILES = ("model.safetensors", "tokenizer.json", "config.yaml", "run.json")  # of
 @dataclass
 class WandbConfig(TrackerConfig):
     """Weights & Biases."""
+
+    takes_comparisons: ClassVar[bool] = True
 
     name: str = setting("wandb", identity=False)
     mode: Literal["offline", "online", "disabled"] = setting("offline", identity=False)  # offline needs no account
@@ -79,6 +83,44 @@ class WandbConfig(TrackerConfig):
 
     def uploading(self, folder: Path) -> "WandbConfig | None":
         return dataclasses.replace(self, mode="online", folder=str(folder)) if self.active else None
+
+    def publish(self, folder: Path, title: str) -> str:
+        """Record the CSV tables, PNG figures and HTML page of ``folder`` as a run of their own, the same each time."""
+        import wandb
+
+        library = wandb.setup(wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off", quiet=True))
+        try:
+            if self.remote:
+                require_answer(library.settings.base_url)
+            os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")
+            opened = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                group=title,
+                name=f"compare {title}",
+                id=re.sub(r"[^\w-]", "_", f"compare-{title}")[:ID_LENGTH],
+                job_type="compare",
+                mode="online" if self.remote else "offline",
+                resume="allow" if self.remote else None,
+                dir=str(writable(folder)),
+                settings=wandb.Settings(disable_git=True, x_disable_stats=True),
+            )
+            found: dict[str, Any] = {}
+            for file in sorted(folder.iterdir()):
+                if file.suffix == ".csv":
+                    head, *rows = csv.reader(file.read_text(encoding="utf-8").splitlines())
+                    found[file.stem] = wandb.Table(
+                        columns=list(head), data=[[_cell(cell) for cell in row] for row in rows]
+                    )
+                elif file.suffix == ".png":
+                    found[file.stem] = wandb.Image(str(file))
+                elif file.suffix == ".html":
+                    found["page"] = wandb.Html(str(file), inject=False)
+            opened.log(found)
+            opened.finish()
+        except (OSError, wandb.Error) as error:
+            raise UserError(f"--to wandb: {reason(error)}") from None
+        return f"wandb run compare {title}" if self.remote else f"{folder / 'wandb'} (wandb sync uploads it)"
 
     def open(self, run: Run, after: int) -> Tracker:
         """Return a wandb run with the run's configuration, group, name, id, job type and tags.
@@ -191,6 +233,14 @@ class WandbRun:
             if (file := run.path / name).is_file():
                 artifact.add_file(str(file))
         self._opened.log_artifact(artifact)
+
+
+def _cell(text: str) -> float | str | None:
+    """Return a cell of a CSV file: a number where all of it is one, None for an empty one."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
 
 
 def _sample(line: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -318,3 +318,19 @@ def test_online_with_a_false_key_and_a_silent_server_ends_normally(lab: Lab, sil
     assert "Traceback" not in done.stderr
     assert load(lab.only_run("unreachable")).status == "complete"
     assert not uploads.is_whole(load(lab.only_run("unreachable")))
+
+
+@pytest.mark.slow
+def test_a_comparison_is_a_run_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "compare"
+    folder.mkdir()
+    (folder / "groups.csv").write_text("group,val_bpb\na,1.5\nb,\n")
+    (folder / "compare.html").write_text("<p>page</p>")
+    WandbConfig(project="lab").publish(folder, "my study")
+    (records,) = read_back(folder)
+    (begun,) = (record["run"] for record in records if record["type"] == "run")
+    assert (begun["run_group"], begun["job_type"], begun["project"]) == ("my study", "compare", "lab")
+    (row,) = rows_of(records)
+    assert row["page._type"] == "html-file"
+    table = json.loads(next(folder.rglob("groups_*.table.json")).read_text())
+    assert table["columns"] == ["group", "val_bpb"] and table["data"] == [["a", 1.5], ["b", None]]
