@@ -11,6 +11,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.inference import decode
 from rwkv_lab.models.lm import LM
 from rwkv_lab.models.state import Embeds, State
+from rwkv_lab.ops.waiting import sharing_cores
 
 if TYPE_CHECKING:
     from rwkv_lab.models.lm import LM
@@ -144,5 +145,6 @@ def placed(model: "LM", device: str, precision: str | None = None) -> "Iterator[
     model = model.float().to(on).eval()
     if precision == "int8":
         decode.round_to_int8(model)
-    with torch.no_grad(), torch.autocast(on, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    half = torch.autocast(on, dtype=torch.bfloat16, enabled=precision == "bf16")
+    with sharing_cores(torch.get_num_threads() if on == "cpu" else 1), torch.no_grad(), half:
         yield model

@@ -4,9 +4,10 @@ import math
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from rwkv_lab.config import check
@@ -15,6 +16,7 @@ from rwkv_lab.runs import FORMAT, Run, listing, provenance
 from rwkv_lab.runs.store import acquire_run
 from rwkv_lab.sweeps import launchers, plan
 from rwkv_lab.sweeps.launchers import LauncherSpec
+from rwkv_lab.sweeps.server import ServerGone, server
 from rwkv_lab.util.console import say
 from rwkv_lab.util.paths import runs_dir, train_command
 from rwkv_lab.util.subprocesses import Ended, end_with_parent, run_child
@@ -33,7 +35,7 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     config, path = plan.checked(composed)
     status = plan.status(path)
     if is_over(status, config):
-        return final_loss(Run(path).manifest)
+        return final_loss(Run(path))
     overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
     assert isinstance(overrides, list)
     name = listing.typed_name(check.plain(config), overrides)
@@ -54,7 +56,7 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     gpus = launchers.visible_gpus() if shared else ()
     with launchers.gpu_lock(gpus, runs_dir(config.runs_dir) / ".gpus") as gpu:
         chosen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
-        ended = run_child(command(overrides), chosen | threads(spec), quiet=not spec.visible)
+        ended = _process(overrides, chosen | threads(spec), spec)
     if ended.stopped and spec.tied and marker.exists():
         return LOSS_IF_FAILED
     if ended.stopped and spec.tied:
@@ -63,6 +65,16 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     if ended.stopped and not spec.detached:
         raise KeyboardInterrupt
     return outcome(path, config, overrides, ended)
+
+
+def _process(overrides: Sequence[str], extra: dict[str, str], spec: LauncherSpec) -> Ended:
+    """Run a job in a process of its own: forked where this process works off many jobs, else started."""
+    if spec.tied:
+        with suppress(ServerGone):
+            words = [*overrides, "hydra.mode=RUN"]
+            return server(extra.get("OMP_NUM_THREADS")).run(words, {**os.environ, **extra}, quiet=not spec.visible)
+        server.cache_clear()
+    return run_child(command(overrides), extra, quiet=not spec.visible)
 
 
 def stop_marker(root: Path, sweep: int) -> Path:
@@ -75,11 +87,15 @@ def is_over(status: str, config: Config) -> bool:
     return not config.rerun and (status == "complete" or (status == "stopped early" and config.stop is not None))
 
 
-def final_loss(manifest: dict[str, Any]) -> float:
-    """Return the final val_loss of a run that is over; its forecast if it was stopped early."""
-    if manifest.get("status") == "stopped early":
-        return float((manifest.get("forecast") or {}).get("loss", LOSS_IF_FAILED))
-    return manifest["result"]["val_loss"]
+def final_loss(run: Run) -> float:
+    """Return the final val_loss of a run that is over; of one stopped early its forecast, or else its last val_loss."""
+    if run.status != "stopped early":
+        return run.manifest["result"]["val_loss"]
+    forecast = run.manifest.get("forecast") or {}
+    if "loss" in forecast:
+        return float(forecast["loss"])
+    measured = run.metrics().get("val_loss", np.empty(0))
+    return float(next(iter(measured[np.isfinite(measured)][::-1]), LOSS_IF_FAILED))
 
 
 def command(overrides: Sequence[str]) -> list[str]:
@@ -96,7 +112,7 @@ def outcome(path: Path, config: Config, overrides: Sequence[str], ended: Ended) 
     """Return the loss of a job whose process has ended, and record a failure that it could not record itself."""
     status = plan.status(path)
     if ended.code == 0 and status in ("complete", "stopped early"):
-        return final_loss(Run(path).manifest)
+        return final_loss(Run(path))
     if status == "running":
         return LOSS_IF_LOCKED
     if ended.code not in STOPPED_CODES:

@@ -1,4 +1,4 @@
-"""Scores by lm-evaluation-harness: log-likelihoods are the model's own, and what a run scored is shown by compare."""
+"""Scores by lm-evaluation-harness: the log-likelihoods are those of the model, and compare shows what a run scored."""
 
 import json
 from pathlib import Path
