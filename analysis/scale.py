@@ -29,6 +29,7 @@ from analysis.fit.scale_posterior import SIZE_NAMES, ScalePosterior, fit_posteri
 from analysis.schedules.features import LevelBlocks, warmup_steps
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs.provenance import differences
+from rwkv_lab.util.paths import as_typed
 
 FORMAT = 1
 FORMULA = "L = E + B (N/N0)^-alpha + A (N/N0)^gamma S^-a + c (N/N0)^delta S^d V"
@@ -200,7 +201,7 @@ class ScaleFit:
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a fit written by 'python -m analysis scale'") from error
+            raise UserError(f"{path} is not a fit written by '{as_typed('python -m analysis scale')}'") from error
 
 
 def fit(

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("rwkv_lab", "analysis")
-# What analysis may use of rwkv_lab: schedules, runs, what a stop rule sees, the registry and schema, small tools.
+# What analysis may use of rwkv_lab: schedules, runs, the registry and schema, what a stop rule sees, small tools.
 SHARED = (
     "rwkv_lab.config",
+    "rwkv_lab.inference.copying",
     "rwkv_lab.runs",
     "rwkv_lab.sweeps.stopping.curves",
+    "rwkv_lab.tracking",
     "rwkv_lab.training.schedules",
     "rwkv_lab.util",
     "rwkv_lab.cli.arguments",

@@ -10,6 +10,7 @@ from types import ModuleType
 
 from rwkv_lab.cli.arguments import Arguments
 from rwkv_lab.config.errors import UserError, nearest
+from rwkv_lab.util.paths import as_typed
 
 
 def commands() -> dict[str, ModuleType]:
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"command '{name}' is unknown{nearest(name, known)}; choose one of {', '.join(known)}")
     module = known[name]
     parser = Arguments(
-        prog=f"python -m analysis {name}", description=module.SUMMARY[0].upper() + module.SUMMARY[1:] + "."
+        prog=as_typed(f"python -m analysis {name}"), description=module.SUMMARY[0].upper() + module.SUMMARY[1:] + "."
     )
     module.add_arguments(parser)
     return module.run(parser.parse_args(rest))

@@ -13,6 +13,7 @@ from analysis.fit.model import Prediction
 from analysis.laws import registry
 from analysis.schedules.recommended import Optimum
 from rwkv_lab.util.console import harmless
+from rwkv_lab.util.paths import as_typed
 
 
 def plain_console() -> Console:
@@ -127,11 +128,9 @@ def print_prediction(console: Console, name: str, prediction: Prediction, level:
 
 def print_command(console: Console, file: Path, steps: int, overrides: Iterable[str] = ()) -> None:
     """Print the command that trains the schedule of a schedule file, with the ``overrides`` of the runs fitted."""
-    words = [shlex.quote(word) for word in overrides]
-    console.print(
-        harmless(
-            " ".join(["train it: python run.py", *words, f"schedule=fitted schedule.fit={file} trainer.steps={steps}"])
-        ),
-        soft_wrap=True,
-        highlight=False,
-    )
+    words = [
+        as_typed("python run.py"),
+        *(shlex.quote(word) for word in overrides),
+        f"schedule=fitted schedule.fit={file} trainer.steps={steps}",
+    ]
+    console.print(harmless(f"train it: {' '.join(words)}"), soft_wrap=True, highlight=False)

@@ -5,9 +5,14 @@ import os
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.cli import _output
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.util.paths import as_typed
+
+if TYPE_CHECKING:
+    from analysis.compare.summary import Comparison
 
 SUMMARY = "the table, the figures and the page that compare runs"
 PAGE = "compare.html"
@@ -73,6 +78,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"compare at N training {name} (default: the most that all finished runs have spent)",
         )
+    parser.add_argument("--watch", action="store_true", help="write the page anew while the runs go on")
+    parser.add_argument(
+        "--serve",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PORT",
+        help="with --watch: serve the page on 127.0.0.1, to this machine only (default: a free port)",
+    )
+    parser.add_argument("--ids", action="store_true", help="whole names of runs, with their ids")
     parser.set_defaults(**DEFAULTS)
 
 
@@ -97,7 +112,7 @@ def command_of(args: argparse.Namespace) -> str:
     """Return the command line that makes the same comparison again."""
     options = {name: getattr(args, name) for name, default in DEFAULTS.items() if getattr(args, name) != default}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return "python -m analysis " + shlex.join(["compare", *args.paths, *words])
+    return as_typed("python -m analysis compare ") + shlex.join([*args.paths, *words])
 
 
 def title_of(paths: list[str]) -> str:
@@ -111,21 +126,19 @@ def run(args: argparse.Namespace) -> int:
     from analysis.compare import tables
     from analysis.compare.figures import write_figures
     from analysis.compare.page import render
-    from analysis.compare.records import collect
-    from analysis.compare.summary import Criteria, compare
-    from rwkv_lab.runs.provenance import code_fingerprint
     from rwkv_lab.util.console import say
     from rwkv_lab.util.io import write_atomic
 
-    records = collect(args.paths, code_fingerprint())
-    wanted = {axis: getattr(args, f"at_{axis}") for axis in AXES}
-    budgets = {axis: value for axis, value in wanted.items() if value is not None}
-    criteria = Criteria(args.metric, args.baseline, args.level, args.noise == "shared")
-    comparison = compare(title_of(args.paths), records, budgets, criteria)
+    if args.serve is not None and not args.watch:
+        raise UserError("--serve needs --watch: a page that does not change is opened as a file")
+    comparison = _compared(args)
     folder = output_folder(args.paths, args.out)
+    if args.watch:
+        _watch(args, folder / PAGE)
+        comparison = _compared(args)
     command = command_of(args)
     texts = {
-        PAGE: render(comparison, command, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        PAGE: render(comparison, command, _now()),
         "compare.md": tables.markdown(comparison, command),
         "groups.csv": tables.groups_csv(comparison),
         "pairs.csv": tables.pairs_csv(comparison),
@@ -140,5 +153,44 @@ def run(args: argparse.Namespace) -> int:
     say(f"\npage     {near / PAGE}")
     say(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
     if figures:
-        say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg)")
+        say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg, .pdf)")
     return 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _compared(args: argparse.Namespace) -> "Comparison":
+    """Return the comparison of the runs as they are now."""
+    from analysis.compare.records import collect
+    from analysis.compare.summary import Criteria, compare
+    from rwkv_lab.runs.provenance import code_fingerprint
+
+    records = collect(args.paths, code_fingerprint(), args.ids)
+    wanted = {axis: getattr(args, f"at_{axis}") for axis in AXES}
+    budgets = {axis: value for axis, value in wanted.items() if value is not None}
+    criteria = Criteria(args.metric, args.baseline, args.level, args.noise == "shared")
+    return compare(title_of(args.paths), records, budgets, criteria)
+
+
+def _watch(args: argparse.Namespace, page: Path) -> None:
+    """Write the page whenever the runs change, until they are over or Ctrl-C; serve it if that is asked for."""
+    from analysis.compare import live
+    from analysis.compare.page import render
+    from rwkv_lab.util.console import say
+    from rwkv_lab.util.io import write_atomic
+
+    def write(going: bool) -> None:
+        text = render(_compared(args), command_of(args), _now(), live.REFRESH if going else None)
+        with _output.unwritten(str(page)):
+            write_atomic(page, text.encode(errors="replace"))
+
+    write(True)
+    if args.serve is None:
+        say(f"watching; the page is {page} (Ctrl-C ends)")
+        live.follow(args.paths, write)
+        return
+    with live.served(page, args.serve) as address:
+        say(f"watching; the page is served at {address}, to this machine only (Ctrl-C ends)")
+        live.follow(args.paths, write)

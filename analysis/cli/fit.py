@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens-per-step", type=int, metavar="N", help="if that column counts tokens: tokens of one update"
     )
     parser.add_argument("--fitted", action="store_true", help="also fit runs that were trained from a fit")
+    parser.add_argument("--ids", action="store_true", help="whole names of runs, with their ids")
     parser.add_argument("--out", type=Path, default=Path("fit"), help="folder for the results (default: fit)")
 
 
@@ -46,16 +47,17 @@ def expand(path: str) -> list[str]:
     return [path]
 
 
-def load_all(args: argparse.Namespace) -> tuple[list, list[str]]:
+def load_given(args: argparse.Namespace) -> tuple[list, list[str]]:
     """Return the curves to fit, and a sentence on what was passed over: folders without runs, runs of a fit."""
-    from analysis.curves.loading import Reading, load
+    from analysis.curves.loading import Reading, load_all
 
     paths = {given: expand(given) for given in args.runs}
     empty = [given for given, found in paths.items() if not found]
     if len(empty) == len(paths):
         raise UserError(f"{', '.join(empty)} has no run below it (no metrics.csv)")
     reading = Reading(args.step_column, args.tokens_per_step)
-    curves = [load(path, args.column, args.schedules, reading) for found in paths.values() for path in found]
+    every = [path for found in paths.values() for path in found]
+    curves = load_all(every, args.ids, column=args.column, schedules=args.schedules, reading=reading)
     fitted = [curve for curve in curves if curve.meta.get("fitted")]
     notes = [f"passed over, for it has no runs: {', '.join(empty)}"] if empty else []
     if fitted and not args.fitted and len(fitted) < len(curves):
@@ -86,10 +88,11 @@ def run(args: argparse.Namespace) -> int:
 
     registry.check_fittable(args.law)
     window = window_of(args.window)
-    curves, notes = load_all(args)
+    curves, notes = load_given(args)
     _output.folder_for_results(args.out)
-    result = fit(curves, args.law, window)
-    content = result.model.to_dict()
+    with _output.busy(f"fitting {len(curves)} {'run' if len(curves) == 1 else 'runs'}"):
+        result = fit(curves, args.law, window)
+        content = result.model.to_dict()
     optimum, files = None, ["fit.json"]
     # Before the proposal, which may fail.
     with _output.unwritten(str(args.out / "fit.json")):
@@ -98,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
     _tables.print_remarks(console, notes)
     _tables.print_fit(console, result)
     try:
-        optimum, rates = recommended.propose(result.model, max(run.steps for run in result.runs))
+        with _output.busy("searching the best schedule"):
+            optimum, rates = recommended.propose(result.model, max(run.steps for run in result.runs))
     except UserError as error:
         _tables.print_remarks(console, [f"no schedule is proposed: {error}"])
     else:

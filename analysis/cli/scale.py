@@ -45,13 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedules", type=Path, metavar="FILE", help="schedules of tables without a column lr, as for fit"
     )
     parser.add_argument("--level", type=float, default=0.9, help="level of the intervals (default: 0.9)")
+    parser.add_argument("--ids", action="store_true", help="whole names of runs, with their ids")
     parser.add_argument("--out", type=Path, default=Path("scale"), help="folder for the results (default: scale)")
 
 
-def load_all(args: argparse.Namespace) -> "list[LossCurve]":
+def load_given(args: argparse.Namespace) -> "list[LossCurve]":
     """Return the curves of the runs given, of the runs below folders, and of the CSV files in folders of logs."""
     from analysis.cli.fit import expand
-    from analysis.curves import load
+    from analysis.curves.loading import load_all
 
     paths: list[str] = []
     for given in args.runs:
@@ -60,7 +61,7 @@ def load_all(args: argparse.Namespace) -> "list[LossCurve]":
         if not found:
             raise UserError(f"{given} has no run below it (no metrics.csv)")
         paths += found
-    return [load(path, args.column, args.schedules) for path in paths]
+    return load_all(paths, args.ids, column=args.column, schedules=args.schedules)
 
 
 def fit_all(args: argparse.Namespace, curves: "list[LossCurve]") -> "ScaleFit":
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--level must be between 0 and 1, e.g. 0.9 (got {args.level})")
     if (args.size is None) != (args.tokens is None and args.steps is None):
         raise UserError("--size and --tokens (or --steps) belong together, e.g. --size 350e6 --tokens 7e9")
-    curves = load_all(args)
+    curves = load_given(args)
     _output.folder_for_results(args.out)
     law = fit_all(args, curves)
     content = law.to_dict()

@@ -1,12 +1,14 @@
-"""``python -m analysis weights RUN``: figures of the time weights that a run learned."""
+"""``python -m analysis weights RUN``: figures of the weights of time that a run learned, and of what it copies."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.util.console import say
 
-SUMMARY = "the time-decay and time_w curves that a run learned"
+STRONGEST = 8  # scores printed of each kind
+SUMMARY = "the curves of time and shares of the token shift that a run learned, and what its head-QK copies"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the figures (default: weights/ in the run)")
     parser.add_argument(
         "--distance", type=int, default=1024, help="longest distance of the decay curves (default: 1024)"
+    )
+
+    parser.add_argument(
+        "--text",
+        nargs="?",
+        const="",
+        help="draw what head-QK copies and avoids of this text too; without a text: of the first held-out sequence of "
+        "a task, such as data=names",
     )
 
 
@@ -27,11 +37,11 @@ def run(args: argparse.Namespace) -> int:
 
     from analysis.cli import _output
     from analysis.plots.style import paper, save
-    from analysis.plots.time_weights import figures, half_life, read
+    from analysis.plots.time_weights import figures, half_life, read, shares
 
     if args.distance < 2:
         raise UserError(f"--distance must be at least 2 tokens (got {args.distance})")
-    layers = read(args.run)
+    layers = read(args.run) if args.text is None else read(args.run, any_weights=True)
     folder = _output.folder_for_results(args.out or (args.run if args.run.is_dir() else args.run.parent) / "weights")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("layer", "channels", "shortest", "median", "longest"):
@@ -43,7 +53,29 @@ def run(args: argparse.Namespace) -> int:
     if table.row_count:
         print("half-life of the channels, in tokens")
         Console().print(table)
+    learned = shares(layers)
+    if learned:
+        print("share of the previous token in the learned token shift, mean over channels by layer")
+    for (side, role), by_layer in learned.items():
+        print(f"  {side}.{role}  {'  '.join(f'{values.mean():.3f}' for values in by_layer.values())}")
+    made = _copying(args) if args.text is not None else {}
     with paper():
-        drawn = dict.fromkeys(path.stem for path in save(figures(layers, args.distance), folder))
+        drawn = dict.fromkeys(path.stem for path in save(figures(layers, args.distance) | made, folder))
     say(f"figures  {folder}/: {', '.join(drawn)} (.png, .svg)")
     return 0
+
+
+def _copying(args: argparse.Namespace) -> dict[str, Any]:
+    """Print what head-QK copies and avoids most, and return its figure."""
+    from analysis.plots.style import paper
+    from analysis.plots.time_weights import copying_figure
+    from rwkv_lab.inference.copying import copied
+
+    found = copied(args.run, args.text or None)
+    print("added by head-QK to the logit of an earlier token, most copied first, most avoided last")
+    for t, u, score in found.strongest(STRONGEST):
+        print(f"  {score:+8.3f}  after {found.tokens[t]!r} (token {t + 1}): {found.tokens[u]!r} (token {u + 1})")
+    right, wrong = found.hits()
+    print(f"mean over earlier tokens that do come next {right:+.4f}, over all others {wrong:+.4f}")
+    with paper():
+        return {"head_qk": copying_figure(found.tokens, found.scores)}

@@ -13,7 +13,8 @@ import numpy as np
 from analysis.compare.figures import PANELS, loss_limits, scales
 from analysis.compare.records import AXES, Record, band, binned
 from analysis.compare.summary import Block, Row
-from analysis.plots.style import style, wrapped
+from analysis.compare.swept import swept, swept_chart
+from analysis.plots.style import wrapped
 
 LARGEST = 6_000  # points of all runs' curves of one kind together: what keeps a page of 100 runs below 3 MB
 MARKS = 7
@@ -135,7 +136,7 @@ def _draw(fig: Any, row: Row, column: str, points: int, divisors: dict[str, floa
     """Draw a group: each run, the band, the main line, its markers; return kind and renderer of that line."""
     from bokeh.models import ColumnDataSource, Line, Scatter, VArea
 
-    index, look = row.look, style(row.look)
+    index, look = row.look, row.style
     colours: dict[str, Any] = {"line_color": look.colour}
     dashed = colours | {"line_dash": look.bokeh_dash}
     # All seeds of a group have one learning rate.
@@ -186,8 +187,8 @@ def final_chart(block: Block, number: int) -> Any:
     from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d, Scatter, Segment
     from bokeh.plotting import figure
 
-    rows = [(row.look, row) for row in block.rows if row.values["final"]]
-    names = [wrapped(row.label) for _, row in rows]
+    rows = [row for row in block.rows if row.values["final"]]
+    names = [wrapped(row.label) for row in rows]
     line = 12 + 14 * max((name.count("\n") + 1 for name in names), default=1)
     fig: Any = figure(
         height=110 + line * max(2, len(rows)),
@@ -199,10 +200,10 @@ def final_chart(block: Block, number: int) -> Any:
         x_axis_label="final bits per byte",
         tags=["final", number],
     )
-    means, stds = [row.mean("final") for _, row in rows], [row.std("final") for _, row in rows]
+    means, stds = [row.mean("final") for row in rows], [row.std("final") for row in rows]
     shared: dict[str, Any] = {
-        "group": [index for index, _ in rows],
-        "colour": [style(index).colour for index, _ in rows],
+        "group": [row.look for row in rows],
+        "colour": [row.style.colour for row in rows],
     }
     shared |= {"y": list(range(len(rows))), "alpha": [1.0] * len(rows)}
     reach = np.nan_to_num(np.array(stds))
@@ -212,12 +213,12 @@ def final_chart(block: Block, number: int) -> Any:
             "x": means,
             "low": np.array(means) - reach,
             "high": np.array(means) + reach,
-            "name": [row.label for _, row in rows],
+            "name": [row.label for row in rows],
             "sd": [f"{std:.4f}" if np.isfinite(std) else "one seed" for std in stds],
-            "marker": [style(index).bokeh_marker for index, _ in rows],
+            "marker": [row.style.bokeh_marker for row in rows],
         }
     )
-    each = [(place, value) for place, (_, row) in enumerate(rows) for value in row.values["final"]]
+    each = [(place, value) for place, row in enumerate(rows) for value in row.values["final"]]
     seeds = ColumnDataSource(
         {name: [values[place] for place, _ in each] for name, values in shared.items()}
         | {"x": [value for _, value in each], "y": [place + 0.3 for place, _ in each]}
@@ -230,7 +231,7 @@ def final_chart(block: Block, number: int) -> Any:
     fig.add_tools(HoverTool(renderers=[fig.add_glyph(groups, dot)], tooltips=tips, visible=False))
     fig.yaxis.ticker = FixedTicker(ticks=list(range(len(rows))))
     fig.yaxis.major_label_overrides = {
-        place: f"{style(index).glyph} {name}" for place, ((index, _), name) in enumerate(zip(rows, names, strict=True))
+        place: f"{row.style.glyph} {name}" for place, (row, name) in enumerate(zip(rows, names, strict=True))
     }
     fig.xaxis.formatter = NumeralTickFormatter(format=DECIMALS)
     fig.ygrid.grid_line_color = None
@@ -251,4 +252,5 @@ def charts(block: Block, number: int, runs: int) -> dict[str, Any]:
     }
     for chart in losses.values():
         chart.yaxis.formatter = NumeralTickFormatter(format=DECIMALS)
-    return {f"final{number}": final_chart(block, number), **losses, f"lr{number}": rates}
+    numbers = {f"swept{number}_{i}": polish(swept_chart(one, number)) for i, one in enumerate(swept(block))}
+    return {f"final{number}": final_chart(block, number), **numbers, **losses, f"lr{number}": rates}

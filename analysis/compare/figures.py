@@ -1,18 +1,24 @@
-"""Figures of a comparison: loss against tokens, seconds and FLOPs with seed bands, and the final bits per byte."""
+"""Figures of a comparison: loss against tokens, seconds and FLOPs with seed bands, final values, swept numbers."""
 
+import io
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from analysis.compare.fitted import prediction_figure
 from analysis.compare.records import AXES, axis_values, band, binned
 from analysis.compare.summary import Block, Comparison, Row
-from analysis.plots.style import paper, save, shortened, style
+from analysis.compare.swept import swept, swept_figure
+from analysis.compare.tasks import score_figure
+from analysis.plots.style import paper, save, shortened
 
 POINTS = {"val_bpb": 200, "train_loss": 80}  # a training loss needs wider means to show past its noise
 PANELS = (("val_bpb", "held-out loss (bits per byte)"), ("train_loss", "training loss (nats per token)"))
 COLOURED = 14  # groups with looks of their own in a figure of curves: what an eye can follow
 GREY = "#b0b0b0"
+KINDS = ("png", "svg", "pdf")
 WIDTH = 9.0  # inches
 LETTER = 0.078  # inches a letter of a legend takes
 LONGEST = 96  # letters of a name in a legend
@@ -67,7 +73,7 @@ def loss_limits(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, flo
 
 def _draw(ax: Any, row: Row, axis: str, column: str, divisor: float, coloured: bool) -> list[tuple[Any, Any]]:
     """Draw a group with its name for the legend; return the curves drawn."""
-    look = style(row.look)
+    look = row.style
     drawn: list[tuple[Any, Any]] = []
     colour = look.colour if coloured else GREY
     mean = band(row.group.counted, axis, column, POINTS[column])
@@ -82,7 +88,7 @@ def _draw(ax: Any, row: Row, axis: str, column: str, divisor: float, coloured: b
     x, low, high = mean.x / divisor, mean.mean - mean.std, mean.mean + mean.std
     if coloured:
         every = max(1, len(x) // 6)
-        ax.plot(x, mean.mean, look.mpl_dash, color=colour, linewidth=1.4, label=row.label,
+        ax.plot(x, mean.mean, linestyle=look.mpl_dash, color=colour, linewidth=1.4, label=row.label,
                 marker=look.mpl_marker, markersize=4.5, markevery=(row.look % every, every))  # fmt: skip
     else:
         ax.plot(x, mean.mean, color=colour, linewidth=0.6, zorder=1.5)
@@ -140,7 +146,7 @@ def final_figure(block: Block) -> Any:
     figure = Figure(figsize=(5.2 + LETTER * max(map(len, names), default=0), 0.9 + 0.32 * max(2, len(rows))))
     ax = figure.subplots()
     for place, row in enumerate(rows):
-        values, look = row.values["final"], style(row.look)
+        values, look = row.values["final"], row.style
         ax.plot(values, [place + 0.28] * len(values), "o", color=look.colour, markersize=2.8, markerfacecolor="white")
         error = row.std("final") if len(values) > 1 else 0.0
         ax.errorbar(row.mean("final"), place, xerr=error or None, fmt=look.mpl_marker, color=look.colour, capsize=3)
@@ -151,6 +157,57 @@ def final_figure(block: Block) -> Any:
     return figure
 
 
+WAYS = (("carried", "-"), ("window", "--"))  # how by_position.csv was read, and its dash
+
+
+def octaves(values: np.ndarray, parts: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and means of values [N] at the distances 1 to N, in ``parts`` bins an octave."""
+    edges = np.unique(np.floor(2 ** np.arange(0, np.log2(len(values)) + 1 + 1 / parts, 1 / parts)).astype(int))
+    edges = np.append(edges[edges <= len(values)], len(values) + 1)
+    pairs = list(itertools.pairwise(edges))
+    return (
+        np.array([np.sqrt(first * (last - 1)) for first, last in pairs]),
+        np.array([values[first - 1 : last - 1].mean() for first, last in pairs]),
+    )
+
+
+def position_figure(block: Block) -> Any | None:
+    """Loss against the distance from the start, of groups whose runs were measured so; None without any.
+
+    The mean over runs; solid with the state carried, dashed in windows of ctx_len tokens.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8))
+    ax = figure.subplots()
+    names = []
+    for row in block.rows:
+        read = [record.positions for record in row.group.records if len(record.positions.get("window", ()))]
+        length = min((len(columns["window"]) for columns in read), default=0)
+        for way, dash in WAYS if read else ():
+            x, y = octaves(np.mean([columns[way][:length] for columns in read], axis=0))
+            ax.plot(x, y, dash, color=row.style.colour, linewidth=1.3)
+        if read:
+            ax.plot([], [], color=row.style.colour, label=shortened(row.label, LONGEST))
+            names.append(row.label)
+    if not names:
+        return None
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="distance from the start of the text read (tokens)", ylabel="held-out loss (nats per token)")
+    ax.plot([], [], "-", color=GREY, label="all before it is seen")
+    ax.plot([], [], "--", color=GREY, label="windows of ctx_len")
+    figure.legend(loc="outside lower center", ncols=legend_columns(names))
+    return figure
+
+
+def as_png(figure: Any) -> bytes:
+    """Return a figure as a PNG image."""
+    written = io.BytesIO()
+    with paper():
+        figure.savefig(written, format="png", dpi=110)
+    return written.getvalue()
+
+
 def prefix(comparison: Comparison, block: Block) -> str:
     """Return the start of the file names of a block: the corpus if there are several."""
     if len(comparison.blocks) == 1:
@@ -159,11 +216,18 @@ def prefix(comparison: Comparison, block: Block) -> str:
 
 
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write every figure as PNG and SVG into ``folder``; return the paths. UserError if that is impossible."""
+    """Write every figure as PNG, SVG and PDF into ``folder``; return the paths. UserError if that is impossible."""
     named: dict[str, Any] = {}
     with paper():
         for block in comparison.blocks:
             start = prefix(comparison, block)
             named |= {f"{start}loss_{axis}": loss_figure(block, axis) for axis in AXES}
             named[f"{start}final_bpb"] = final_figure(block)
-        return save(named, folder)
+            named |= {f"{start}final_by_{one.key.replace('.', '_')}": swept_figure(one) for one in swept(block)}
+            if (positions := position_figure(block)) is not None:
+                named[f"{start}by_position"] = positions
+            if (scored := score_figure(block)) is not None:
+                named[f"{start}tasks"] = scored
+        if (predicted := prediction_figure(comparison.records)) is not None:
+            named["predicted"] = predicted
+        return save(named, folder, KINDS)

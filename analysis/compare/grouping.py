@@ -10,9 +10,9 @@ from analysis.compare.records import Record
 from rwkv_lab.config.check import schema_of
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import GROUPS, Config
+from rwkv_lab.runs import listing
 
 FILE_KEYS = {"data.path", "data.train_path", "data.val_path", "data.test_path"}
-BARE = ("model.name", "data.name", "tokenizer.name", "optimizer.name", "schedule.name")
 OFF = (0, "none")  # as is False, which equals 0
 FIRST = ("model.name", "data.name", "tokenizer.name", "model", "schedule", "optimizer", "trainer")
 
@@ -112,15 +112,6 @@ def _as_by_default(key: str, config: Mapping[str, Any]) -> bool:
     return config[key] == default or (default is None and config[key] in OFF)
 
 
-def _part(key: str, value: Any, keys: Sequence[str]) -> str:
-    if key in BARE:
-        return str(value)
-    leaf = key.rsplit(".", 1)[-1]
-    short = leaf if sum(other.rsplit(".", 1)[-1] == leaf for other in keys) == 1 else key
-    shown = f"{value:.4g}" if isinstance(value, float) else str(value).lower() if value is False else value
-    return short if value is True else f"{short}={shown}"
-
-
 def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a short and unique name for each of ``configs``, which are all different.
 
@@ -138,7 +129,7 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
             plain = {str(other.get(key)) for other in alike if _as_by_default(key, other)}
             hidden = key not in config or (len(plain) == 1 and _as_by_default(key, config))
             if _varies(alike, key) and not hidden:
-                shown.append(_part(key, config[key], keys))
+                shown.append(listing.part(key, config, keys))
         parts.append(shown)
     if models or not all(parts):
         parts = [[str(config.get("model.name", "run")), *shown] for config, shown in zip(configs, parts, strict=True)]
@@ -164,6 +155,12 @@ def group(records: Sequence[Record]) -> list[Group]:
         Group(label, {name: config[name] for name in keys if name in config}, tuple(members[key]))
         for label, (key, config) in zip(labels(list(configs.values())), configs.items(), strict=True)
     ]
+
+
+def is_number(groups: Sequence[Group], key: str) -> bool:
+    """Return whether every group that has ``key`` has a number there."""
+    values = [found.own[key] for found in groups if key in found.own]
+    return bool(values) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
 
 
 def common(records: Sequence[Record]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from analysis.compare.records import STATUSES, Record
-from analysis.compare.significance import BEYOND, against, bartlett, pairwise_verdicts
+from analysis.compare.significance import BEYOND, LEAST_SEEDS, against, bartlett, pairwise_verdicts
 from analysis.compare.summary import Block, Comparison, Criteria
 
 METHOD = (
     "Final bits per byte are those of the whole held-out text after training, other values those of a fixed part of it "
     "during training. Verdicts: {test}, on the groups' {metric} values, one a seed; p-values adjusted by Holm's method "
-    "over all pairs; beyond noise: an adjusted p below {level:g}."
+    "over all pairs; beyond noise: an adjusted p below {level:g}{least}."
 )
 OWN_NOISE = "Welch's t-test, with each group's noise from its own seeds (two or more)"
 SHARED_NOISE = "t-test with one noise for all groups, estimated from all of them together"
@@ -39,7 +39,8 @@ def method(comparison: Comparison) -> str:
     """Return how values were measured and tested."""
     criteria = comparison.criteria
     test = SHARED_NOISE if criteria.shared_noise else OWN_NOISE
-    return METHOD.format(test=test, metric=METRIC_NAMES[criteria.metric], level=criteria.level)
+    least = "" if criteria.shared_noise else f"; undecided: a group of fewer than {LEAST_SEEDS} seeds"
+    return METHOD.format(test=test, metric=METRIC_NAMES[criteria.metric], level=criteria.level, least=least)
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -134,6 +135,12 @@ def _about_block(block: Block, criteria: Criteria) -> Iterator[str]:
     single = [row.label for row in block.rows if len(row.values[metric]) == 1]
     if single and len(block.rows) > 1 and not criteria.shared_noise:
         yield f"{where}, these groups have one seed, hence no known noise, and are not tested: {listed(single)}."
+    few = [row.label for row in block.rows if 1 < len(row.values[metric]) < LEAST_SEEDS]
+    if few and len(block.rows) > 1 and not criteria.shared_noise:
+        yield (
+            f"{where}, these groups have two seeds, too few for a verdict, and are undecided: {listed(few)}; a third "
+            "seed, or --noise shared, decides."
+        )
     if block.seed_freedom:
         yield (
             f"{where}, the standard deviation over seeds is {block.seed_std:.4f} bits per byte, pooled over the "

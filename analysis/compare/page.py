@@ -4,22 +4,26 @@ Text written by runs (samples, reasons, names) is untrusted: Jinja and Bokeh esc
 page's security policy forbids loading and sending anything.
 """
 
+import base64
 import json
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from analysis.compare import tables
+from analysis.compare import tables, tasks
 from analysis.compare.charts import charts
-from analysis.compare.figures import scales
+from analysis.compare.figures import as_png, position_figure, scales
 from analysis.compare.grouping import common
 from analysis.compare.notes import BUDGETS, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
-from analysis.plots.style import style
+from analysis.compare.swept import swept
+from analysis.compare.tasks import score_figure
+from analysis.plots.style import paper
 
+PNG = b"\x89PNG"
 SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
 MOST_PAIRS = 300  # rows of the table of pairs; more are in pairs.csv
@@ -62,7 +66,7 @@ def _result(row: Row, block: Block) -> dict[str, Any]:
     cells = [_cell(text, order) for text, order in zip(texts, orders, strict=True)]
     cells += [_cell(text, value) for text, value in zip(tables.cost(row)[1:], costs, strict=True)]
     states = sorted({record.status for record in row.group.records} - {"complete"})
-    return {"look": style(row.look), "cells": cells, "states": states}
+    return {"look": row.style, "cells": cells, "states": states}
 
 
 def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
@@ -76,11 +80,15 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
         "head": head + tables.COST_HEADINGS[1:],
         "ranked": head[column[comparison.criteria.metric]],
         "results": [_result(row, block) for row in block.rows],
-        "legend": [{"label": row.label, "number": row.look, "look": style(row.look)} for row in block.rows],
+        "positions": _still(position_figure, block),
+        "tasks": tasks.table(block),
+        "scores": _still(score_figure, block),
+        "legend": [{"label": row.label, "number": row.look, "look": row.style} for row in block.rows],
         "pairs": tables.pair_rows(block) if len(block.verdicts) <= MOST_PAIRS else [],
         "verdicts": len(block.verdicts),
         "interval": f"{100 * (1 - comparison.criteria.level):g} % interval",
         "keys": keys,
+        "swept": [{"word": one.word, "key": one.key} for one in swept(block)],
         "differences": [[row.label, *(setting(row.group.own.get(key)) for key in keys)] for row in block.rows],
         "configs": [(row.label, yaml(row.group.records[0].config)) for row in block.rows],
         "common": {
@@ -88,6 +96,17 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
             for key, value in common([record for row in block.rows for record in row.group.records]).items()
         },
     }
+
+
+def _still(draw: Callable[[Block], Any | None], block: Block) -> str:
+    """Return a figure of a block as a data URI; an empty string without one."""
+    with paper():
+        figure = draw(block)
+    return "" if figure is None else _data_uri(as_png(figure))
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def setting(value: Any) -> str:
@@ -112,15 +131,17 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
     longest = min(LONGEST_SAMPLE, SAMPLES // max(1, len(comparison.records)))
     one_study = len({record.study for record in comparison.records}) == 1
     found = []
+    loop = any(record.foretold for record in comparison.records)
     for record in comparison.records:
         corpus, label = place.get(record.path, (tables.NONE, tables.NONE))
         tokens, seconds = spent(record, "tokens"), spent(record, "seconds")
         found.append(
             {
-                "name": record.name if one_study else f"{record.study}/{record.name}",
+                "name": record.label if one_study else f"{record.study}/{record.label}",
                 "status": record.status,
                 "reason": record.reason,
                 "sample": sample(record, longest),
+                "images": _data_uri(record.images) if record.images.startswith(PNG) else "",
                 "cells": [
                     _cell(label, label),
                     _cell(corpus, corpus),
@@ -129,10 +150,21 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                     _cell(tables.number(tokens), tokens),
                     _cell(tables.time(seconds), seconds),
                     _cell(tables.number(speed(record)), speed(record)),
+                    *(_prediction(record) if loop else []),
                 ],
             }
         )
     return found
+
+
+def _prediction(record: Record) -> list[dict[str, Any]]:
+    """Return the cells of the loss that a fit predicted and of the loss measured."""
+    found = record.foretold
+    if found is None:
+        return [_cell(tables.NONE, math.nan), _cell(tables.NONE, math.nan)]
+    measured = _number(found.measured)
+    text = f"{tables.bpb(measured)} {found.verdict}".rstrip()
+    return [_cell(f"{found.loss:.4f} ({found.low:.3f} to {found.high:.3f})", found.loss), _cell(text, measured)]
 
 
 def _number(value: Any) -> float:
@@ -147,7 +179,7 @@ def environments(records: Sequence[Record]) -> list[dict[str, Any]]:
         facts["data sha256"] = record.fact("data", "sha256")
         text = json.dumps(facts, sort_keys=True, default=str)
         place = found.setdefault(text, {"facts": _lines(facts), "runs": []})
-        place["runs"].append(record.name)
+        place["runs"].append(record.label)
     return sorted(found.values(), key=lambda place: -len(place["runs"]))
 
 
@@ -160,8 +192,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(key, shown(value)) for key, value in facts.items()]
 
 
-def render(comparison: Comparison, command: str, made: str) -> str:
-    """Return the page; ``made`` is the time and ``command`` the command line that made it."""
+def render(comparison: Comparison, command: str, made: str, refresh: int | None = None) -> str:
+    """Return the page; ``made`` is the time and ``command`` the command line that made it.
+
+    ``refresh``: seconds after which a browser loads it again.
+    """
     from bokeh.embed import components
     from bokeh.resources import Resources
     from jinja2 import Environment, StrictUndefined
@@ -184,10 +219,12 @@ def render(comparison: Comparison, command: str, made: str) -> str:
         census=f"{plural(len(comparison.records), 'run')}: {census(comparison.records)}",
         command=command,
         made=made,
+        refresh=refresh,
         notes=notes(comparison),
         method=[method(comparison), BUDGETS],
         blocks=[_block(block, number, comparison) for number, block in enumerate(comparison.blocks)],
         runs=_runs(comparison),
+        foretold=any(record.foretold for record in comparison.records),
         environments=environments(comparison.records),
         axes=axes,
         divs={name: Markup(div) for name, div in divs.items()},

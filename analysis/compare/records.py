@@ -4,7 +4,7 @@ No run is dropped: one that cannot be read has the status ``unreadable``.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import numpy as np
 
 from analysis.curves.curve import bin_means
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs import Run, find
+from rwkv_lab.runs import Run, find, listing
+from rwkv_lab.runs.manifest import Foretold, foretold
+from rwkv_lab.runs.metrics import read_metrics
 
-STATUSES = ("complete", "stale", "running", "interrupted", "failed", "unreadable")
+STATUSES = ("complete", "stale", "stopped early", "running", "interrupted", "failed", "unreadable")
 FINISHED = ("complete", "stale")
 AXES = ("tokens", "seconds", "flops")
 
@@ -30,6 +32,9 @@ class Record:
     config: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     sample: str = ""
+    images: bytes = b""  # PNG of what a run of data=images drew
+    label: str = ""  # how it is shown: by what differs within its study, or its name
+    positions: dict[str, np.ndarray] = field(default_factory=dict)  # distance, carried, window; empty if not measured
 
     @property
     def name(self) -> str:
@@ -63,6 +68,11 @@ class Record:
         value = self.fact(*keys)
         return float(value) if isinstance(value, (int, float)) else float("nan")
 
+    @property
+    def foretold(self) -> Foretold | None:
+        """What a fit predicted for it; None unless its schedule is of a fit."""
+        return foretold(self.manifest)
+
     def column(self, name: str) -> np.ndarray:
         """Return a column of metrics.csv; all NaN if it is missing."""
         if name in self.columns:
@@ -87,15 +97,22 @@ def read(run: Run, fingerprint: str) -> Record:
         status, reason = "stale", _stale_reason(run)
     sample = run.path / "sample.txt"
     text = sample.read_text(errors="replace") if sample.is_file() else ""
-    return Record(run.path, status, reason, manifest, config or {}, columns, text)
+    positions = read_metrics(run.path / "by_position.csv")
+    drawn = run.path / "images.png"
+    images = drawn.read_bytes() if drawn.is_file() else b""
+    return Record(run.path, status, reason, manifest, config or {}, columns, text, images=images, positions=positions)
 
 
-def collect(paths: Iterable[Path | str], fingerprint: str) -> list[Record]:
+def collect(paths: Iterable[Path | str], fingerprint: str, ids: bool = False) -> list[Record]:
     """Return every run under ``paths`` (runs, studies, or runs/ itself), by name.
 
-    ``fingerprint`` is that of the code at hand: ``rwkv_lab.runs.provenance.code_fingerprint()``.
+    ``fingerprint`` is that of the code at hand: ``rwkv_lab.runs.provenance.code_fingerprint()``. ``ids``: show the
+    names of directories.
     """
-    return sorted((read(run, fingerprint) for run in find(*paths)), key=lambda record: (record.study, record.name))
+    runs = find(*paths)
+    labels = {run.path: run.name for run in runs} if ids else listing.names_within_studies(runs)
+    records = [replace(read(run, fingerprint), label=labels[run.path]) for run in runs]
+    return sorted(records, key=lambda record: (record.study, record.name))
 
 
 def axis_values(record: Record, axis: str) -> np.ndarray:

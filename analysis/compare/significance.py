@@ -3,7 +3,9 @@
 Welch's t-test for every pair of groups, the p-values adjusted by Holm's method over all pairs tested. Welch's test
 estimates the spread of each group from its own seeds. It is not paired: one seed draws different weights in two
 architectures, which does not make their results alike. Holm's adjustment remains valid for a pair chosen afterwards,
-such as the best against the second best. A group of one seed has no known spread and is not tested.
+such as the best against the second best. A group of one seed has no known spread and is not tested. A pair is undecided
+if either group has two seeds: the spread of two values is below a third of the true one in a quarter of all cases, so
+that a small difference could be called real and a larger one in the next row not.
 
 Optionally all groups share one noise, estimated from all of them: with three seeds a group, differences less than half
 as large are then significant, and single seeds are tested too, if that assumption is right.
@@ -18,7 +20,8 @@ from itertools import combinations
 import numpy as np
 from scipy.special import chdtrc, stdtr, stdtrit
 
-BEYOND, WITHIN, UNJUDGED = "beyond noise", "within noise", "not tested"
+BEYOND, WITHIN, UNDECIDED, UNJUDGED = "beyond noise", "within noise", "undecided", "not tested"
+LEAST_SEEDS = 3  # of either group for a verdict from its own noise
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ def pairwise_verdicts(
 ) -> list[Verdict]:
     """Return the verdict on every pair of groups with a value, or on every group against ``baseline``.
 
-    ``samples`` maps a group to its values, one a seed. Beyond noise: an adjusted p below ``level``. With ``shared`` all
-    groups have the same noise.
+    ``samples`` maps a group to its values, one a seed. Beyond noise: an adjusted p below ``level``. Undecided: a group
+    of fewer than ``LEAST_SEEDS``. With ``shared`` all groups have the same noise, which decides those as well.
     """
     noise = pooled_std(samples)
     known = {name: values for name, values in samples.items() if len(values)}
@@ -103,10 +106,19 @@ def pairwise_verdicts(
             low,
             high,
             float(p),
-            UNJUDGED if np.isnan(p) else BEYOND if p < level else WITHIN,
+            _verdict(p, level, LEAST_SEEDS if shared else min(len(known[a]), len(known[b]))),
         )
         for (a, b), (_, low, high), p in zip(pairs, tests, adjusted, strict=True)
     ]
+
+
+def _verdict(p: float, level: float, seeds: int) -> str:
+    """Return the verdict for an adjusted p and the ``seeds`` of the smaller group."""
+    if np.isnan(p):
+        return UNJUDGED
+    if seeds < LEAST_SEEDS:
+        return UNDECIDED
+    return BEYOND if p < level else WITHIN
 
 
 def against(verdicts: Sequence[Verdict], reference: str) -> dict[str, Verdict]:

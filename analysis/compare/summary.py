@@ -5,13 +5,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.compare.grouping import Group, by_corpus, group
+from analysis.compare.grouping import Group, by_corpus, group, is_number
 from analysis.compare.records import AXES, Record, common_budget, measured, value_at
 from analysis.compare.significance import Verdict, against, pairwise_verdicts, pooled_std
+from analysis.plots.style import Style, grid_style, style
 from rwkv_lab.config.errors import UserError, nearest
+from rwkv_lab.runs import listing
 
 METRICS = ("final", *AXES)
 QUALITY = "val_bpb"
+FIRST = style(0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Row:
     tokens_per_second: float  # mean over the counted seeds
     peak_memory_bytes: float  # the largest of the counted seeds
     verdict: Verdict | None = None  # against the reference; None for the reference and without a value
-    look: int = 0  # number of its looks: a label has the same in every corpus
+    look: int = 0  # its number: a label has the same in every corpus
+    style: Style = FIRST
 
     @property
     def label(self) -> str:
@@ -151,12 +155,42 @@ def make_block(
 
 
 def with_looks(blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """Return ``blocks`` with groups numbered by first appearance, so that a model has one colour on every corpus."""
-    looks: dict[str, int] = {}
+    """Return ``blocks`` with groups numbered by first appearance, so that a model has one colour on every corpus.
+
+    Groups of a grid, such as model x rate, get one colour a model and one dash a rate.
+    """
+    groups = {row.label: row.group for block in blocks for row in block.rows}
+    looks = {label: number for number, label in enumerate(groups)}
+    styles = grid_styles(list(groups.values())) or {label: style(number) for label, number in looks.items()}
     return tuple(
-        replace(block, rows=tuple(replace(row, look=looks.setdefault(row.label, len(looks))) for row in block.rows))
+        replace(
+            block,
+            rows=tuple(replace(row, look=looks[row.label], style=styles[row.label]) for row in block.rows),
+        )
         for block in blocks
     )
+
+
+def grid_styles(groups: Sequence[Group]) -> dict[str, Style] | None:
+    """Return looks by label if the groups are a grid of a named choice and a number: colour by one, dash by the other.
+
+    None if they differ in more or less than that, or in more values than there are looks.
+    """
+    keys = listing.telling_keys([found.own for found in groups])
+    if len(keys) != 2:
+        return None
+    named, number = sorted(keys, key=lambda key: is_number(groups, key))
+    if is_number(groups, named) or not is_number(groups, number):
+        return None
+    rows = list(dict.fromkeys(str(found.own.get(named)) for found in groups))
+    columns = sorted({found.own[number] for found in groups if number in found.own})
+    styles = {
+        found.label: grid_style(rows.index(str(found.own.get(named))), columns.index(found.own[number]))
+        for found in groups
+        if number in found.own
+    }
+    known = {label: look for label, look in styles.items() if look is not None}
+    return known if len(known) == len(groups) else None
 
 
 def compare(

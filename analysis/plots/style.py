@@ -1,10 +1,10 @@
-"""The one style of every figure, and the one way to write them as PNG and SVG.
+"""The one style of every figure, and the one way to write them as PNG, SVG and PDF.
 
 Colours are distinct for every kind of colour vision; series also differ in marker and dash.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,18 +40,21 @@ def paper() -> AbstractContextManager[None]:
     return mpl.rc_context(STYLE)
 
 
-def save(figures: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``<name>.png`` and ``<name>.svg`` of every figure; return the paths. Equal figures give equal bytes.
+KINDS = ("png", "svg")
 
-    UserError for a file that cannot be written.
+
+def save(figures: Mapping[str, Any], folder: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+    """Write ``<name>.<kind>`` of every figure in every kind, png, svg or pdf; return the paths.
+
+    Equal figures give equal bytes. UserError for a file that cannot be written.
     """
     with warnings.catch_warnings():
         # A name may have characters that the font lacks; a box stands for them.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        return _save(figures, folder)
+        return _save(figures, folder, kinds)
 
 
-def _save(figures: Mapping[str, Any], folder: Path) -> list[Path]:
+def _save(figures: Mapping[str, Any], folder: Path, kinds: Sequence[str]) -> list[Path]:
     from matplotlib.text import Text
 
     paths = []
@@ -61,12 +64,12 @@ def _save(figures: Mapping[str, Any], folder: Path) -> list[Path]:
                 text.set_text(shown)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        for kind in ("png", "svg"):
+        for kind in kinds:
             path = folder / f"{name}.{kind}"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as partial:
-                    figure.savefig(partial, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+                    figure.savefig(partial, format=kind, dpi=160, metadata=_UNDATED.get(kind))
             except OSError as error:
                 raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
             paths.append(path)
@@ -85,7 +88,15 @@ MARKERS = (
     ("hex", "h", "⬢"),
     ("star", "*", "★"),
 )
-DASHES = (("solid", "-"), ("dashed", "--"), ("dotdash", "-."))
+# (Bokeh's dash, matplotlib's)
+DASHES: tuple[tuple[Any, Any], ...] = (("solid", "-"), ("dashed", "--"), ("dotdash", "-."))
+# Of a grid: the second number by its size, from solid to short.
+GRID_DASHES: tuple[tuple[Any, Any], ...] = (
+    ("solid", "-"),
+    *((list(lengths), (0, lengths)) for lengths in ((10, 3), (5, 2), (7, 2, 2, 2), (7, 2, 2, 2, 2, 2), (2, 1))),
+)
+# What keeps the time out of a file.
+_UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 class Style(NamedTuple):
@@ -95,14 +106,21 @@ class Style(NamedTuple):
     bokeh_marker: str
     mpl_marker: str
     glyph: str
-    bokeh_dash: str
-    mpl_dash: str
+    bokeh_dash: Any
+    mpl_dash: Any
 
 
 def style(index: int) -> Style:
     """Return the looks of the series number ``index``: no two alike among the first 49."""
     lap, place = divmod(index, len(COLOURS))
     return Style(COLOURS[place], *MARKERS[(place + lap) % len(MARKERS)], *DASHES[lap % len(DASHES)])
+
+
+def grid_style(row: int, column: int) -> Style | None:
+    """Return the looks in a grid: the row is the colour, the column dash and marker; None for more than there are."""
+    if row >= len(COLOURS) or column >= len(GRID_DASHES):
+        return None
+    return Style(COLOURS[row], *MARKERS[column], *GRID_DASHES[column])
 
 
 def shortened(label: str, longest: int = 64) -> str:

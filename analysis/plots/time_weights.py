@@ -1,9 +1,10 @@
-"""Time weights that a run learned, by layer and channel or head.
+"""Weights of time that a run learned, by layer and channel or head, and what its head-QK copies from a text.
 
 RWKV v2 to v4 learn a decay for each channel: a token ``t`` positions back counts ``exp(-(t - 1) d)`` with
 ``d = exp(time_decay)``, the token at hand ``exp(time_first)`` (Peng, RWKV-LM). RWKV v1 and MHA_pro learn a curve for
-each head, ``time_w`` against distance, and factors ``time_alpha``, ``time_beta``, ``time_gamma`` of the position. Reads
-model.safetensors without torch.
+each head, ``time_w`` against distance, and factors ``time_alpha``, ``time_beta``, ``time_gamma`` of the position. A
+learned token shift has a share m of the token at hand for each channel, ``time_mix``, by what the mixed input is for.
+Reads model.safetensors without torch.
 """
 
 import re
@@ -13,22 +14,33 @@ from typing import Any
 
 import numpy as np
 
+from analysis.plots.style import style
 from rwkv_lab.config.errors import UserError
 
-NAME = re.compile(r"(?:^|\.)blocks\.(\d+)\.(?:\w+\.)*(time_(?:decay|first|w|alpha|beta|gamma))$")
+NAME = re.compile(
+    r"(?:^|\.)blocks\.(\d+)\.(att|ffn)\.(?:\w+\.)*(time_(?:decay|first|w|alpha|beta|gamma|mix(?:_[a-z])?))$"
+)
+SIDES = {"att": "time mix or attention", "ffn": "channel mix"}
+ROLES = {"q": "query", "k": "key", "v": "value", "r": "receptance", "mix": "all of them"}
+MOST_TOKENS = 64  # of a text whose copies are drawn
 CHANNELS = 48  # curves drawn in a layer's panel; more are even quantiles of them
 Layers = dict[int, np.ndarray]
 
 
 def by_layer(tensors: Mapping[str, np.ndarray]) -> dict[str, Layers]:
-    """Return ``{"time_decay": {0: [C], ...}, "time_w": {0: [H, ctx_len], ...}, ...}`` from a model's weights."""
+    """Return ``{"time_decay": {0: [C], ...}, "time_w": {0: [H, ctx_len], ...}, ...}`` from a model's weights.
+
+    The shares of a learned token shift are called ``att.time_mix_k`` and so on, by sublayer and role.
+    """
     found: dict[str, Layers] = {}
     for name, tensor in tensors.items():
         match = NAME.search(name)
         if match:
             values = np.asarray(tensor, dtype=np.float64)
-            heads = len(values) if match[2] in ("time_w", "time_alpha", "time_beta") and values.ndim > 1 else None
-            found.setdefault(match[2], {})[int(match[1])] = values.reshape(heads, -1) if heads else values.ravel()
+            layer, side, name = int(match[1]), match[2], match[3]
+            kind = f"{side}.{name}" if name.startswith("time_mix") else name
+            heads = len(values) if name in ("time_w", "time_alpha", "time_beta") and values.ndim > 1 else None
+            found.setdefault(kind, {})[layer] = values.reshape(heads, -1) if heads else values.ravel()
     return {kind: dict(sorted(layers.items())) for kind, layers in found.items()}
 
 
@@ -47,8 +59,11 @@ def against_distance(time_w: np.ndarray) -> np.ndarray:
     return time_w[:, ::-1]
 
 
-def read(path: Path) -> dict[str, Layers]:
-    """Read the time weights of a run directory or a .safetensors file; UserError if it has none."""
+def read(path: Path, any_weights: bool = False) -> dict[str, Layers]:
+    """Read the weights of time of a run directory or a .safetensors file.
+
+    UserError if it has none, unless ``any_weights``.
+    """
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         study = next(path.glob("*/run.json"), None)
@@ -68,9 +83,61 @@ def read(path: Path) -> dict[str, Layers]:
     except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise UserError(f"{file} cannot be read as safetensors: {error}") from None
     layers = by_layer(tensors)
-    if "time_decay" not in layers and "time_w" not in layers:
-        raise UserError(f"{file} has neither time_decay nor time_w, the time weights that RWKV and MHA_pro learn")
+    if not any_weights and not shares(layers) and "time_decay" not in layers and "time_w" not in layers:
+        raise UserError(
+            f"{file} has neither time_decay nor time_w, the time weights that RWKV and MHA_pro learn, nor a learned "
+            "token shift"
+        )
     return layers
+
+
+def shares(layers: Mapping[str, Layers]) -> dict[tuple[str, str], Layers]:
+    """Return the shares of the previous token, 1 - m, by sublayer (att, ffn) and role (q, k, v, r; mix: one)."""
+    kinds = [kind.partition(".time_mix") for kind in layers if ".time_mix" in kind]
+    return {
+        (side, role.lstrip("_") or "mix"): {layer: 1.0 - m for layer, m in layers[side + mark + role].items()}
+        for side, mark, role in kinds
+    }
+
+
+def shift_figure(found: Mapping[tuple[str, str], Layers]) -> Any:
+    """Return the figure of the learned shares by layer: a panel a sublayer, a line a role, its middle 80 % shaded."""
+    from matplotlib.figure import Figure
+
+    sides = [side for side in SIDES if any(side == each for each, _ in found)]
+    figure = Figure(figsize=(3.6 * len(sides) + 0.4, 3.2))
+    axes = figure.subplots(1, len(sides), squeeze=False, sharey=True)[0]
+    for ax, side in zip(axes, sides, strict=True):
+        roles = {role: layers for (each, role), layers in found.items() if each == side}
+        for look, (role, layers) in zip(map(style, range(len(roles))), roles.items(), strict=True):
+            low, high = (np.array([np.quantile(values, q) for values in layers.values()]) for q in (0.1, 0.9))
+            mean = [values.mean() for values in layers.values()]
+            ax.plot(list(layers), mean, marker=look.mpl_marker, color=look.colour, label=ROLES.get(role, role))
+            ax.fill_between(list(layers), low, high, color=look.colour, alpha=0.12, linewidth=0)
+        ax.set(title=SIDES[side], xlabel="layer", xticks=list(next(iter(roles.values()))))
+        ax.legend()
+    axes[0].set_ylabel("share of the previous token")
+    return figure
+
+
+def copying_figure(tokens: list[str], scores: np.ndarray) -> Any:
+    """Return the figure of head-QK's scores [T,T] for a text's last tokens: red copies, blue avoids."""
+    from matplotlib.figure import Figure
+
+    first = max(0, len(tokens) - MOST_TOKENS)
+    shown = [token.replace("\n", "⏎").replace(" ", "␣") if not token.strip() else token for token in tokens[first:]]
+    values = scores[first:, first:]
+    side = 1.6 + 0.14 * len(shown)
+    figure = Figure(figsize=(side + 0.9, side))
+    ax = figure.subplots()
+    largest = float(np.nanmax(np.abs(values))) or 1.0
+    image = ax.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
+    ax.set_xticks(range(len(shown)), shown, rotation=90, fontsize=6)
+    ax.set_yticks(range(len(shown)), shown, fontsize=6)
+    ax.grid(visible=False)
+    ax.set(xlabel="earlier token", ylabel="last token read")
+    figure.colorbar(image, label="added to the logit of the earlier token", shrink=0.7)
+    return figure
 
 
 def _grid(count: int, x_label: str, y_label: str) -> tuple[Any, list[Any]]:
@@ -167,6 +234,8 @@ def figures(layers: dict[str, Layers], longest: int) -> dict[str, Any]:
         made["decay_curves"] = curves_figure(layers["time_decay"], longest)
     if "time_w" in layers:
         made["time_w"] = heads_figure(layers["time_w"])
+    if learned := shares(layers):
+        made["token_shift"] = shift_figure(learned)
     for kind in ("time_alpha", "time_beta", "time_gamma"):
         if kind in layers:
             made[kind] = factors_figure(kind, layers[kind])

@@ -9,7 +9,7 @@ from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import Described, describe
 from rwkv_lab.config.overrides import groups, options
 from rwkv_lab.config.schema import COMPONENT_GROUPS, OPTIONAL_GROUPS, PLAIN_GROUPS, Config
-from rwkv_lab.util.paths import REPOSITORY
+from rwkv_lab.util.paths import REPOSITORY, as_typed
 
 _INTRO = """\
 python run.py [group=option]... [key=value]...      train one model; the same command again resumes or shows it
@@ -42,7 +42,7 @@ def usage() -> str:
     parts += ["\nStudies (experiments=NAME)", *_headlines(REPOSITORY / "experiments")]
     launchers = REPOSITORY / "conf" / "hydra" / "launcher"
     parts += ["\nLaunchers of a sweep or study (hydra/launcher=NAME)", *_headlines(launchers), _KEYS]
-    return "\n".join(parts)
+    return as_typed("\n".join(parts))
 
 
 def _headlines(folder: Path) -> list[str]:

@@ -22,14 +22,17 @@ COMMANDS = {
     "generate": Command("rwkv_lab.cli.generate", "continue a text"),
     "fill": Command("rwkv_lab.cli.fill", "put tokens in place of [MASK], by a model of objective=mlm"),
     "embed": Command("rwkv_lab.cli.embed", "write the sentence embedding of each line of a text"),
+    "lm-eval": Command("rwkv_lab.cli.lm_eval", "score a model on tasks of lm-evaluation-harness"),
     "convert": Command("rwkv_lab.cli.convert", "read and write models of other programs"),
     "data": Command("rwkv_lab.cli.data", "look at a corpus, or prepare its tokens"),
     "tracking": Command("rwkv_lab.cli.tracking", "upload to the tracker what it does not have yet"),
     "compare": Command("analysis", "table, figures and page of the runs of a study"),
     "fit": Command("analysis", "fit a law of loss against learning rate"),
+    "forecast": Command("analysis", "predict the end of a run in progress"),
     "predict": Command("analysis", "predict the loss of a schedule"),
     "scale": Command("analysis", "fit one law to several model sizes and predict the next"),
     "optimal": Command("analysis", "find the best schedule under a fitted law"),
+    "calibrate": Command("analysis", "measure the laws' errors over families of runs, and renew the priors"),
     "weights": Command("analysis", "draw the time weights a model has learned"),
 }
 

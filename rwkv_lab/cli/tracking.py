@@ -80,7 +80,7 @@ def upload_run(options: argparse.Namespace) -> int:
 
 def main(argv: list[str]) -> int:
     """Run ``argv`` (without the program's name); return the exit code."""
-    top = Arguments(prog="python -m rwkv_lab.tracking", description="Runs and experiment trackers.")
+    top = Arguments(prog="rwkv-lab tracking", description="Runs and experiment trackers.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     changed = Arguments(add_help=False)
     changed.add_argument("--project", help="instead of the run's own tracker.project")

@@ -25,6 +25,11 @@ def check_branch(config: Config) -> None:
         )
 
 
+def has_implied_parent(config: Config) -> bool:
+    """Return whether the run is a branch whose parent is not named, and so is trained first."""
+    return config.branch.step is not None and config.branch.parent is None
+
+
 def tokens_per_step(config: Config) -> int:
     """Return the training tokens of one update."""
     return config.trainer.batch_size * config.model.ctx_len

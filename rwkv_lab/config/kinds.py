@@ -9,12 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from omegaconf import MISSING
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
+from rwkv_lab.config.model_fields import RoleShares, Shift, ShiftKind, check_shift, pixel_signs, shift_of
 from rwkv_lab.config.registry import members
 from rwkv_lab.util.hashing import file_sha256
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from rwkv_lab.tracking.tracker import Tracker
     from rwkv_lab.training.evaluate import Evaluation
 
-Holding = Literal["text", "token ids"]  # what a corpus is made of
+Holding = Literal["text", "token ids", "images"]  # what a corpus is made of
 
 
 @dataclass
@@ -71,7 +72,10 @@ class ModelConfig(Component):
     n_layer: int = setting(4, low=1)  # blocks
     n_embd: int = setting(128, low=1)  # channels C of the residual stream
     ctx_len: int = setting(256, low=1)  # tokens of a training sequence
-    token_shift: Literal["none", "half", "learned"] = "none"  # previous token mixed into each sublayer
+    token_shift: ShiftKind = "none"  # previous token mixed into each sublayer
+    shift_share: float | None = setting(None, low=0, high=1)  # share of channels from the previous token; unset: 0.5
+    shift_roles: RoleShares | None = None  # roles with a share of their own, e.g. {q: 0.3, k: 0.5, v: 0.7}
+    shift_last: float | None = setting(None, low=0, high=1)  # share in the last layer, to which ramp goes; unset: 0.1
     small_init_emb: bool | None = None  # true: emb_init=small and emb_norm; false: unit and no norm; unset: own recipe
     emb_init: Literal["unit", "recipe", "small"] | None = None  # embedding of scale 1, own recipe, U(-1e-4, 1e-4)
     emb_norm: bool | None = None  # norm after the embedding; unset: own recipe
@@ -82,6 +86,9 @@ class ModelConfig(Component):
     init_from: str | None = setting(None, file=True)  # run (path, STUDY/NAME, id), .pth, .safetensors or HF folder
     init_vocab: Literal["match"] | None = None  # match: init_from's rows of emb and head go to the same tokens
     bidirectional: bool = False  # every position sees all others; objective=mlm sets it
+    positions_2d: bool = False  # x and y of each pixel of data=images added to its first channels
+    image_size: int | None = setting(None, low=1)  # side of those pictures; data=images sets it
+    image_levels: int | None = setting(None, low=2)  # levels of their colours; data=images sets it
 
     @abstractmethod
     def build(self, vocab_size: int, backend: str) -> "LM":
@@ -126,7 +133,16 @@ class ModelConfig(Component):
         keys = {f"{group}.{name}": text for name, text in self.start_files.items()}
         return {key: file_sha256(weights_file(text, key), key) for key, text in keys.items()}
 
+    def shift(self, layer: int) -> Shift:
+        """Return the token shift of block ``layer``, after ``token_shift`` and the fields beside it."""
+        return shift_of(self, layer)
+
+    def pixel_signs(self) -> tuple[int, int, tuple[int, int]]:
+        """Return side, number of pixel tokens and the ids of the signs before a picture, for positions_2d."""
+        return pixel_signs(self)
+
     def check(self) -> None:
+        check_shift(self)
         if self.head_qk != "sum" and self.head_qk_dim == 0:
             raise UserError(
                 f"model.head_qk={self.head_qk} does nothing without head-QK: set model.head_qk_dim, e.g. 256"
@@ -163,10 +179,22 @@ class ModelConfig(Component):
         """Resolve names of runs, which mean those below ``runs_dir``, to their folders."""
         from rwkv_lab.models.weights import weights_file
 
+        if self.positions_2d and run.data.holds != "images":
+            raise UserError(
+                f"model.positions_2d=true needs pictures and data={run.data.name} has none: use data=images"
+            )
         for name, text in self.start_files.items():
             file = weights_file(text, f"model.{name}", run.runs_dir)
             if not Path(text).expanduser().exists():
                 setattr(self, name, str(file.parent))
+
+
+class Drawing(NamedTuple):
+    """Some pictures to be drawn after training."""
+
+    prompts: "np.ndarray"  # token ids [B,P] to go on from
+    length: int  # tokens to draw
+    choices: int  # the tokens drawn are below this id
 
 
 @dataclass
@@ -179,6 +207,7 @@ class DataConfig(Component):
     holds: ClassVar[Holding] = "text"  # or token ids
     suffixes: ClassVar[tuple[str, ...]] = ()  # of files a user may have meant by data=FILE
     weighted: ClassVar[bool] = False  # sequences come with a weight for the loss of each token
+    usage: ClassVar[str | None] = None  # what to try with a trained run, in place of the objective's
 
     @abstractmethod
     def sources(self, cache: Path) -> "Sources":
@@ -187,6 +216,14 @@ class DataConfig(Component):
     def made(self, tokenizer: "TokenizerConfig", stored: "Tokenizer | None") -> "Corpus | None":
         """Return a corpus that is made as it is read, by the tokenizer ``stored`` if there is one; None for files."""
         return None
+
+    def drawings(self, corpus: "Corpus") -> "list[Drawing]":
+        """Return the pictures that a finished run draws; empty for a corpus of text, which it continues."""
+        return []
+
+    def picture(self, corpus: "Corpus", drawn: "list[np.ndarray]") -> bytes:
+        """Return a PNG of what was ``drawn`` for each of ``drawings``, token ids [B,length]."""
+        raise NotImplementedError
 
     def check_run(self, run: "Config") -> None:
         run.tokenizer.check_data(self)
@@ -251,6 +288,9 @@ class Prediction:
     law: str  # name of the law
     kind: str  # of the proposed schedule
     fit: str  # the file it was read from
+    best_run: str = ""  # name of the run fitted that ended lowest; empty in files that lack it
+    best_loss: float | None = None  # its final loss, of ``column``
+    best_steps: int = 0  # its length in updates
 
 
 @dataclass
@@ -295,6 +335,8 @@ class ObjectiveConfig(Component):
         self, rows: "np.ndarray", first: int, seed: int, weights: "np.ndarray | None" = None
     ) -> "tuple[np.ndarray, ...]":
         """Return the arrays ``loss`` takes, made of token windows ``rows`` [B,T+1].
+
+        Behind ``weights`` come the targets [B,T,J] and the places of the first tokens [B] of data=images.
 
         The rows are the run's sequences number ``first`` to ``first + B - 1``; random numbers depend on these and
         ``seed`` only, so that a resumed run draws the same. ``weights`` [B,T] are those of the losses of rows[:, 1:];

@@ -68,6 +68,10 @@ class TaskConfig(DataConfig):
     def make(self, numbers: np.ndarray) -> Made:
         """Return one sequence for each row of ``numbers``, uint64 [B,draws]."""
 
+    def word(self, token: int) -> str:
+        """Return how a token id is shown to a reader."""
+        return str(token)
+
     @property
     def T(self) -> int:
         """Tokens a model reads of a sequence. Raises UserError if they are too few or not given."""

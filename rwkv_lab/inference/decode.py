@@ -202,7 +202,7 @@ def _shares(shift: "TokenShift", mix: Any) -> Iterator[Tensor]:
             yield learned[0 if shift.shared else i]
         else:
             share = torch.ones_like(like)
-            share[: shift.n_shifted if shift.kind == "half" else 0] = 0.0
+            share[: shift.n_shifted[i]] = 0.0
             yield share
 
 
@@ -227,6 +227,7 @@ def applies(model: "LM") -> bool:
         and mixes[0].causal
         and {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} == {model.ln_out.eps}
         and model.time_out is None
+        and model.positions is None
         and uses_kernel(mixes[0].backend, torch.device("cpu"))
     )
 

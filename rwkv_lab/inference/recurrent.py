@@ -85,12 +85,12 @@ class RecurrentModel:
 
     def _advance(self, idx: Tensor, state: State | None, last_only: bool = False) -> tuple[Tensor, State]:
         if self.model.memory == "constant":
-            return self.model.advance(idx, state, last_only)
+            return self.model.advance(idx, state, last_only=last_only)
         parts = []
         while idx.shape[1]:
             state = self._with_room(state)
             room = self.model.config.ctx_len - (0 if state is None else state.position)
-            logits, state = self.model.advance(idx[:, :room], state, last_only)
+            logits, state = self.model.advance(idx[:, :room], state, last_only=last_only)
             parts.append(logits)
             idx = idx[:, room:]
         assert state is not None
@@ -102,7 +102,9 @@ class RecurrentModel:
         if state is None or state.tokens is None or state.position < window:
             return state
         later = state.tokens[:, window - window // 2 :]
-        return self.model.advance(later)[1] if later.shape[1] else None
+        # Right unless a picture begins in that half, which then counts for itself.
+        start = None if state.place is None else state.place - later.shape[1]
+        return self.model.advance(later, start=start)[1] if later.shape[1] else None
 
     @torch.no_grad()
     def embed(self, idx: Tensor) -> Embedding:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -139,6 +140,24 @@ def generate(
     session = Session(model, generator, **filters)
     session.read(list(prompt))
     return list(session.draw(length))
+
+
+@torch.no_grad()
+def generate_rows(
+    model: LM, prompts: np.ndarray, length: int, choices: int, generator: Generator | None = None
+) -> np.ndarray:
+    """Return ``length`` tokens that continue each of ``prompts`` [B,P], drawn among the first ``choices``: [B,length].
+
+    Each token by its own probability, with ``generator`` on the model's device.
+    """
+    recurrent, state, drawn = RecurrentModel(model), None, []
+    unread = torch.from_numpy(prompts).to(model.emb.weight.device)
+    for _ in range(length):
+        logits, state = recurrent.prefill(unread, state)
+        p = torch.softmax(logits[:, -1, :choices].float(), dim=-1)
+        unread = torch.multinomial(p, 1, generator=generator)
+        drawn.append(unread)
+    return torch.cat(drawn, dim=1).cpu().numpy()
 
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.config.fields import validate
+from rwkv_lab.config.fields import convert, validate
 from rwkv_lab.config.kinds import ModelConfig
 from rwkv_lab.models.lm import LM
 from rwkv_lab.models.warm_start import check_start, initialise_from, stretch_time_vectors
@@ -29,7 +29,9 @@ def configure(name: str, **fields: Any) -> ModelConfig:
     for key in fields:
         if key not in known:
             raise UserError(f"model.{key} is unknown{nearest(key, known)}: {name} has {', '.join(known)}")
-    config = owner(**{**fields, "name": name})
+    hints = get_type_hints(owner)
+    nested = {key: convert(hints[key], value, f"model.{key}") for key, value in fields.items() if type(value) is dict}
+    config = owner(**{**fields, **nested, "name": name})
     check(config)
     return config
 

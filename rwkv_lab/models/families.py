@@ -1,11 +1,12 @@
 """Fields and rules that several architectures share: the scan family and the heads family. Imports no torch."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import ModelConfig
+from rwkv_lab.config.model_fields import ShiftKind
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -21,7 +22,7 @@ class ScanConfig(ModelConfig):
     recurrent: ClassVar[bool] = True
     reads_both_ways: ClassVar[bool] = True
     recipe_emb_norm: ClassVar[bool] = True
-    token_shift: Literal["none", "half", "learned"] = "learned"  # previous token mixed into each sublayer
+    token_shift: ShiftKind = "learned"  # previous token mixed into each sublayer
     ffn_pre: bool = False  # block 0 has a channel mix in place of its time mix
     time_vectors_from: str | None = setting(None, file=True)  # smaller run or file whose time_* vectors to stretch
 
@@ -40,15 +41,15 @@ class ScanConfig(ModelConfig):
         from rwkv_lab.models.blocks.wkv_mix import WKVMix
         from rwkv_lab.models.lm import LM, Block
 
-        def channel_mix() -> "Mix[Any]":
-            return ChannelMix(self.n_embd, self.token_shift, shared_shift)
+        def channel_mix(layer: int) -> "Mix[Any]":
+            return ChannelMix(self.n_embd, self.shift(layer), shared_shift)
 
         def time_mix(layer: int) -> "Mix[Any]":
             if layer == 0 and self.ffn_pre:
-                return channel_mix()
+                return channel_mix(layer)
             return WKVMix(
                 self.n_embd,
-                self.token_shift,
+                self.shift(layer),
                 shared_shift=shared_shift,
                 den_eps=den_eps,
                 k_max=k_max,
@@ -56,7 +57,7 @@ class ScanConfig(ModelConfig):
                 causal=not self.bidirectional,
             )
 
-        return LM(self, vocab_size, [Block(self, l, time_mix(l), channel_mix()) for l in range(self.n_layer)])
+        return LM(self, vocab_size, [Block(self, l, time_mix(l), channel_mix(l)) for l in range(self.n_layer)])
 
     def initialise_matrices(self, model: "LM", generator: "Generator") -> None:
         """Fill norms, embedding and matrices: a zero output keeps every sublayer silent at first, and zero key and

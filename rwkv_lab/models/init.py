@@ -90,12 +90,12 @@ def time_factors(model: nn.Module) -> None:
 
 
 def halved_shifts(model: nn.Module) -> None:
-    """Every learned token shift as in v2: half the channels from the previous token, the others from this one."""
+    """Every learned token shift as in v2: half the channels, or the share given, from the previous token."""
     for module in model.modules():
         if isinstance(module, TokenShift):
-            for share in module.parameters():
-                share.fill_(1.0)
-                share[: module.n_shifted] = 0.0
+            for m, n in zip(module.parameters(), module.n_shifted, strict=False):
+                m.fill_(1.0)
+                m[:n] = 0.0
 
 
 def channel_ramp(C: int) -> Tensor:
@@ -104,13 +104,17 @@ def channel_ramp(C: int) -> Tensor:
 
 
 def layer_ramp_shifts(model: LM) -> None:
-    """The learned token shifts of v3 and v4: deeper layers see less of the previous token, v least and r most of it."""
+    """The learned token shifts of v3 and v4: deeper layers see less of the previous token, v least and r most of it.
+
+    Those whose shares are given begin there.
+    """
+    halved_shifts(model)
     C, L = model.config.n_embd, model.config.n_layer
     ramp = torch.arange(C, dtype=torch.float64) / C
     for layer, block in enumerate(model.blocks):
         power = 1.0 - layer / L
         for shift in block.modules():
-            if isinstance(shift, TokenShift):
+            if isinstance(shift, TokenShift) and not shift.own_start:
                 in_time_mix = "v" in shift.roles
                 values = {
                     "time_mix_k": ramp**power,

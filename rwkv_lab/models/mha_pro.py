@@ -6,8 +6,9 @@ MHA_shift's attention, whose weights after the softmax are multiplied by v1's ti
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from rwkv_lab.config.model_fields import ShiftKind
 from rwkv_lab.config.registry import register
 from rwkv_lab.models.families import HeadsConfig
 
@@ -24,7 +25,7 @@ class MHAProConfig(HeadsConfig):
     """MHA_pro: attention with time weights and talking heads."""
 
     name: str = "mha_pro"
-    token_shift: Literal["none", "half", "learned"] = "half"  # previous token mixed into each sublayer
+    token_shift: ShiftKind = "half"  # previous token mixed into each sublayer
 
     def build(self, vocab_size: int, backend: str) -> "LM":
         from rwkv_lab.models.blocks.channel_mix import GatedMish
@@ -40,10 +41,10 @@ class MHAProConfig(HeadsConfig):
                     self.attention_width,
                     self.heads,
                     self.ctx_len,
-                    self.token_shift,
+                    self.shift(l),
                     causal=not self.bidirectional,
                 ),
-                GatedMish(self.n_embd, 5 * self.ffn_width // 2, self.token_shift),
+                GatedMish(self.n_embd, 5 * self.ffn_width // 2, self.shift(l)),
             )
             for l in range(self.n_layer)
         ]

@@ -32,10 +32,8 @@ class MHARotaryConfig(HeadsConfig):
             Block(
                 self,
                 l,
-                Attention(
-                    self.n_embd, self.attention_width, self.heads, self.token_shift, causal=not self.bidirectional
-                ),
-                GeGLU(self.n_embd, 3 * self.ffn_width, self.token_shift),
+                Attention(self.n_embd, self.attention_width, self.heads, self.shift(l), causal=not self.bidirectional),
+                GeGLU(self.n_embd, 3 * self.ffn_width, self.shift(l)),
             )
             for l in range(self.n_layer)
         ]

@@ -1,8 +1,9 @@
 """MHA_shift (Peng 2021, RWKV-LM v1): MHA_rotary with the half token shift before attention and channel mix."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from rwkv_lab.config.model_fields import ShiftKind
 from rwkv_lab.config.registry import register
 from rwkv_lab.models.mha_rotary import MHARotaryConfig
 
@@ -16,7 +17,7 @@ class MHAShiftConfig(MHARotaryConfig):
     """MHA_shift: MHA_rotary with half token shift."""
 
     name: str = "mha_shift"
-    token_shift: Literal["none", "half", "learned"] = "half"  # previous token mixed into each sublayer
+    token_shift: ShiftKind = "half"  # previous token mixed into each sublayer
 
     def original(self) -> "Original":
         return super().original()._replace(model_type="MHA_shift")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rwkv_lab.data import Tokenizer
+    from rwkv_lab.runs import Run
 
 
 class Opened(NamedTuple):
@@ -76,6 +77,16 @@ def with_tokenizer(text: str | Path, tokenizer: str | Path | None) -> "tuple[LM,
     if found is None:
         raise UserError(f"{text} has no tokenizer.json beside its weights: give --tokenizer FILE")
     return model, found
+
+
+def run_of(text: str | Path) -> "Run | None":
+    """Return the run whose weights ``text`` names; None if they are not in a run directory."""
+    from rwkv_lab import runs
+
+    folder = Path(text).expanduser()
+    if not huggingface.is_folder(folder):
+        folder = weights_file(text).parent
+    return runs.load(folder) if runs.is_run(folder) else None
 
 
 def _original(

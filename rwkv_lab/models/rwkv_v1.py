@@ -5,10 +5,11 @@ channel; half token shift; biases on every linear layer; a gated channel mix wit
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
+from rwkv_lab.config.model_fields import ShiftKind
 from rwkv_lab.config.registry import register
 from rwkv_lab.models.families import HeadsConfig
 
@@ -25,7 +26,7 @@ class RWKV1Config(HeadsConfig):
     """RWKV v1: attention by learned curves of the distance."""
 
     name: str = "rwkv_v1"
-    token_shift: Literal["none", "half", "learned"] = "half"  # previous token mixed into each sublayer
+    token_shift: ShiftKind = "half"  # previous token mixed into each sublayer
     tiny_attention: int = setting(0, low=0)  # width of a small attention added to each time mix; 0: off
     tiny_attention_heads: int = setting(1, low=1)  # its heads
 
@@ -51,12 +52,12 @@ class RWKV1Config(HeadsConfig):
                     A,
                     H,
                     L,
-                    self.token_shift,
+                    self.shift(l),
                     self.tiny_attention,
                     self.tiny_attention_heads,
                     causal=not self.bidirectional,
                 ),
-                GatedMish(C, 5 * self.ffn_width // 2, self.token_shift),
+                GatedMish(C, 5 * self.ffn_width // 2, self.shift(l)),
             )
             for l in range(self.n_layer)
         ]

@@ -1,7 +1,7 @@
-"""Keeps built libraries between processes: each in a folder of its own, with a checksum, put in place in one step.
+"""Cache of built libraries: each in a folder of its own, with a checksum, put in place in one step.
 
-So nobody ever loads half of one: parallel first uses, killed builds and full disks are harmless. A library that was cut
-or altered later is noticed before it is loaded, which would end the process with SIGBUS.
+Parallel first uses, killed builds and full disks cannot leave half a library. One that was cut or altered later is
+found before it is loaded: loading it would end the process with SIGBUS.
 """
 
 import contextlib
@@ -20,23 +20,24 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rwkv_lab.ops.toolchain import BuildFailed
+from rwkv_lab.util.io import sync
 
 LIBRARY, RECORD = "kernels.so", "record.json"
 WORK = "building-"
 
 
 def default_cache() -> Path:
-    """``rwkv_lab/ops`` in XDG_CACHE_HOME, or in ~/.cache."""
+    """Return ``rwkv_lab/ops`` in XDG_CACHE_HOME, or in ~/.cache."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     try:
         base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
     except RuntimeError:
-        raise BuildFailed("there is no home folder to keep kernels in: set HOME or ops.cache_dir") from None
+        raise BuildFailed("no home folder to keep kernels in: set HOME or ops.cache_dir") from None
     return base / "rwkv_lab" / "ops"
 
 
 def whole(folder: Path) -> Path | None:
-    """The library in ``folder`` if it is as it was written, else None."""
+    """Return the library in ``folder`` if it is as it was written, else None."""
     library = folder / LIBRARY
     try:
         record = json.loads((folder / RECORD).read_text())
@@ -48,7 +49,7 @@ def whole(folder: Path) -> Path | None:
 
 
 def publish(work: Path, target: Path, about: dict[str, Any]) -> Path:
-    """Moves the library in the folder ``work`` to the folder ``target`` and returns its path.
+    """Move the library in the folder ``work`` to the folder ``target``; return its path.
 
     If another process was faster its library is returned; a damaged one is replaced.
     """
@@ -56,7 +57,7 @@ def publish(work: Path, target: Path, about: dict[str, Any]) -> Path:
     record = about | {"size": library.stat().st_size, "sha256": _sha256(library)}
     (work / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     for path in (library, work / RECORD, work):
-        _fsync(path)
+        sync(path)
     for _ in range(2):
         try:
             os.rename(work, target)
@@ -67,13 +68,13 @@ def publish(work: Path, target: Path, about: dict[str, Any]) -> Path:
                 return found
             discard(target)
         else:
-            _fsync(target.parent)
+            sync(target.parent)
             return target / LIBRARY
     raise BuildFailed(f"{target} is being replaced again and again")
 
 
 def discard(folder: Path) -> None:
-    """Takes ``folder`` away in one step, then removes it; who has its library loaded keeps it."""
+    """Rename ``folder`` in one step, then remove it; a process that has loaded its library keeps it."""
     with contextlib.suppress(FileNotFoundError):
         away = Path(tempfile.mkdtemp(prefix=WORK, dir=folder.parent))
         os.rename(folder, away)
@@ -82,7 +83,7 @@ def discard(folder: Path) -> None:
 
 @contextlib.contextmanager
 def workshop(cache: Path) -> Iterator[Path]:
-    """A fresh folder in ``cache`` to build in, removed afterwards; its lock goes with the process that builds."""
+    """Yield a fresh folder in ``cache`` to build in, removed afterwards; its lock ends with the process that builds."""
     work = cache / f"{WORK}{uuid.uuid4().hex}"
     alive = work.with_suffix(".alive")
     with FileLock(alive):
@@ -95,7 +96,7 @@ def workshop(cache: Path) -> Iterator[Path]:
 
 
 def clean(cache: Path) -> None:
-    """Removes what killed builds have left in ``cache``, and ends the compilers that still run there."""
+    """Remove what killed builds left in ``cache``, and end the compilers that still run there."""
     for work in [path for path in cache.glob(f"{WORK}*") if path.is_dir()]:
         alive = work.with_suffix(".alive")
         lock = FileLock(alive)
@@ -108,7 +109,7 @@ def clean(cache: Path) -> None:
 
 
 def end_processes_in(work: Path) -> None:
-    """Kills this user's processes whose working directory is ``work`` (Linux)."""
+    """Kill this user's processes whose working directory is ``work`` (Linux)."""
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if os.readlink(entry / "cwd") == str(work.resolve()) and int(entry.name) != os.getpid():
@@ -118,11 +119,3 @@ def end_processes_in(work: Path) -> None:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -5,13 +5,14 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import PLAIN_GROUPS, Config
+from rwkv_lab.runs.manifest import foretold
 from rwkv_lab.runs.run import Run
 from rwkv_lab.util.units import ago, count
 
@@ -48,6 +49,15 @@ def names(runs: Sequence[Run]) -> list[str]:
     return [f"{name} {run.id}" if shown.count(name) > 1 else name for name, run in zip(shown, runs, strict=True)]
 
 
+def names_within_studies(runs: Sequence[Run]) -> dict[Path, str]:
+    """Return a short name for each run's directory, by what differs between those of one study."""
+    named: dict[Path, str] = {}
+    for study in dict.fromkeys(run.path.parent for run in runs):
+        members = [run for run in runs if run.path.parent == study]
+        named |= dict(zip((run.path for run in members), names(members), strict=True))
+    return named
+
+
 def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a short name for each configuration (plain nested data) by what differs between them.
 
@@ -55,7 +65,29 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     flats = [flat(config) for config in configs]
     chosen = telling_keys(flats) or ["model.name", "data.name", "seed"]
-    return [" ".join(filter(None, (_part(key, each, chosen) for key in chosen))) or MISSING for each in flats]
+    return [" ".join(filter(None, (part(key, each, chosen) for key in chosen))) or MISSING for each in flats]
+
+
+def name_of(run: Run) -> str:
+    """Return a short name for one run by what was typed for it: the keys of its command that can name a run, and model.
+
+    Unlike ``names`` it does not depend on the other runs of the study, so a job is named when it begins.
+    """
+    config = _config_of(run)
+    return MISSING if config is None else typed_name(config, list(run.manifest.get("overrides") or []))
+
+
+def typed_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """Return a short name for a run of the plain ``config`` by the keys of its command line ``overrides``."""
+    each = flat(config)
+    typed = [word.partition("=")[0].lstrip("+") for word in overrides if "=" in word]
+    typed = [key if key in each else f"{key}.name" for key in typed]
+    wanted = {"model.name", *(key for key in typed if key in each and _can_name(key))}
+    if len(wanted) == 1:
+        wanted |= {"data.name", "seed"}
+    middle = [key for key in each if key not in (*_FIRST, *_LAST)]
+    chosen = [key for key in (*_FIRST, *middle, *_LAST) if key in wanted]
+    return " ".join(filter(None, (part(key, each, chosen) for key in chosen)))
 
 
 def telling_keys(flats: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -88,9 +120,14 @@ def _config_of(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def _part(key: str, config: Mapping[str, Any], chosen: Sequence[str]) -> str:
-    """Return the words of one key: ``rwkv_v4``, ``lr 4e-3``, ``no small_init_emb``; empty if the run lacks the key."""
-    value, word = config.get(key), _WORDS.get(key, key.rpartition(".")[2])
+def part(key: str, config: Mapping[str, Any], chosen: Sequence[str]) -> str:
+    """Return the words of one key: ``rwkv_v4``, ``lr 4e-3``, ``no small_init_emb``; empty if the run lacks the key.
+
+    A key whose last part another one of the ``chosen`` has too is written in full.
+    """
+    leaf = key.rpartition(".")[2]
+    alone = sum(other.rpartition(".")[2] == leaf for other in chosen) == 1
+    value, word = config.get(key), _WORDS.get(key, leaf if alone else key)
     if value is None:
         return ""
     if key == "data.name":
@@ -141,6 +178,10 @@ class Row:
     val_loss: float | None
     val_bpb: float | None
     tokens_per_second: float | None
+    predicted: float | None  # final loss by the fit that its schedule is of
+    interval: tuple[float, float] | None  # of it
+    measured: float | None  # the loss that was predicted, at the end
+    forecast: dict[str, float]  # loss, low, high and step of a run that is not over; empty without one
     age: float | None
     reason: str | None
     config: dict[str, Any]  # flat
@@ -148,11 +189,8 @@ class Row:
 
 def rows(runs: Sequence[Run], now: datetime) -> list[Row]:
     """Return the runs as rows, each named by what differs within its study."""
-    named: dict[Run, str] = {}
-    for study in dict.fromkeys(run.path.parent for run in runs):
-        members = [run for run in runs if run.path.parent == study]
-        named |= dict(zip(members, names(members), strict=True))
-    return [_row(run, named[run], now) for run in runs]
+    named = names_within_studies(runs)
+    return [_row(run, named[run.path], now) for run in runs]
 
 
 def _row(run: Run, name: str, now: datetime) -> Row:
@@ -162,7 +200,7 @@ def _row(run: Run, name: str, now: datetime) -> Row:
         manifest, status = {"reason": str(error)}, UNREADABLE
     parts = run.name.rsplit("-", 3)
     model, data, seed = parts[:3] if len(parts) == 4 else (MISSING, MISSING, "")
-    result = manifest.get("result") or {}
+    result, fitted = manifest.get("result") or {}, foretold(manifest)
     return Row(
         path=str(run.path),
         study=run.study,
@@ -175,6 +213,10 @@ def _row(run: Run, name: str, now: datetime) -> Row:
         val_loss=result.get("val_loss"),
         val_bpb=result.get("val_bpb"),
         tokens_per_second=result.get("tokens_per_second"),
+        predicted=fitted.loss if fitted else None,
+        interval=(fitted.low, fitted.high) if fitted else None,
+        measured=fitted.measured if fitted else None,
+        forecast=run.forecast if status in ("running", "interrupted") else {},
         age=age(manifest.get("ended") or manifest.get("started"), now),
         reason=manifest.get("reason"),
         config=flat(_config_of(run) or {}),

@@ -10,8 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rwkv_lab.config import check
 from rwkv_lab.config.schema import Config
-from rwkv_lab.runs import FORMAT, Run, provenance
+from rwkv_lab.runs import FORMAT, Run, listing, provenance
 from rwkv_lab.runs.store import acquire_run
 from rwkv_lab.sweeps import launchers, plan
 from rwkv_lab.sweeps.launchers import LauncherSpec
@@ -35,15 +36,16 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     status = plan.status(path)
     if is_over(status, config):
         return final_loss(Run(path).manifest)
-    if status == "running":
-        say(f"{path.name} is running in another process")
-        return LOSS_IF_LOCKED
     overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
     assert isinstance(overrides, list)
+    name = listing.typed_name(check.plain(config), overrides)
+    if status == "running":
+        say(f"{name} is running in another process")
+        return LOSS_IF_LOCKED
     spec = launchers.launcher_policy(hydra_config.launcher, provenance.usable_cores())
     shared = spec.shares_gpus and config.trainer.device in ("auto", "cuda") and not config.trainer.strategy
     if spec.visible:
-        say(f"\n{path.name}  ({' '.join(overrides)})")
+        say(f"\n{name}  ({' '.join(overrides)})")
     marker = stop_marker(runs_dir(config.runs_dir), os.getppid())
     if spec.tied:
         end_with_parent()
@@ -54,7 +56,7 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     gpus = launchers.visible_gpus() if shared else ()
     with launchers.gpu_lock(gpus, runs_dir(config.runs_dir) / ".gpus") as gpu:
         chosen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
-        ended = _process(overrides, chosen | threads(spec), spec)
+        ended = _process(composed, overrides, chosen | threads(spec), spec)
     if ended.stopped and spec.tied and marker.exists():
         return LOSS_IF_FAILED
     if ended.stopped and spec.tied:
@@ -65,12 +67,13 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     return outcome(path, config, overrides, ended)
 
 
-def _process(overrides: Sequence[str], extra: dict[str, str], spec: LauncherSpec) -> Ended:
+def _process(composed: DictConfig, overrides: Sequence[str], extra: dict[str, str], spec: LauncherSpec) -> Ended:
     """Run a job in a process of its own: forked where this process works off many jobs, else started."""
     if spec.tied:
         with suppress(ServerGone):
-            words = [*overrides, "hydra.mode=RUN"]
-            return server(extra.get("OMP_NUM_THREADS")).run(words, {**os.environ, **extra}, quiet=not spec.visible)
+            content: Any = OmegaConf.to_container(plan.task(composed), resolve=False)
+            forks = server(extra.get("OMP_NUM_THREADS"))
+            return forks.run(content, overrides, {**os.environ, **extra}, quiet=not spec.visible)
         server.cache_clear()
     return run_child(command(overrides), extra, quiet=not spec.visible)
 

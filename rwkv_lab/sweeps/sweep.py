@@ -20,9 +20,9 @@ from rwkv_lab.sweeps.launchers import LauncherSpec
 from rwkv_lab.sweeps.plan import Composer, Job, Loader
 from rwkv_lab.sweeps.progress import Watch
 from rwkv_lab.training.distributed import torchrun
-from rwkv_lab.training.signals import StopSignals
 from rwkv_lab.util.console import say, warn
 from rwkv_lab.util.paths import IMPORT_ROOT
+from rwkv_lab.util.signals import StopSignals
 
 SECONDS_TO_SAVE = 8.0
 MOST_LOST_WORKERS = 3

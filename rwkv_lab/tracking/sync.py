@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run
-from rwkv_lab.tracking import command, end, uploads
+from rwkv_lab.tracking import command, end, start, uploads
 from rwkv_lab.tracking.tracker import settings_of
-from rwkv_lab.util.paths import IMPORT_ROOT
 
 SHOW_SECONDS = 5.0
 
@@ -49,17 +48,7 @@ def sync(
         return Synced(run, "whole")
     options = [f"--{key}={value}" for key, value in changed.items()]
     # A process of its own can be ended whatever the tracker's library waits for.
-    process = subprocess.Popen(
-        command("upload", str(run.path), f"--folder={folder}", *options),
-        cwd=IMPORT_ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    )
+    process = start(command("upload", str(run.path), f"--folder={folder}", *options))
     began = time.monotonic()
     while process.poll() is None:
         seconds = time.monotonic() - began

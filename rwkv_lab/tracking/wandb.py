@@ -14,7 +14,7 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
 from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.config.registry import register
-from rwkv_lab.runs import Run
+from rwkv_lab.runs import Run, listing
 from rwkv_lab.tracking.tracker import Tracker, Undelivered, writable
 
 ANSWER_SECONDS = 2.0  # for a server's first answer
@@ -86,7 +86,7 @@ class WandbConfig(TrackerConfig):
                 project=self.project,
                 entity=self.entity,
                 group=run.study,
-                name=run.name,
+                name=listing.name_of(run),
                 id=re.sub(r"[^\w-]", "_", f"{run.study}-{run.manifest['id']}"),
                 job_type=config["model"]["name"],
                 tags=[*(tag[:TAG_LENGTH] for tag in tags), *self.tags],
@@ -123,6 +123,10 @@ class WandbRun:
         manifest = run.manifest
         costs = {key: manifest.get(key) for key in COSTS}
         found = {key: value for key, value in (costs | (manifest.get("result") or {})).items() if value is not None}
+        if (picture := run.path / "images.png").is_file():
+            import wandb
+
+            self._opened.log({"images": wandb.Image(str(picture))}, commit=True)
         self._opened.summary.update(found | {"status": run.status})
         internal_log = Path(self._opened.settings.log_internal)
         self._opened.finish(exit_code=0 if run.status == "complete" else 1)

@@ -18,13 +18,15 @@ import numpy as np
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.sampling import gather
-from rwkv_lab.data.token_cache import Split
+from rwkv_lab.data.token_cache import Sequences, Split
 
 if TYPE_CHECKING:
     import torch
 
+    from rwkv_lab.config.kinds import ObjectiveConfig
     from rwkv_lab.data import Tokenizer
     from rwkv_lab.models.lm import LM
+    from rwkv_lab.runs import Run
 
 LOGITS = 1 << 27  # most logits computed at once: half a gigabyte in float32
 STREAMS = 16  # most parallel streams of a text that is read with a carried state
@@ -133,7 +135,7 @@ def evaluate_carried(
             rows = split.tokens[np.minimum(inputs, tokens - 1)].astype(np.int64)
             targets = split.tokens[np.minimum(inputs, tokens - 1) + 1].astype(np.int64)
             logits, state = recurrent.prefill(torch.from_numpy(rows).to(device), state)
-            losses = _losses(logits, torch.from_numpy(targets).to(device))
+            losses = token_losses(logits, torch.from_numpy(targets).to(device))
             total += float(losses[torch.from_numpy(counted).to(device)].sum())
     shown = f"; {streams} parallel streams, {early}-token warm-up each" if early else ""
     return _evaluation(total, tokens, split, f"recurrent state carried{shown}")
@@ -168,11 +170,11 @@ def _window_losses(
         x, y = (
             torch.from_numpy(rows).to(device) for rows in gather(split.tokens, starts[first : first + batch], length)
         )
-        total += float(_losses(model(x)[:, skip:], y[:, skip:]).sum())
+        total += float(token_losses(model(x)[:, skip:], y[:, skip:]).sum())
     return total
 
 
-def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """logits [B,T,V], targets [B,T] -> nats [B,T], in float64 so that sums over long texts keep their digits."""
     import torch.nn.functional as F
 
@@ -188,16 +190,16 @@ def evaluate_sequences(
     """
     import torch
 
-    count = len(split) // (ctx_len + 1)
+    count = split.whole(ctx_len)
     count = count if n_tokens is None else max(1, min(count, n_tokens // ctx_len))
     batch, parts = rows_at_once(batch_size, ctx_len, model.vocab_size), []
     with evaluating(model):
         for first in range(0, count, batch):
-            rows, weights = split.sequences("sequential", ctx_len, 0, first, min(batch, count - first))
-            assert weights is not None
-            idx, share = torch.from_numpy(rows).to(device), torch.from_numpy(weights).to(device)
-            parts.append(weighted_sums(model(idx[:, :-1]), idx[:, 1:], share))
-    return weighted_evaluation(parts, f"answers of {count} sequences of {ctx_len}")
+            found = Sequences(*split.sequences("sequential", ctx_len, 0, first, min(batch, count - first)))
+            idx, share = torch.from_numpy(found.rows).to(device), torch.from_numpy(found.weights).to(device)
+            start = () if found.start is None else (torch.from_numpy(found.start).to(device),)
+            parts.append(weighted_sums(model(idx[:, :-1], *start), idx[:, 1:], share))
+    return weighted_evaluation(parts, f"{split.counted} of {count} sequences of {ctx_len}")
 
 
 def rows_at_once(batch_size: int, length: int, vocab_size: int) -> int:
@@ -218,7 +220,7 @@ def weighted_sums(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Te
     """Return the sums of logits [B,T,V] against targets [B,T], each token by its weight [B,T]."""
     weights = weights.double()
     right = logits.argmax(-1) == targets
-    total = float((_losses(logits, targets) * weights).sum())
+    total = float((token_losses(logits, targets) * weights).sum())
     return Sums(total, float(weights[right].sum()), float(weights.sum()), int((weights > 0).sum()))
 
 
@@ -246,8 +248,16 @@ def evaluate_text(
     model: LM, tokenizer: Tokenizer, file: Path, device: str = "auto", precision: str | None = None
 ) -> Evaluation:
     """Return the full evaluation of any model on the whole text of ``file``; UserError if it cannot be read."""
-    from rwkv_lab.data.sources import Segment
     from rwkv_lab.inference.recurrent import chosen_device, placed
+
+    split = text_split(tokenizer, file)
+    with placed(model, device, precision) as ready:
+        return evaluate_full(ready, split, model.config.ctx_len, STREAMS, chosen_device(device))
+
+
+def text_split(tokenizer: Tokenizer, file: Path) -> Split:
+    """Return the tokens of the whole text of ``file``; UserError if it cannot be read."""
+    from rwkv_lab.data.sources import Segment
 
     try:
         segment = Segment(file, 0, file.stat().st_size, "--text", "")
@@ -256,45 +266,79 @@ def evaluate_text(
         raise UserError(f"--text {file} cannot be read: {error.strerror}") from None
     tokens = np.concatenate([np.zeros(0, np.uint32), *(ids for ids, _ in blocks)]).astype(np.uint32)
     sizes = [np.ones(len(ids), np.uint8) if lengths is None else lengths for ids, lengths in blocks]
-    split = Split(tokens, np.concatenate([np.zeros(0, np.uint8), *sizes]))
-    with placed(model, device, precision) as ready:
-        return evaluate_full(ready, split, model.config.ctx_len, STREAMS, chosen_device(device))
+    return Split(tokens, np.concatenate([np.zeros(0, np.uint8), *sizes]))
+
+
+class Measured(NamedTuple):
+    """A complete run, opened to be measured on its own text."""
+
+    run: Run
+    objective: ObjectiveConfig
+    split: Split
+    ctx_len: int
+    backend: str  # of its scan
+    precision: str  # of its matrix products
 
 
 def evaluate_run(path: str, split_name: str, device: str, precision: str | None = None) -> Evaluation:
     """Return the full evaluation of a complete run on its validation or test text, as the run itself computed it.
 
-    ``precision`` fp32 or bf16 in place of the run's own.
+    ``precision`` fp32 or bf16 in place of the run's own. Errors as ``open_run``.
+    """
+    from rwkv_lab import models
+    from rwkv_lab.inference.recurrent import chosen_device, placed
+
+    found = open_run(path, split_name)
+    with placed(models.load(found.run.path, found.backend), device, precision or found.precision) as model:
+        return found.objective.evaluate_final(model, found.split, found.ctx_len, STREAMS, chosen_device(device), None)
+
+
+def open_run(path: str, split_name: str) -> Measured:
+    """Return a complete run with its validation or test text.
+
     Raises UserError if the run has no weights yet, its corpus no such split, or one of its files is damaged.
     """
-    from rwkv_lab import data, models, runs
+    from rwkv_lab import runs
     from rwkv_lab.config import registry
     from rwkv_lab.config.fields import instance
-    from rwkv_lab.runs import manifest
 
     run = runs.load(path)
-    manifest.verify(run.path, "config.yaml", "tokenizer.json", "model.safetensors")
-    config = run.config
-    data_config, tokenizer_config = data.stored_configs(config)
+    split, config = run_split(run, split_name), run.config
     stored = config.get("objective") or {"name": "lm"}  # earlier runs had no choice
     objective = instance(registry.get("objective", str(stored["name"])), stored)
     try:
-        sha256, ctx_len = run.manifest["data"]["sha256"], int(config["model"]["ctx_len"])
+        ctx_len = int(config["model"]["ctx_len"])
         backend, own_precision = run.manifest["resolved"]["ops_backend"], run.manifest["resolved"]["precision"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _incomplete(run, error) from None
+    return Measured(run, objective, split, ctx_len, backend, own_precision)
+
+
+def run_split(run: Run, name: str) -> Split:
+    """Return the validation or test text of a complete run.
+
+    Raises UserError if it has no weights yet, its corpus no such split, or one of its files is damaged.
+    """
+    from rwkv_lab import data
+    from rwkv_lab.runs import manifest
+
+    manifest.verify(run.path, "config.yaml", "tokenizer.json", "model.safetensors")
+    config = run.config
+    try:
+        sha256 = run.manifest["data"]["sha256"]
         tokenizer = data.from_json((run.path / "tokenizer.json").read_text(encoding="utf-8", errors="replace"))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run.path} lacks {error} in its run.json or config.yaml: it cannot be evaluated") from None
+        raise _incomplete(run, error) from None
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
-    corpus = data.load(data_config, tokenizer_config, tokenizer)
+    corpus = data.load(*data.stored_configs(config), tokenizer)
     if corpus.sha256 != sha256:
         raise UserError(f"the data of {run.name} changed since it was trained: its files have another sha256 now")
-    split = corpus.test if split_name == "test" else corpus.val
+    split = corpus.test if name == "test" else corpus.val
     if split is None:
-        raise UserError(
-            f"data={config['data']['name']} of {run.name} has no {split_name} text: data.split gives it none"
-        )
-    from rwkv_lab.inference.recurrent import chosen_device, placed
+        raise UserError(f"data={config['data']['name']} of {run.name} has no {name} text: data.split gives it none")
+    return split
 
-    with placed(models.load(run.path, backend), device, precision or own_precision) as model:
-        return objective.evaluate_final(model, split, ctx_len, STREAMS, chosen_device(device), None)
+
+def _incomplete(run: Run, error: Exception) -> UserError:
+    return UserError(f"{run.path} lacks {error} in its run.json or config.yaml: it cannot be evaluated")

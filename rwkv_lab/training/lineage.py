@@ -8,14 +8,15 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from rwkv_lab.config import check, derived, run_hash
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config
-from rwkv_lab.runs import Run, is_run
-from rwkv_lab.runs.store import RunHandle, acquire_run, select
+from rwkv_lab.runs import Run, listing
+from rwkv_lab.runs.store import RunHandle, select
 from rwkv_lab.training import checkpoint, metrics
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.device import Resolved
@@ -74,7 +75,7 @@ def inherit(context: RunContext, resolved: Resolved, data_sha256: dict[str, str]
     target = context.path / "metrics.csv"
     metrics.take_rows(run.path / "metrics.csv", target, step, trainer.log_every, trainer.eval_every)
     context.claim.manifest["origin"] = {"run": f"{run.study}/{run.name}", "step": step}
-    say(f"goes on from step {step} of {run.study}/{run.name}")
+    say(f"goes on from step {step} of {run.study}/{listing.name_of(run)}")
     return True
 
 
@@ -103,7 +104,7 @@ def _shared(own: Rates, other: Rates, most: int) -> int:
 
 
 def _why_not(config: Config, run: Run, shared: int, steps: list[int]) -> str:
-    name = f"{run.study}/{run.name}"
+    name = f"{run.study}/{listing.name_of(run)}"
     if shared < min(steps) and shared <= 1:
         return (
             f"{name} differs in length only, but so does the rate of every update under schedule="
@@ -115,32 +116,37 @@ def _why_not(config: Config, run: Run, shared: int, steps: list[int]) -> str:
     )
 
 
-def train_parent(config: Config, overrides: list[str], train: Callable[[RunContext], int]) -> int:
+def train_parent(
+    config: Config,
+    overrides: list[str],
+    acquire: Callable[[Path], RunHandle],
+    train: Callable[[RunContext], int],
+) -> int:
     """Train the implied parent of a branch unless it is complete; return 0, or the exit code that stops the branch.
 
-    Another process that trains it is waited for.
+    Another process that trains it is waited for. Several processes on one run ``acquire`` it together.
     """
-    if config.trainer.strategy:
-        raise UserError("with trainer=ddp a branch needs branch.parent=RUN: train the plateau first")
     parent = run_hash.parent_of(config)
     path = runs_dir(parent.runs_dir) / parent.study / run_hash.run_name(parent, run_hash.named_files(parent))
-    waiting = False
+    own = _parent_overrides(overrides, parent)
+    name, waiting = listing.typed_name(check.plain(parent), own), False
     while True:
-        handle: RunHandle = acquire_run(path, rerun=False)
+        handle = acquire(path)
         if handle.state == "complete":
             return 0
         if handle.state != "locked":
             break
         if not waiting:
-            say(f"waiting for {path.name}, the parent of this branch, which another process trains")
+            say(f"waiting for {name}, the parent of this branch, which another process trains")
         waiting = True
         time.sleep(WAIT_SECONDS)
-    say(f"training {path.name} first, the parent of this branch")
+    say(f"training {name} first, the parent of this branch")
     try:
-        code = train(RunContext(parent, handle, _parent_overrides(overrides, parent)))
+        code = train(RunContext(parent, handle, own))
     finally:
         handle.release()
-    return code if code else (0 if is_run(path) and Run(path).status == "complete" else 1)
+    # A rank that does not write may look before the first one has recorded the end.
+    return code if code or handle.lock is None else (0 if Run(path).status == "complete" else 1)
 
 
 def _parent_overrides(overrides: list[str], parent: Config) -> list[str]:

@@ -1,14 +1,16 @@
 """One run: a composed configuration becomes a finished, resumed, reported or refused run. Imports no torch at once."""
 
+import functools
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from rwkv_lab.cli import summary
-from rwkv_lab.config import check, run_hash
+from rwkv_lab.config import check, derived, run_hash
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config
 from rwkv_lab.runs import provenance
@@ -41,12 +43,7 @@ def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
     early = config.stop is not None
     if config.model.start_files and not unavailable(path, config.rerun, early):
         _check_start(config)
-    if config.branch.step is not None and config.branch.parent is None and not unavailable(path, config.rerun, early):
-        from rwkv_lab.training import lineage
-
-        code = lineage.train_parent(config, overrides, lambda context: go_on(context, None).exit_code)
-        if code:
-            return Outcome(code)
+    parent_first = derived.has_implied_parent(config)
     ranks = torchrun.ranks()
     if ranks > 1 or (ranks == 1 and config.trainer.strategy):
         from rwkv_lab.training.distributed import parallel
@@ -54,12 +51,24 @@ def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
         def work(held: RunHandle, world: "World") -> Outcome:
             return go_on(RunContext(config, held, overrides), world)
 
-        return Outcome(*parallel.run(config, path, work))
+        def before(acquire: Callable[[Path], RunHandle], world: "World") -> int:
+            from rwkv_lab.training import lineage
+
+            return lineage.train_parent(config, overrides, acquire, lambda context: go_on(context, world).exit_code)
+
+        return Outcome(*parallel.run(config, path, work, before if parent_first else None))
     if config.trainer.strategy:
         from rwkv_lab.training.distributed import launch
 
         found = unavailable(path, config.rerun, early)
         return report(found) if found else Outcome(*launch.run(config, path))
+    if parent_first and not unavailable(path, config.rerun, early):
+        from rwkv_lab.training import lineage
+
+        acquire = functools.partial(acquire_run, rerun=False)
+        code = lineage.train_parent(config, overrides, acquire, lambda context: go_on(context, None).exit_code)
+        if code:
+            return Outcome(code)
     held = acquire_run(path, config.rerun, early)
     try:
         return go_on(RunContext(config, held, overrides), None)
@@ -130,8 +139,8 @@ def train(context: RunContext, world: "World") -> Outcome:
     """
     from rwkv_lab.training import session
     from rwkv_lab.training.distributed.world import lost_touch
-    from rwkv_lab.training.signals import Stopped
     from rwkv_lab.training.trainer import NotFinite, StoppedEarly
+    from rwkv_lab.util.signals import Stopped
 
     try:
         result = session.run(context, world)

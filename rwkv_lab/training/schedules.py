@@ -27,6 +27,7 @@ from rwkv_lab.config.fields import instance, setting, validate
 from rwkv_lab.config.kinds import Prediction, ScheduleConfig
 from rwkv_lab.config.registry import register
 from rwkv_lab.config.schema import Config
+from rwkv_lab.util.paths import as_typed
 
 Shape = Literal["constant", "linear", "cosine", "exponential", "sqrt", "power"]
 
@@ -260,7 +261,7 @@ class FittedConfig(ScheduleConfig):
         if len(given) != total:
             raise UserError(
                 f"schedule.fit has {len(given)} steps and the run has {total}: set trainer.steps={len(given)}, "
-                f"or make another with 'python -m analysis optimal FIT --steps {total}'"
+                f"or make another with '{as_typed('python -m analysis optimal')} FIT --steps {total}'"
             )
         return given.__getitem__
 
@@ -307,10 +308,13 @@ def read_proposal(path: str | Path) -> Proposal:
     except OSError as error:
         raise UserError(f"schedule.fit={path} cannot be read: {error.strerror}") from None
     except ValueError:
-        raise UserError(f"schedule.fit={path} is not JSON: give the fit.json of 'python -m analysis fit'") from None
+        raise UserError(
+            f"schedule.fit={path} is not JSON: give the fit.json of '{as_typed('python -m analysis fit')}'"
+        ) from None
     proposal: Any = content.get("proposal") if isinstance(content, dict) else None
     try:
         low, high = map(float, proposal["interval"])
+        lowest = proposal.get("best_run") or {"name": "", "final_loss": None, "steps": 0}
         read = Proposal(
             rates=[float(rate) for rate in proposal["rates"]],
             prediction=Prediction(
@@ -321,11 +325,14 @@ def read_proposal(path: str | Path) -> Proposal:
                 law=str(proposal["law"]),
                 kind=str(proposal["kind"]),
                 fit=str(path),
+                best_run=str(lowest["name"]),
+                best_loss=None if lowest["final_loss"] is None else float(lowest["final_loss"]),
+                best_steps=int(lowest["steps"]),
             ),
             setup=dict((content.get("trained") or {}).get("setup") or {}),
         )
     except (KeyError, TypeError, ValueError):
-        make = "make one with 'python -m analysis fit'"
+        make = f"make one with '{as_typed('python -m analysis fit')}'"
         raise UserError(f"schedule.fit={path} does not have a proposed schedule: {make}") from None
     if not read.rates or not all(math.isfinite(rate) and rate >= 0 for rate in read.rates):
         raise UserError(f"schedule.fit={path} has rates that are missing, negative or not finite")

@@ -50,14 +50,15 @@ def run(context: RunContext, world: World) -> dict[str, Any]:
                 return {}
             announce(training)
             log = _open_log(training)
+            # A tracker takes the pictures with it when it closes.
             with tracking.log_in_background(context.path, training.progress.step):
                 result = _train_and_record(training, log)
+                decorate("the sample", lambda: write_sample(training))
     except Exception as error:
         if training is not None and _is_out_of_memory(error):
             sizes = dict(training.model.named_parameters())
             raise OutOfMemory(device.advice(context.config, sizes, training.model.vocab_size)) from error
         raise
-    decorate("sample.txt", lambda: write_sample(training))
     return result
 
 
@@ -223,7 +224,8 @@ def _open_log(training: Training) -> MetricsLog:
 def _train_and_record(training: Training, log: MetricsLog) -> dict[str, Any]:
     """Train to the end and record the result; from then on nothing can undo it."""
     path = training.folder
-    live = console.Progress(training.total, training.progress.step)
+    forecast = tracking.LiveForecast(path, training.total, training.progress.step)
+    live = console.Progress(training.total, training.progress.step, note=forecast.note)
     live.start()
     try:
         train(training, log, live, EarlyStop(training.context, training.lr) if training.config.stop else None)
@@ -238,6 +240,7 @@ def _train_and_record(training: Training, log: MetricsLog) -> dict[str, Any]:
         raise
     finally:
         live.close()
+        forecast.close()
         log.close()
     training.context.claim.record(
         status="complete",
@@ -300,12 +303,20 @@ def decorate(what: str, work: Callable[[], object]) -> None:
 
 
 def write_sample(training: Training) -> None:
-    """Generate text from the start of a line and write sample.txt; a model that cannot continue a text has none."""
+    """Write sample.txt, text from the start of a line, or images.png; a model that cannot continue a text has none."""
     length = training.config.trainer.sample_length
     if not length or training.config.objective.bidirectional:
         return
     tokenizer = training.corpus.tokenizer
     generator = torch.Generator(training.resolved.device).manual_seed(training.config.seed)
+    if drawings := training.config.data.drawings(training.corpus):
+        with training.resolved.autocast():
+            drawn = [
+                sampling.generate_rows(training.model, each.prompts, each.length, each.choices, generator)
+                for each in drawings
+            ]
+        write_atomic(training.folder / "images.png", training.config.data.picture(training.corpus, drawn))
+        return
     with training.resolved.autocast():
         ids = sampling.generate(
             training.model, tokenizer.start(), length, generator=generator, temperature=SAMPLE_TEMPERATURE

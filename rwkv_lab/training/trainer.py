@@ -23,8 +23,8 @@ from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.early_stop import EarlyStop
 from rwkv_lab.training.evaluate import Evaluation
 from rwkv_lab.training.metrics import MetricsLog, Update
-from rwkv_lab.training.signals import Stopped, StopSignals
 from rwkv_lab.util import console
+from rwkv_lab.util.signals import Stopped, StopSignals
 
 
 class NotFinite(Exception):
@@ -72,8 +72,8 @@ def batch(training: Training, step: int, micro: int) -> list[torch.Tensor]:
     size = trainer.batch_size // (trainer.accumulate * training.world.size)
     first = 0 if trainer.overfit else step * trainer.batch_size
     first += (micro * training.world.size + training.world.rank) * size
-    rows, weights = training.corpus.train.sequences(config.data.order, training.ctx_len, config.seed, first, size)
-    arrays = [torch.from_numpy(array) for array in config.objective.batch(rows, first, config.seed, weights)]
+    rows, *more = training.corpus.train.sequences(config.data.order, training.ctx_len, config.seed, first, size)
+    arrays = [torch.from_numpy(array) for array in config.objective.batch(rows, first, config.seed, *more)]
     if training.resolved.device == "cpu":
         return arrays
     return [array.pin_memory().to(training.resolved.device, non_blocking=True) for array in arrays]

@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -75,6 +75,7 @@ class Progress:
     step: int  # updates done when this process began
     out: TextIO = field(default_factory=lambda: sys.stdout)
     val_bpb: float | None = None
+    note: Callable[[int], str] = lambda step: ""  # what else to show after an update
     _bar: tqdm | None = None
     _first: tuple[float, int, int] | None = None  # time, tokens and step after the first update here
     _printed: float = 0.0
@@ -100,7 +101,7 @@ class Progress:
         bpb = f"  val bpb {self.val_bpb:.3f}" if self.val_bpb is not None else ""
         text = (
             f"step {step}/{self.total}  tokens {count(tokens)}  loss {loss:.3f}{bpb}  lr {lr:.2g}  "
-            f"{count(speed)} tok/s  {duration(left)} left"
+            f"{count(speed)} tok/s  {duration(left)} left{self.note(step)}"
         )
         if self._bar is not None:
             self._bar.n = step

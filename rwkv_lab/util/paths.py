@@ -1,5 +1,6 @@
 """Folders of the checkout or of the installed package, and the command that starts it again."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,17 @@ EXPERIMENTS = REPOSITORY / "experiments"
 def runs_dir(value: str | None = None) -> Path:
     """Return the folder of all runs: ``value``, else runs/ of the checkout, else runs/ of the current folder."""
     return Path(value).expanduser().absolute() if value else (CHECKOUT or Path.cwd()) / "runs"
+
+
+def as_typed(text: str) -> str:
+    """Return a message with its commands, written as in a checkout, as this copy's user types them.
+
+    Outside a checkout ``python run.py`` is ``rwkv-lab train``, and ``python -m analysis fit`` is ``rwkv-lab fit``.
+    """
+    if CHECKOUT:
+        return text
+    text = text.replace("python run.py", "rwkv-lab train")
+    return re.sub(r"python -m (?:analysis |rwkv_lab\.)(\w+)", r"rwkv-lab \1", text)
 
 
 def train_command() -> list[str]:

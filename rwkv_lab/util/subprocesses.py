@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from rwkv_lab.training.signals import StopSignals
+from rwkv_lab.util.signals import StopSignals
 
 _PR_SET_PDEATHSIG = 1
 

@@ -24,7 +24,13 @@ def options(name):
         if hints[field.name] is int and field.default == 0:
             values = [4]
         for value in values:
-            yield {field.name: value} | ({"head_qk_dim": 4} if field.name == "head_qk" else {})
+            more = {
+                "head_qk": {"head_qk_dim": 4},
+                "token_shift": {"shift_roles": {"k": 0.3}} if value == "roles" else {},
+            }
+            if value is True and field.name == "positions_2d":
+                more = {"positions_2d": {"image_size": 2, "image_levels": 2}}
+            yield {field.name: value} | more.get(field.name, {})
 
 
 def require_every_parameter_moves(name, option):

@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from rwkv_lab import models
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.model_fields import RoleShares, Shift
 from rwkv_lab.config.registry import get, names
 from rwkv_lab.models.blocks.attention import TinyAttention
 from rwkv_lab.models.blocks.head_qk import HeadQK
 from rwkv_lab.models.blocks.token_shift import LearnedShift, TokenShift
 from rwkv_lab.models.lm import l2_wrap
+from tests.models.contract import require_recurrent_equals_parallel, tokens
 
 SMALL = {"n_layer": 2, "n_embd": 16, "ctx_len": 9}
 
@@ -73,7 +76,85 @@ def test_token_shift_kinds():
     assert len(shared(x)) == 3
 
 
-@pytest.mark.parametrize("kind", ["none", "half", "learned"])
+SHIFTS = {
+    "share": {"token_shift": "share", "shift_share": 0.25},
+    "roles": {"token_shift": "roles", "shift_roles": RoleShares(q=0.3, k=0.5, v=0.7)},
+    "ramp": {"token_shift": "ramp", "shift_share": 0.8, "shift_last": 0.2},
+    "start": {"token_shift": "learned", "shift_share": 0.75},
+}
+
+
+def shares_of(model):
+    """The shares of channels from the previous token by layer, side and role, as they are or as a learned m begins."""
+    found = {}
+    for layer, block in enumerate(model.blocks):
+        for side in ("att", "ffn"):
+            shift = getattr(block, side).shift
+            for role, n in zip(shift.roles, shift.n_shifted, strict=True):
+                m = dict(shift.named_parameters()).get("time_mix" if shift.shared else f"time_mix_{role}")
+                found[layer, side, role] = n / 20 if m is None else float((1 - m.detach()).mean())
+    return found
+
+
+@pytest.mark.parametrize("name", names("model"))
+@pytest.mark.parametrize("kind", SHIFTS)
+def test_shares_of_the_token_shift(name, kind):
+    """Each role of each layer has the share of channels that the fields say, in every model."""
+    model = models.build(name, vocab_size=5, n_layer=3, n_embd=20, ctx_len=6, **SHIFTS[kind])
+    for (layer, _, role), share in shares_of(model).items():
+        want = {
+            "share": 0.25,
+            "roles": {"q": 0.3, "k": 0.5, "v": 0.7, "r": 0.5}[role],
+            "ramp": 0.8 - 0.3 * layer,
+            "start": 0.75,
+        }[kind]
+        assert share == pytest.approx(want), (layer, role)
+
+
+@pytest.mark.parametrize("name", names("model"))
+@pytest.mark.parametrize("kind", SHIFTS)
+def test_shifts_in_recurrent_form(name, kind, tmp_path):
+    """Chunk by chunk, and after saving and loading, the logits are those of the whole."""
+    model = models.build(name, vocab_size=11, n_layer=2, n_embd=12, ctx_len=8, **SHIFTS[kind])
+    require_recurrent_equals_parallel(filled(model).double(), 8)
+    models.save(model.float(), tmp_path / "model.safetensors")
+    idx = tokens(1, 8)
+    assert torch.equal(models.load(tmp_path / "model.safetensors")(idx), model(idx))
+
+
+def test_learned_shares_begin_where_they_are_told():
+    """Roles of their own and a ramp over layers; v2, whose roles share one m, refuses the former."""
+    fields = {"token_shift": "learned", "n_embd": 20, "n_layer": 3, "ctx_len": 6}
+    roles = models.build("mha_rotary", vocab_size=5, shift_roles=RoleShares(q=0.1, v=0.9), **fields)
+    assert {role: share for (_, side, role), share in shares_of(roles).items() if side == "att"} == pytest.approx(
+        {"q": 0.1, "k": 0.5, "v": 0.9}
+    )
+    ramp = models.build("rwkv_v2", vocab_size=5, shift_last=0.1, **fields)
+    assert [shares_of(ramp)[layer, "att", "k"] for layer in range(3)] == pytest.approx([0.5, 0.3, 0.1])
+    with pytest.raises(UserError, match=r"model\.shift_roles"):
+        models.build("rwkv_v2", vocab_size=5, shift_roles=RoleShares(k=0.1), **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"token_shift": "half", "shift_share": 0.2}, r"model\.shift_share"),
+        ({"token_shift": "share", "shift_last": 0.2}, r"model\.shift_last"),
+        ({"token_shift": "ramp", "shift_roles": {"k": 0.2}}, r"model\.shift_roles"),
+        ({"token_shift": "roles"}, r"model\.shift_roles"),
+        ({"token_shift": "roles", "shift_roles": {"w": 0.2}}, r"model\.shift_roles\.w"),
+        ({"token_shift": "roles", "shift_roles": {"k": 1.2}}, r"model\.shift_roles\.k"),
+        ({"token_shift": "share", "shift_share": -0.1}, r"model\.shift_share"),
+    ],
+)
+def test_mistakes_in_the_shares(fields, pattern):
+    with pytest.raises(UserError, match=pattern):
+        models.build("mha_rotary", vocab_size=5, **fields)
+    with pytest.raises(UserError, match="token_shift=ramp"):
+        TokenShift("ramp", 4, "k")
+
+
+@pytest.mark.parametrize("kind", ["none", "half", "learned", Shift(False, 0.8, {"v": 0.3}), Shift(False, 1.0)])
 def test_token_shift_carries_the_last_input(kind):
     shift = filled(TokenShift(kind, 5, "kv"))
     x = torch.randn(2, 6, 5, generator=seeded())

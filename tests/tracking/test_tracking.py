@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.runs import Run, load
+from rwkv_lab.runs import Run, listing, load
 from rwkv_lab.runs.manifest import write_manifest
 from rwkv_lab.tracking import log_in_background, uploads
 from rwkv_lab.tracking.follower import send_rest
@@ -82,7 +82,7 @@ def test_offline_run_read_back(lab: Lab) -> None:
     (begun,) = (record["run"] for record in records if record["type"] == "run")
     assert begun["run_id"] == f"logged-{run.manifest['id']}"
     assert begun["run_group"] == "logged"
-    assert begun["display_name"] == run.name
+    assert begun["display_name"] == listing.name_of(run)
     assert begun["job_type"] == "rwkv_v4"
     assert begun["tags"] == ["rwkv_v4", "kjv", "seed 1", "mine"]
     assert begun["config"]["update"]["model"]["n_embd"] == 16
@@ -122,7 +122,8 @@ def test_a_run_of_a_sweep_agent_belongs_to_its_sweep(lab: Lab, tmp_path: Path) -
     (records,) = read_back(run.path)
     (begun,) = (record["run"] for record in records if record["type"] == "run")
     assert (begun["sweep_id"], begun["run_id"]) == ("abc", "xyz12345")
-    assert (begun["run_group"], begun["job_type"], begun["display_name"]) == ("under_agent", "rwkv_v4", run.name)
+    assert (begun["run_group"], begun["job_type"]) == ("under_agent", "rwkv_v4")
+    assert begun["display_name"] == listing.name_of(run)
     config = begun["config"]["update"]
     assert config["schedule.lr_init"] == config["schedule"]["lr_init"] == 0.001
     assert config["model"] == "rwkv_v4", "the swept value stands in place of the section, as docs/comparing.md says"

@@ -13,7 +13,7 @@ import pytest
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, read_metrics
 from rwkv_lab.training.distributed import launch, torchrun
-from rwkv_lab.training.signals import SAME_REQUEST_SECONDS
+from rwkv_lab.util.signals import SAME_REQUEST_SECONDS
 from rwkv_lab.util.subprocesses import end_with_parent
 from tests.lab import TINY, Lab
 

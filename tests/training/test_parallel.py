@@ -66,6 +66,22 @@ def test_two_processes_train_as_one_and_resume(lab: Lab):
     assert "device cpu" not in again.stdout
 
 
+@pytest.mark.slow
+def test_two_processes_train_the_parent_of_their_branch_first(lab: Lab):
+    branch = (*SHORT, *TWO, "schedule=linear", "branch.step=3", "study=branch")
+    done = lab.run(*branch)
+    assert done.stdout.count("the parent of this branch") == 1
+    manifests = [json.loads(path.read_text()) for path in (lab.runs / "branch").glob("*/run.json")]
+    assert sorted((each["status"], each["steps"], each["world_size"]) for each in manifests) == [
+        ("complete", 3, 2),
+        ("complete", 6, 2),
+    ]
+    assert [each["origin"]["step"] for each in manifests if "origin" in each] == [3]
+    # Another branch of the plateau finds it trained.
+    again = lab.run(*branch, "schedule.lr_final=0")
+    assert "the parent of this branch" not in again.stdout
+
+
 def test_another_number_of_processes_is_refused(tmp_path):
     write_manifest(tmp_path, {"format": 1, "status": "running", "world_size": 2})
     with pytest.raises(

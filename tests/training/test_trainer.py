@@ -19,9 +19,9 @@ from rwkv_lab.training.metrics import MetricsLog
 from rwkv_lab.training.optim import block_matrices
 from rwkv_lab.training.optim.adam import AdamConfig, AdamWConfig
 from rwkv_lab.training.optim.muon import MuonConfig
-from rwkv_lab.training.signals import Stopped
 from rwkv_lab.training.trainer import NotFinite, Training, train
 from rwkv_lab.util import console
+from rwkv_lab.util.signals import Stopped
 from tests.composing import checked, hydra_context
 
 TINY = ("model.n_layer=1", "model.n_embd=16", "model.ctx_len=16", "trainer.threads=1", "tracker=none", "debug=smoke")

@@ -63,6 +63,9 @@ class NamesConfig(TaskConfig):
     def draws(self) -> int:
         return len(TRADES) + self.people + 3 * (self.sentences - self.people)
 
+    def word(self, token: int) -> str:
+        return WORDS[token] if token < len(WORDS) else f"name{token - len(WORDS) + 1}"
+
     def check(self) -> None:
         super().check()
         if self.people > self.names:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkv_lab.config.model_fields import Shift
 from rwkv_lab.models.blocks.token_shift import TokenShift
 
 
@@ -22,11 +23,11 @@ class Attention(nn.Module):
 
     memory = "growing"
 
-    def __init__(self, n_embd: int, width: int, n_head: int, token_shift: str, causal: bool = True):
+    def __init__(self, n_embd: int, width: int, n_head: int, shift: Shift | str, causal: bool = True):
         super().__init__()
         self.n_head = n_head
         self.causal = causal
-        self.shift = TokenShift(token_shift, n_embd, "qkv")
+        self.shift = TokenShift(shift, n_embd, "qkv")
         self.query = nn.Linear(n_embd, width)
         self.key = nn.Linear(n_embd, width)
         self.value = nn.Linear(n_embd, width)

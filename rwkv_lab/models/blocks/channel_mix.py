@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkv_lab.config.model_fields import Shift
 from rwkv_lab.models.blocks.token_shift import TokenShift
 from rwkv_lab.models.state import ShiftState
 
@@ -19,9 +20,9 @@ class ChannelMix(nn.Module):
 
     memory = "constant"
 
-    def __init__(self, n_embd: int, token_shift: str, shared_shift: bool = False):
+    def __init__(self, n_embd: int, shift: Shift | str, shared_shift: bool = False):
         super().__init__()
-        self.shift = TokenShift(token_shift, n_embd, "kr", shared_shift)
+        self.shift = TokenShift(shift, n_embd, "kr", shared_shift)
         self.key = nn.Linear(n_embd, 4 * n_embd, bias=False)
         self.receptance = nn.Linear(n_embd, n_embd, bias=False)
         self.value = nn.Linear(4 * n_embd, n_embd, bias=False)
@@ -38,9 +39,9 @@ class GatedMish(nn.Module):
 
     memory = "constant"
 
-    def __init__(self, n_embd: int, width: int, token_shift: str):
+    def __init__(self, n_embd: int, width: int, shift: Shift | str):
         super().__init__()
-        self.shift = TokenShift(token_shift, n_embd, "kvr")
+        self.shift = TokenShift(shift, n_embd, "kvr")
         self.key = nn.Linear(n_embd, width)
         self.value = nn.Linear(n_embd, width)
         self.receptance = nn.Linear(n_embd, n_embd)
@@ -58,9 +59,9 @@ class GeGLU(nn.Module):
 
     memory = "constant"
 
-    def __init__(self, n_embd: int, width: int, token_shift: str):
+    def __init__(self, n_embd: int, width: int, shift: Shift | str):
         super().__init__()
-        self.shift = TokenShift(token_shift, n_embd, "kv")
+        self.shift = TokenShift(shift, n_embd, "kv")
         self.key = nn.Linear(n_embd, width)
         self.value = nn.Linear(n_embd, width)
         self.output = nn.Linear(width, n_embd)

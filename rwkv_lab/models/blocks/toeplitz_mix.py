@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rwkv_lab.config.model_fields import Shift
 from rwkv_lab.models.blocks.attention import Attention, AttentionState, TinyAttention, causal_window, merge_heads
 from rwkv_lab.models.blocks.token_shift import TokenShift
 from rwkv_lab.ops.toeplitz import toeplitz_mix, toeplitz_weights, toeplitz_weights_both
@@ -39,7 +40,7 @@ class ToeplitzMix(nn.Module):
         width: int,
         n_head: int,
         ctx_len: int,
-        token_shift: str,
+        shift: Shift | str,
         tiny_width: int = 0,
         tiny_heads: int = 1,
         causal: bool = True,
@@ -47,7 +48,7 @@ class ToeplitzMix(nn.Module):
         super().__init__()
         self.n_head = n_head
         self.causal = causal
-        self.shift = TokenShift(token_shift, n_embd, "kvr")
+        self.shift = TokenShift(shift, n_embd, "kvr")
         self.time_w = nn.Parameter(torch.empty(n_head, ctx_len))  # the last entry belongs to distance 0
         self.time_alpha = nn.Parameter(torch.empty(n_head, 1, ctx_len))
         self.time_beta = nn.Parameter(torch.empty(n_head, ctx_len, 1))
@@ -95,8 +96,8 @@ class ToeplitzMix(nn.Module):
 class WeightedAttention(Attention):
     """gamma[t] output( a' v ), a'_g = sum_h M[g,h] softmax(q k^T / sqrt(S))_h W_h, W as in v1, not renormalised."""
 
-    def __init__(self, n_embd: int, width: int, n_head: int, ctx_len: int, token_shift: str, causal: bool = True):
-        super().__init__(n_embd, width, n_head, token_shift, causal)
+    def __init__(self, n_embd: int, width: int, n_head: int, ctx_len: int, shift: Shift | str, causal: bool = True):
+        super().__init__(n_embd, width, n_head, shift, causal)
         self.time_w = nn.Parameter(torch.empty(n_head, ctx_len))  # the last entry belongs to distance 0
         self.time_alpha = nn.Parameter(torch.empty(n_head, 1, ctx_len))
         self.time_beta = nn.Parameter(torch.empty(n_head, ctx_len, 1))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rwkv_lab.config.model_fields import Shift
 from rwkv_lab.models.blocks.token_shift import TokenShift
 from rwkv_lab.ops import wkv
 
@@ -30,7 +31,7 @@ class WKVMix(nn.Module):
     def __init__(
         self,
         n_embd: int,
-        token_shift: str,
+        shift: Shift | str,
         *,
         shared_shift: bool = False,
         den_eps: float = 0.0,
@@ -43,7 +44,7 @@ class WKVMix(nn.Module):
         self.den_eps = den_eps
         self.k_max = k_max
         self.backend = backend
-        self.shift = TokenShift(token_shift, n_embd, "kvr", shared_shift)
+        self.shift = TokenShift(shift, n_embd, "kvr", shared_shift)
         self.time_decay = nn.Parameter(torch.empty(n_embd))
         self.time_first = nn.Parameter(torch.empty(n_embd))
         self.key = nn.Linear(n_embd, n_embd, bias=False)

@@ -14,8 +14,8 @@ from rwkv_lab.config.schema import Config, TrainerConfig
 from rwkv_lab.runs import Run
 from rwkv_lab.runs.provenance import usable_cores
 from rwkv_lab.training.distributed import torchrun
-from rwkv_lab.training.signals import STOPPED, StopSignals, end_process
 from rwkv_lab.util.paths import train_command
+from rwkv_lab.util.signals import STOPPED, StopSignals, end_process
 from rwkv_lab.util.subprocesses import killed_by
 
 

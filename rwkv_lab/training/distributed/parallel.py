@@ -7,14 +7,32 @@ from pathlib import Path
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config
-from rwkv_lab.runs.store import RunHandle, acquire_run
+from rwkv_lab.runs.store import RunHandle, acquire_run, unavailable
 from rwkv_lab.training.distributed import torchrun
 from rwkv_lab.training.distributed.world import World, join, leave
 
+Acquire = Callable[[Path], RunHandle]
 
-def run(config: Config, path: Path, work: Callable[[RunHandle, World], tuple[int, float]]) -> tuple[int, float]:
-    """Do ``work`` on every rank with the handle of ``path``; return its exit code and final val_loss."""
+
+def run(
+    config: Config,
+    path: Path,
+    work: Callable[[RunHandle, World], tuple[int, float]],
+    before: Callable[[Acquire, World], int] | None = None,
+) -> tuple[int, float]:
+    """Do ``work`` on every rank with the handle of ``path``; return its exit code and final val_loss.
+
+    ``before`` is done first, unless the run is over: it trains what the run starts from and returns an exit code, 0 to
+    go on.
+    """
     world = join(config.trainer)
+    if before is not None and world.broadcast(unavailable(path, config.rerun, config.stop is not None) is None):
+        with _one_voice(world):
+            code = before(lambda needed: _acquire_together(needed, False, False, world), world)
+        if code:
+            if code in torchrun.ENDED_TOGETHER:
+                leave(world)
+            return code, float("inf")
     held = _acquire_together(path, config.rerun, config.stop is not None, world)
     try:
         with _one_voice(world):

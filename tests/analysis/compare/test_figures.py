@@ -2,9 +2,12 @@
 
 import pytest
 
-from analysis.compare.figures import COLOURED, final_figure, loss_figure, unit_of
+from analysis.compare.figures import COLOURED, final_figure, loss_figure, prediction_figure, unit_of
 from analysis.compare.records import collect
 from analysis.compare.summary import compare
+from analysis.compare.tables import markdown
+from analysis.curves import load
+from analysis.fit import fit
 from analysis.plots import style
 from analysis.plots.style import paper
 
@@ -75,7 +78,7 @@ def test_a_study_of_tricks_fits(make_run, block):
         make_run("mha_rotary", 1, 1.8 + i / 10, suffix=str(i), fields=dict(list(tricks.items())[:i]))
     with paper():
         curves, final = loss_figure(block(), "tokens"), final_figure(block())
-        assert "mha_rotary token_shift=half small_init_emb head_qk_dim=256" in legend_of(curves)
+        assert "mha_rotary token_shift half small_init_emb head_qk_dim 256" in legend_of(curves)
         assert inside(curves) and inside(final)
 
 
@@ -99,7 +102,7 @@ def test_a_group_without_a_finished_run_is_in_the_legend(make_run, block):
 
 
 def test_names_in_lines_and_in_short():
-    assert style.wrapped("mha_rotary token_shift=half small_init_emb") == "mha_rotary token_shift=half\nsmall_init_emb"
+    assert style.wrapped("mha_rotary token_shift half small_init_emb") == "mha_rotary token_shift half\nsmall_init_emb"
     assert style.wrapped("x" * 40, 10) == "xxxxxx…xxx"
     assert style.shortened("short") == "short" and len(style.shortened("y" * 200)) == 64
 
@@ -107,3 +110,18 @@ def test_names_in_lines_and_in_short():
 def test_no_two_looks_are_alike():
     looks = [style.style(i) for i in range(49)]
     assert len({(look.colour, look.mpl_marker) for look in looks}) == 49
+
+
+def test_a_run_trained_from_a_fit_is_drawn_over_its_prediction(make_run, fingerprint, tmp_path):
+    fitted = fit([load(make_run(seed=1))])
+    (tmp_path / "fit.json").write_text(fitted.to_json())
+    predicted = {"final_loss": 1.3, "interval": [1.2, 1.4], "level": 0.9, "column": "train_loss", "law": "auto"}
+    path = make_run(seed=2, facts={"predicted": predicted | {"fit": str(tmp_path / "fit.json")}})
+    gone = make_run(seed=3, facts={"predicted": predicted | {"fit": str(tmp_path / "gone.json")}})
+    records = collect([path, gone], fingerprint)
+    figure = prediction_figure(records)
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.lines][-1] == "measured"
+    assert prediction_figure(collect([gone], fingerprint)) is None
+    table = markdown(compare("loop", records), "compare")
+    assert table.count("| inside |") == 2

@@ -43,7 +43,7 @@ def test_names_say_what_differs_and_no_more(make_run, groups):
     make_run(seed=1, fields={"n_head": 4})
     make_run(seed=1, suffix="1", fields={"n_head": 4, "small_init_emb": True})
     make_run(seed=1, suffix="2", fields={"n_head": 4, "small_init_emb": True}, schedule__lr_init=2e-3)
-    assert list(groups()) == ["lr_init=0.001", "small_init_emb lr_init=0.001", "small_init_emb lr_init=0.002"]
+    assert list(groups()) == ["lr 1e-3", "small_init_emb lr 1e-3", "small_init_emb lr 2e-3"]
 
 
 def test_the_plain_model_beside_its_tricks_is_named_by_the_model(make_run, groups):
@@ -52,8 +52,8 @@ def test_the_plain_model_beside_its_tricks_is_named_by_the_model(make_run, group
     make_run("mha_rotary", 1, suffix="2", fields={"token_shift": "half", "head_qk_dim": 256})
     assert list(groups()) == [
         "mha_rotary",
-        "mha_rotary token_shift=half",
-        "mha_rotary token_shift=half head_qk_dim=256",
+        "mha_rotary token_shift half",
+        "mha_rotary token_shift half head_qk_dim 256",
     ]
 
 
@@ -64,22 +64,22 @@ def test_what_is_off_is_not_named(make_run, groups):
     assert list(groups()) == [
         "mha_rotary",
         "mha_rotary small_init_emb",
-        "mha_rotary token_shift=half",
-        "mha_rotary token_shift=half small_init_emb",
-        "mha_rotary head_qk_dim=256",
-        "mha_rotary head_qk_dim=256 small_init_emb",
-        "mha_rotary head_qk_dim=256 token_shift=half",
-        "mha_rotary head_qk_dim=256 token_shift=half small_init_emb",
+        "mha_rotary token_shift half",
+        "mha_rotary token_shift half small_init_emb",
+        "mha_rotary head_qk_dim 256",
+        "mha_rotary head_qk_dim 256 small_init_emb",
+        "mha_rotary head_qk_dim 256 token_shift half",
+        "mha_rotary head_qk_dim 256 token_shift half small_init_emb",
     ]
 
 
 def test_what_is_off_is_named_where_the_model_has_it_by_itself(make_run, groups):
     for shift in ("none", "half", "learned"):
         make_run("rwkv_v4", 1, suffix=shift, fields={"token_shift": shift})
-    assert list(groups()) == ["rwkv_v4 token_shift=half", "rwkv_v4", "rwkv_v4 token_shift=none"]
+    assert list(groups()) == ["rwkv_v4 token_shift half", "rwkv_v4", "rwkv_v4 token_shift none"]
     for shift in ("none", "half"):
         make_run("mha_rotary", 1, suffix=shift, fields={"token_shift": shift})
-    assert "mha_rotary" in groups() and "rwkv_v4 token_shift=none" in groups()
+    assert "mha_rotary" in groups() and "rwkv_v4 token_shift none" in groups()
 
 
 def test_what_all_groups_of_a_model_share_is_not_named(make_run, groups):
@@ -90,8 +90,8 @@ def test_what_all_groups_of_a_model_share_is_not_named(make_run, groups):
     make_run("mha_rotary", 1, suffix="2", fields={"token_shift": "half", "head_qk_dim": 256})
     assert sorted(groups()) == [
         "mha_rotary",
-        "mha_rotary token_shift=half",
-        "mha_rotary token_shift=half head_qk_dim=256",
+        "mha_rotary token_shift half",
+        "mha_rotary token_shift half head_qk_dim 256",
         "rwkv_v2",
         "rwkv_v4",
     ]
@@ -102,7 +102,7 @@ def test_unset_and_false_are_apart_where_both_can_be_chosen(make_run, groups):
     make_run("mha_rotary", 1, fields={"small_init_emb": None})
     make_run("mha_rotary", 1, suffix="1", fields={"small_init_emb": False})
     make_run("mha_rotary", 1, suffix="2", fields={"small_init_emb": True})
-    assert list(groups()) == ["mha_rotary", "mha_rotary small_init_emb=false", "mha_rotary small_init_emb"]
+    assert list(groups()) == ["mha_rotary", "mha_rotary no small_init_emb", "mha_rotary small_init_emb"]
 
 
 def test_fields_that_follow_from_the_model_are_not_in_its_name(make_run, groups):
@@ -114,7 +114,7 @@ def test_fields_that_follow_from_the_model_are_not_in_its_name(make_run, groups)
 def test_equal_leaves_keep_their_group_of_keys():
     found = labels([{"model.name": "m", "a.rate": 1, "b.rate": 1}, {"model.name": "m", "a.rate": 2, "b.rate": 1},
                     {"model.name": "m", "a.rate": 1, "b.rate": 2}])  # fmt: skip
-    assert found == ["a.rate=1 b.rate=1", "a.rate=2 b.rate=1", "a.rate=1 b.rate=2"]
+    assert found == ["a.rate 1 b.rate 1", "a.rate 2 b.rate 1", "a.rate 1 b.rate 2"]
 
 
 def test_a_repeated_seed_counts_once(make_run, tmp_path, fingerprint):

@@ -8,6 +8,7 @@ from scipy import stats
 
 from analysis.compare.significance import (
     BEYOND,
+    UNDECIDED,
     UNJUDGED,
     WITHIN,
     against,
@@ -56,6 +57,16 @@ def test_one_seed_leaves_the_others_judged():
     assert next(v for v in verdicts if (v.a, v.b) == ("a", "b")).p == pytest.approx(
         welch([1.8, 1.81, 1.79], [1.9, 1.91, 1.89])[0]
     )
+
+
+def test_two_seeds_are_undecided_and_keep_their_p():
+    """By their own noise the near pair would be a difference and the far one not."""
+    groups = {"best": [1.800, 1.8001], "near": [1.810, 1.8101], "far": [1.85, 2.05], "three": [1.9, 1.91, 1.92]}
+    verdicts = pairwise_verdicts(groups)
+    assert {v.verdict for v in verdicts} == {UNDECIDED}
+    by_pair = {(v.a, v.b): v.p for v in verdicts}
+    assert by_pair["best", "near"] < 0.05 < by_pair["best", "far"]
+    assert {v.verdict for v in pairwise_verdicts(groups, shared=True)} <= {BEYOND, WITHIN}
 
 
 def test_a_baseline_is_compared_with_each_other_group_alone():

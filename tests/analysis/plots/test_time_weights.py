@@ -6,6 +6,7 @@ from safetensors.numpy import save_file
 
 from analysis.cli import main
 from analysis.plots import time_weights
+from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
 
 
@@ -17,7 +18,8 @@ def test_layers_come_in_order_and_other_weights_are_left():
         "head.weight": np.zeros((2, 2)),
     }
     found = time_weights.by_layer(tensors)
-    assert list(found) == ["time_decay"]
+    assert list(found) == ["time_decay", "att.time_mix_k"]
+    assert time_weights.shares(found)["att", "k"][0].tolist() == [1.0] * 4
     assert [(layer, values.tolist()) for layer, values in found["time_decay"].items()] == [
         (0, [0.0] * 4),
         (2, [2.0] * 4),
@@ -85,6 +87,46 @@ def test_figures_of_curves_of_heads(tmp_path):
     assert {path.name for path in (tmp_path / "figures").glob("*.svg")} == {"time_w.svg", "time_gamma.svg"}
 
 
+def test_the_figure_of_learned_shares_has_a_line_for_each_role():
+    layers = {0: np.full(4, 0.25), 1: np.full(4, 0.75)}
+    figure = time_weights.shift_figure({("att", "q"): layers, ("att", "v"): layers, ("ffn", "mix"): layers})
+    att, ffn = figure.axes
+    assert [line.get_label() for line in att.lines] == ["query", "value"]
+    assert list(att.lines[0].get_ydata()) == [0.25, 0.75]
+    assert [line.get_label() for line in ffn.lines] == ["all of them"]
+
+
+def test_what_head_qk_copies(tmp_path, monkeypatch, capsys):
+    """The scores are what head-QK adds to the logits of the tokens that occurred."""
+    import torch
+
+    from rwkv_lab.inference.copying import copied
+    from tests.in_process import make_here
+
+    here = make_here(tmp_path, monkeypatch)
+    words = ("data=names", "tokenizer=ids", "model.head_qk_dim=4", "model=mha_rotary", "model.ctx_len=29")
+    words += ("data.held_out=4", "data.names=20", "trainer.eval_tokens=29", "trainer.steps=3", "schedule.lr_init=0.1")
+    assert here.run(*words) == 0
+    run = here.folder()
+    found = copied(run, None)
+    assert found.tokens[:4] == ["the", found.tokens[1], "is", "called"] and found.tokens[4].startswith("name")
+    model = models.load(run)
+    idx = torch.from_numpy(found.ids)[None]
+    with torch.no_grad():
+        whole = model(idx)[0, 12]
+        model.head_qk = None
+        added = whole - model(idx)[0, 12]
+    for token in set(found.ids[:13].tolist()):
+        assert float(added[token]) == pytest.approx(found.scores[12, :13][found.ids[:13] == token].sum(), abs=1e-5)
+    assert np.isnan(found.scores[12, 13:]).all()
+    capsys.readouterr()
+    assert main(["weights", str(run), "--text", "3 4 3 4 5"]) == 0
+    assert (run / "weights" / "head_qk.png").is_file() and "most copied" in capsys.readouterr().out
+    for text, pattern in (("3", "at least 2"), ("a b", "token ids")):
+        with pytest.raises(UserError, match=pattern):
+            main(["weights", str(run), "--text", text])
+
+
 def test_heads_are_named_where_there_are_several():
     figure = time_weights.factors_figure("time_alpha", {0: np.ones((3, 8)), 1: np.ones((3, 8))})
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["head 0", "head 1", "head 2"]
@@ -114,14 +156,13 @@ def test_mistakes(tmp_path, decays):
 @pytest.mark.slow
 def test_the_models_call_their_weights_of_time_by_these_names():
     """Built models: the names this command looks for are theirs."""
-    pytest.importorskip("torch")
-    from rwkv_lab import models
 
     expected = {
         "rwkv_v1": {"time_w", "time_alpha", "time_beta", "time_gamma"},
         "mha_pro": {"time_w", "time_alpha", "time_beta", "time_gamma"},
-        "rwkv_v2": {"time_decay", "time_first"},
-        "rwkv_v4": {"time_decay", "time_first"},
+        "rwkv_v2": {"time_decay", "time_first", "att.time_mix", "ffn.time_mix"},
+        "rwkv_v4": {"time_decay", "time_first"}
+        | {f"{side}.time_mix_{role}" for side, roles in (("att", "kvr"), ("ffn", "kr")) for role in roles},
         "mha_shift": set(),
     }
     for name, kinds in expected.items():

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from rwkv_lab.training import signals
-from rwkv_lab.training.signals import SIGNALS, Stopped, StopSignals
+from rwkv_lab.util import signals
+from rwkv_lab.util.signals import SIGNALS, Stopped, StopSignals
 
 
 @pytest.fixture(autouse=True)
