@@ -7,10 +7,12 @@ does not match, does not count.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +25,7 @@ from rwkv_lab.util.tensorfile import write_tensors
 
 FORMAT = 1
 KEPT = 2
+SHARE_OF_MEMORY = 0.5  # of what is available, that the copy of a checkpoint may take
 NUMBER = ":number"  # behind the name of an optimizer's state that is a Python number
 
 
@@ -100,9 +103,7 @@ def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor], kee
         folder.mkdir()
         sync(folder.parent)
     file = folder / f"step-{progress.step:09d}.safetensors"
-    write_tensors(tensors, file)
-    with open(file, "rb") as written:
-        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    digest = write_tensors(tensors, file)
     record = {"format": FORMAT, "sha256": digest, **asdict(progress)}
     write_json(file.with_suffix(".json"), record | {"record_sha256": _record_hash(record)})
     for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
@@ -112,9 +113,56 @@ def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor], kee
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     kept = {path.stem for path in folder.glob("step-*.json")}
     unfinished = (path for path in folder.glob("*.safetensors") if path.stem not in kept)
-    # safetensors itself writes to .tmp* first.
     for leftover in (*folder.glob("*.partial"), *folder.glob(".tmp*"), *unfinished):
         leftover.unlink(missing_ok=True)
+
+
+class Saver:
+    """Writes checkpoints into ``folder`` behind the training loop, one at a time, from a copy of the tensors.
+
+    A context manager: at its end the last one is on the disk. A run that is killed loses what it trained since the
+    checkpoint before the one that was being written. Where memory is short, it writes at once and copies nothing.
+    """
+
+    def __init__(self, folder: Path, keep_every: int = 0):
+        self._folder, self._keep_every = folder, keep_every
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future[None] | None = None
+
+    def begin(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
+        """Begin to write, when the one before is written; the errors of ``save`` come at the next call."""
+        self.finish()
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > SHARE_OF_MEMORY * available_bytes():
+            save(self._folder, progress, tensors, self._keep_every)
+            return
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._last = self._pool.submit(save, self._folder, replace(progress), copies, self._keep_every)
+
+    def finish(self) -> None:
+        """Wait until what was begun is on the disk. Raises the errors of ``save``."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None or issubclass(kind, Exception):
+                self.finish()
+        finally:
+            self._pool.shutdown()
+
+
+def available_bytes() -> float:
+    """Return the memory that is free or can be freed at once; infinity where the system does not tell (Linux does)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration, ValueError):
+        return math.inf
 
 
 def kept_steps(folder: Path) -> list[int]:

@@ -110,7 +110,9 @@ def train(
     training.model.train()
     started = time.monotonic() - progress.seconds
     logged_seconds, logged_tokens = progress.seconds, progress.tokens
-    with StopSignals(None, None, lasting=Stopped) as stop, Vote(training.world, trainer.timeout) as vote:
+    saver = checkpoint.Saver(training.folder / "checkpoints", trainer.keep_every)
+    signals, polls = StopSignals(None, None, lasting=Stopped), Vote(training.world, trainer.timeout)
+    with signals as stop, polls as vote, saver:
         for step in range(progress.step, training.total):
             lr = training.lr(step)
             config.optimizer.set_lr(training.optimizers, step, lr)
@@ -160,7 +162,7 @@ def train(
                 if not known:
                     require_finite(step, loss.item(), norm.item(), lr)
                 require_finite_weights(training.model, step, lr)
-                save(training, log)
+                save(training, saver, log)
                 started = time.monotonic() - progress.seconds
             if stopping:
                 raise Stopped(done)
@@ -203,11 +205,11 @@ def evaluate(training: Training) -> Evaluation:
         )
 
 
-def save(training: Training, log: MetricsLog | None) -> None:
-    """Save a checkpoint of this moment; the metrics up to it are made durable first."""
+def save(training: Training, saver: checkpoint.Saver, log: MetricsLog | None) -> None:
+    """Begin to save a checkpoint of this moment; the metrics up to it are made durable first."""
     if not training.world.writes:
         return
     if log is not None:
         training.progress.rows_sha256 = log.sync()
     tensors = checkpoint.tensors_of(training.model, training.optimizers)
-    checkpoint.save(training.folder / "checkpoints", training.progress, tensors, training.config.trainer.keep_every)
+    saver.begin(training.progress, tensors)
