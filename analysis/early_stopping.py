@@ -4,7 +4,10 @@ The rule lives beside the forecast, because the laboratory itself imports nothin
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
@@ -12,6 +15,15 @@ from rwkv_lab.config.kinds import StopConfig
 from rwkv_lab.config.registry import register
 from rwkv_lab.runs import Run
 from rwkv_lab.sweeps.stopping.curves import GO_ON, JobCurve, Verdict, best_final
+
+if TYPE_CHECKING:
+    from analysis.curves.curve import LossCurve
+    from analysis.forecast import Siblings
+
+JUDGED = 20  # times a run: a job asked at every evaluation would sooner or later be given up by chance
+ENOUGH = 3  # finished runs of the job's own model that make those of others unnecessary
+MOST_SIBLINGS, MOST_STOPPED = 12, 6  # finished and stopped runs the law is fitted to
+Key = tuple[Path, int]  # a run that is over, and its last update
 
 
 @register("stop", "forecast")
@@ -25,7 +37,8 @@ class ForecastStop(StopConfig):
     confidence: float = setting(0.9, above=0, below=1)  # probability the interval claims
 
     def verdict(self, job: JobCurve, others: Sequence[JobCurve]) -> Verdict:
-        if job.done < self.after:
+        before = float(job.step[-2]) / job.total if len(job.step) > 1 else 0.0
+        if job.done < self.after or int(JUDGED * job.done) == int(JUDGED * before):
             return GO_ON
         loss, low, high = predict(job, others, self.confidence)
         best = best_final(others)
@@ -36,21 +49,57 @@ class ForecastStop(StopConfig):
 
 
 def predict(job: JobCurve, others: Sequence[JobCurve], confidence: float) -> tuple[float, float, float]:
-    """Return the forecast final loss of ``job`` and its interval; finished ``others`` of its model support it.
+    """Return the forecast final loss of ``job`` and its interval.
 
-    Raises UserError if the curve is too short for a forecast.
+    It rests on the finished ``others`` of its model, or on all finished ones if those are few; before the first has
+    ended, on its own curve alone. Raises UserError if the curve is too short.
     """
     # scipy is imported here, so that listing the rules stays fast.
     from analysis.curves.curve import LossCurve
-    from analysis.curves.loading import load
     from analysis.forecast import forecast
 
     if job.lr is None:
         raise UserError(f"{job.name} has no schedule to forecast with")
     running = LossCurve(job.step, job.loss, job.lr[: int(job.step[-1])], {"name": job.name, "column": "val_loss"})
-    model = Run(job.path).config.get("model") if job.path else None
-    done = [other.path for other in others if other.complete and other.path]
-    finished = [load(path, column="val_loss") for path in done if Run(path).config.get("model") == model]
-    prediction = forecast(running, job.lr, finished=finished)
-    low, high = prediction.interval(confidence)
-    return float(prediction.final_loss), float(low), float(high)
+    over = [(other, _key(other)) for other in others if other.path and (other.complete or other.stopped)]
+    done = [key for other, key in over if other.complete]
+    if not done:
+        prediction = forecast(running, job.lr)
+        low, high = prediction.interval(confidence)
+        return float(prediction.final_loss), float(low), float(high)
+    model = _model(job.path) if job.path else None
+    alike = [key for key in done if _model(key[0]) == model]
+    chosen = alike if len(alike) >= ENOUGH else done
+    # Those that came furthest tell most.
+    stopped = sorted((key for other, key in over if other.stopped), key=lambda key: (-key[1], key[0]))[:MOST_STOPPED]
+    siblings = _siblings(tuple(sorted(chosen)[:MOST_SIBLINGS]), tuple(sorted(stopped)))
+    return siblings.final(running, job.lr, confidence, stranger=not alike)
+
+
+def _key(other: JobCurve) -> Key:
+    assert other.path is not None
+    return other.path, int(other.step[-1])
+
+
+@lru_cache(maxsize=256)
+def _model(path: Path) -> Any:
+    """Return the settings of a run's model."""
+    return Run(path).config.get("model")
+
+
+@lru_cache(maxsize=512)
+def _curve(path: Path, last: int) -> "LossCurve":
+    """Return the curve of a run that is over, up to update ``last``."""
+    from analysis.curves.loading import load
+
+    curve = load(path, column="val_loss")
+    kept = curve.step <= last
+    return replace(curve, step=curve.step[kept], loss=curve.loss[kept])
+
+
+@lru_cache(maxsize=64)
+def _siblings(finished: tuple[Key, ...], stopped: tuple[Key, ...]) -> "Siblings":
+    """Return the law of runs that are over: it is fitted again only when one more is."""
+    from analysis.forecast import Siblings
+
+    return Siblings.of([_curve(*key) for key in finished], [_curve(*key) for key in stopped])

@@ -8,19 +8,23 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
+from analysis import constants
 from analysis.curves.curve import LossCurve, bin_curve
 from analysis.curves.loading import load_run
 from analysis.fit import level_model, level_posterior
 from analysis.fit.fitted_law import quantile
 from analysis.fit.joint import prepare
-from analysis.fit.level_model import SURE, LevelModel
+from analysis.fit.level_model import SURE, LevelModel, end_noise
+from analysis.fit.level_posterior import LevelPosterior
 from analysis.fit.model import Prediction, as_rates
+from analysis.schedules.features import LevelBlocks, warmup_steps
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, last_row
 from rwkv_lab.runs.provenance import differences, setup
@@ -33,6 +37,10 @@ DIFFERENT = 0.01  # of the peak: by which the rates logged may differ from those
 LONG = 2000  # points to which a log is binned first
 BESIDE = 3  # finished runs that support the forecast of a running one
 LOOK_SECONDS = 3.0  # between two looks at a run that is followed
+RECENT = 0.1  # share of a run over whose losses its present level is averaged
+PRIOR_RUNS = 4  # finished runs that what is known of other families counts for
+MISSED = 0.1  # of the fall that is left: most that the law misses of it in general
+STRANGE = 0.05  # of the fall that is left: by how much it differs between models
 
 
 def forecast(
@@ -141,3 +149,82 @@ def follow(folder: Path, ended: threading.Event) -> None:
         with contextlib.suppress(UserError, ValueError, ArithmeticError, np.linalg.LinAlgError):
             write_json(folder / FORECAST, of_run(folder, finished_beside(run)))
         cost, seen = time.process_time() - before, step
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Runs of one study that have finished and the law they share: how a run of the study falls from here to its end.
+
+    The level of the run that is asked for is its own, measured; the law gives the fall that is left, plus what the
+    finished runs fell more than the law from the same share of their way on. So the runs may differ in model: a worse
+    model is worse from early on, and falls much like the others. The variance of the final loss is
+
+        (1 + 1/n) s^2 + v + noise^2 + (STRANGE fall)^2
+
+        s^2 = (K known^2 + sum (e_j - mean e)^2) / (K + n - 1)    known^2 = floor^2 + min(shape, MISSED fall)^2
+
+    with v that of the law's fall, e_j the finished runs' further falls, floor and shape what the law misses in general
+    (``analysis/constants.json``), noise that of the measured level, and the last term for a model none of them has.
+    """
+
+    curves: tuple[LossCurve, ...]  # to their ends
+    posterior: LevelPosterior
+
+    @staticmethod
+    def of(finished: Sequence[LossCurve], stopped: Sequence[LossCurve] = ()) -> "Siblings":
+        """Fit the law to finished runs, at least one, and to what there is of runs that were stopped."""
+        curves, _ = prepare([*finished, *stopped])
+        whole = tuple(curve for curve in curves if curve.step[-1] == len(curve.lr))
+        posterior = level_posterior.fit_posterior(curves)
+        if len(posterior.residuals) == len(curves) > 1:
+            # Again without what sets one run apart throughout, such as its model.
+            off = [float(residual.mean()) for residual in posterior.residuals]
+            even = [replace(curve, loss=curve.loss + shift) for curve, shift in zip(curves, off, strict=True)]
+            posterior = level_posterior.fit_posterior(even)
+        return Siblings(whole, posterior)
+
+    def final(
+        self, running: LossCurve, lr: np.ndarray, level: float = 0.9, stranger: bool = False
+    ) -> tuple[float, float, float]:
+        """Return the final loss of the log so far of a run with the rates ``lr``, and its interval.
+
+        ``stranger``: none of the finished runs has its model. UserError if a curve has no loss in the last tenth of the
+        way.
+        """
+        share = float(running.step[-1]) / len(lr)
+        own = self._fall(running, lr, share)
+        falls = [self._fall(curve, curve.lr, share) for curve in self.curves]
+        further = [curve.loss[-1] - fall.level - fall.change for curve, fall in zip(self.curves, falls, strict=True)]
+        numbers, n = constants.load()["interval"], len(further)
+        known = PRIOR_RUNS * (numbers["floor"] ** 2 + min(numbers["shape"], MISSED * abs(own.change)) ** 2)
+        scatter = (known + n * float(np.var(further))) / (PRIOR_RUNS + n - 1)
+        noise = end_noise(running) ** 2 / own.points
+        strange = (STRANGE * own.change) ** 2 if stranger else 0.0
+        sd = np.sqrt((1 + 1 / n) * scatter + own.variance + noise + strange)
+        half = float(stdtrit(PRIOR_RUNS + n - 1, 0.5 + level / 2) * sd)
+        loss = own.level + own.change + float(np.mean(further))
+        return loss, max(loss - half, 0.0), loss + half
+
+    def _fall(self, curve: LossCurve, lr: np.ndarray, share: float) -> "Fall":
+        """Return what a curve has come to at ``share`` of its way, and the law's change from there to its end."""
+        last = share * len(lr)
+        recent = (curve.step <= last) & (curve.step > last - RECENT * len(lr))
+        if not recent.any():
+            raise UserError(f"{curve.name} has no loss between {share - RECENT:.0%} and {share:.0%} of its way")
+        blocks = LevelBlocks(lr, np.append(curve.step[recent], len(lr)), warmup_steps(lr))
+        parts = [
+            (component.weight, m[-1] - m[:-1].mean(), (g := J[-1] - J[:-1].mean(axis=0)) @ component.cov @ g)
+            for component, (m, J) in zip(self.posterior.components, self.posterior.gradients(blocks), strict=True)
+        ]
+        change = float(sum(weight * part for weight, part, _ in parts))
+        variance = float(sum(weight * (spread + (part - change) ** 2) for weight, part, spread in parts))
+        return Fall(float(curve.loss[recent].mean()), change, variance, int(recent.sum()))
+
+
+class Fall(NamedTuple):
+    """A curve at some share of its way."""
+
+    level: float  # mean loss over the last ``RECENT`` of the way
+    change: float  # by the law from there to the end
+    variance: float  # of that change
+    points: int  # losses the level is the mean of

@@ -95,7 +95,7 @@ def replay(rule: StopConfig, jobs: Sequence[JobCurve], order: Sequence[int]) -> 
             if verdict.reason:
                 last, spent[number], reasons[number] = now, int(now.step[-1]), verdict.reason
                 break
-        over.append(replace(last, forecast=forecast, lr=None))
+        over.append(replace(last, forecast=forecast, lr=None, stopped=bool(reasons[number])))
     losses = tuple(float(job.loss[-1]) for job in jobs)
     return Replay(tuple(order), tuple(spent), tuple(reasons), losses, tuple(job.total for job in jobs))
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from rwkv_lab.config import check
@@ -35,7 +36,7 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     config, path = plan.checked(composed)
     status = plan.status(path)
     if is_over(status, config):
-        return final_loss(Run(path).manifest)
+        return final_loss(Run(path))
     overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
     assert isinstance(overrides, list)
     name = listing.typed_name(check.plain(config), overrides)
@@ -88,11 +89,15 @@ def is_over(status: str, config: Config) -> bool:
     return not config.rerun and (status == "complete" or (status == "stopped early" and config.stop is not None))
 
 
-def final_loss(manifest: dict[str, Any]) -> float:
-    """Return the final val_loss of a run that is over; its forecast if it was stopped early."""
-    if manifest.get("status") == "stopped early":
-        return float((manifest.get("forecast") or {}).get("loss", LOSS_IF_FAILED))
-    return manifest["result"]["val_loss"]
+def final_loss(run: Run) -> float:
+    """Return the final val_loss of a run that is over; of one stopped early its forecast, or else its last val_loss."""
+    if run.status != "stopped early":
+        return run.manifest["result"]["val_loss"]
+    forecast = run.manifest.get("forecast") or {}
+    if "loss" in forecast:
+        return float(forecast["loss"])
+    measured = run.metrics().get("val_loss", np.empty(0))
+    return float(next(iter(measured[np.isfinite(measured)][::-1]), LOSS_IF_FAILED))
 
 
 def command(overrides: Sequence[str]) -> list[str]:
@@ -109,7 +114,7 @@ def outcome(path: Path, config: Config, overrides: Sequence[str], ended: Ended) 
     """Return the loss of a job whose process has ended, and record a failure that it could not record itself."""
     status = plan.status(path)
     if ended.code == 0 and status in ("complete", "stopped early"):
-        return final_loss(Run(path).manifest)
+        return final_loss(Run(path))
     if status == "running":
         return LOSS_IF_LOCKED
     if ended.code not in STOPPED_CODES:

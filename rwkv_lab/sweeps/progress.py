@@ -194,17 +194,17 @@ def table(names: Sequence[str], states: Sequence[JobState], width: int | None = 
     ``width``   columns to fit into (default: the terminal's; any width if there is none)
     """
     header = ("run", "status", "val_bpb", "val_loss", "forecast", "tokens/s", "time", "spent", "saved")
-    rows = [(harmless(name), *_cells(state)) for name, state in zip(names, states, strict=True)]
+    saved = sum(state.saved for state in states)
+    rows = [(harmless(name), *_cells(state, saved > 0)) for name, state in zip(names, states, strict=True)]
     for line in table_lines(header, rows, width or terminal_width(), _DROPPABLE, left=2):
         say(line)
     for name, state in zip(names, states, strict=True):
         if state.reason:
             say(f"{state.status}: {name}: {state.reason}")
-    saved = sum(state.saved for state in states)
     say(counted(states) + (f"; {count(saved)} updates saved" if saved else ""))
 
 
-def _cells(state: JobState) -> tuple[str, ...]:
+def _cells(state: JobState, spent: bool) -> tuple[str, ...]:
     manifest, forecast = state.manifest, state.forecast
     result = manifest.get("result") or {}
     ranged = f"{forecast['low']:.3g}–{forecast['high']:.3g}" if {"low", "high"} <= forecast.keys() else ""
@@ -215,6 +215,6 @@ def _cells(state: JobState) -> tuple[str, ...]:
         ranged,
         count(result["tokens_per_second"]) if "tokens_per_second" in result else "",
         duration(manifest["seconds"]) if manifest.get("seconds") else "",
-        count(state.step) if state.saved else "",
+        count(state.step) if spent and state.step else "",
         count(state.saved) if state.saved else "",
     )

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, provenance
+from rwkv_lab.runs.manifest import write_manifest
 from rwkv_lab.sweeps import job as sweep_job
 from rwkv_lab.sweeps import launchers, plan, progress
 from rwkv_lab.sweeps.plan import Job
@@ -206,6 +207,9 @@ class TestProgress:
         assert sweep_job.is_over("stopped early", ruled.config)
         assert not sweep_job.is_over("stopped early", stopped.config)
         assert sweep_job.outcome(ruled.path, ruled.config, [], Ended(0, False, "")) == 2.0
+        # A rule without forecasts leaves the last measured loss.
+        write_manifest(tmp_path / "a", {key: value for key, value in manifest.items() if key != "forecast"})
+        assert sweep_job.outcome(ruled.path, ruled.config, [], Ended(0, False, "")) == 3.0
 
 
 class TestJob:

@@ -24,6 +24,7 @@ class JobCurve:
     loss: np.ndarray  # [n] val_loss of the fixed held-out part, nats per token
     total: int  # updates of the whole run
     complete: bool = False
+    stopped: bool = False  # given up by a rule
     forecast: tuple[float, float] | None = None  # interval of the final loss, as the job itself recorded it
     path: Path | None = None
     lr: np.ndarray | None = None  # [total] rate of every update; only for the job that is judged
@@ -37,10 +38,6 @@ class JobCurve:
         """Return the index of the first evaluation at or past ``fraction`` of the run; None if it is still to come."""
         late = np.flatnonzero(self.step >= fraction * self.total)
         return int(late[0]) if len(late) else None
-
-    def until(self, fraction: float) -> np.ndarray:
-        """Return the losses up to ``fraction`` of the run."""
-        return self.loss[self.step <= fraction * self.total]
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,7 @@ def read_curve(run: Run) -> JobCurve | None:
         loss=metrics["val_loss"][measured],
         total=total,
         complete=manifest.get("status") == "complete",
+        stopped=manifest.get("status") == "stopped early",
         forecast=interval,
         path=run.path,
     )

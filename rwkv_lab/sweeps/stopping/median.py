@@ -14,9 +14,11 @@ from rwkv_lab.sweeps.stopping.curves import GO_ON, JobCurve, Verdict
 @register("stop", "median")
 @dataclass
 class MedianStop(StopConfig):
-    """Stops a job if its best loss so far is above the median, over the others, of their mean loss up to that point.
+    """Stops a job if its best loss so far is above the median of the others' losses at that point.
 
-    The rule of Golovin et al., Google Vizier, KDD 2017, section 3.2.2, over all jobs that have come as far.
+    The rule of Golovin et al., Google Vizier, KDD 2017, section 3.2.2, over all jobs that have come as far, with the
+    others' losses at the point in place of their means up to it: a loss falls all the time, so that a job is never
+    behind such a mean.
     """
 
     least: int = setting(3, low=1)  # other jobs that must have come as far
@@ -24,14 +26,10 @@ class MedianStop(StopConfig):
     def verdict(self, job: JobCurve, others: Sequence[JobCurve]) -> Verdict:
         if job.done < self.after:
             return GO_ON
-        averages = [
-            float(other.until(job.done).mean())
-            for other in others
-            if other.first_at(job.done) is not None and len(other.until(job.done))
-        ]
-        if len(averages) < self.least:
+        rivals = [float(other.loss[index]) for other in others if (index := other.first_at(job.done)) is not None]
+        if len(rivals) < self.least:
             return GO_ON
-        median, best = float(np.median(averages)), float(job.loss.min())
+        median, best = float(np.median(rivals)), float(job.loss.min())
         if best <= median:
             return GO_ON
-        return Verdict(f"best loss {best:.2f} at {100 * job.done:.0f} %; median of {len(averages)} others {median:.2f}")
+        return Verdict(f"best loss {best:.2f} at {100 * job.done:.0f} %; median of {len(rivals)} others {median:.2f}")
