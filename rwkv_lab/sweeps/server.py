@@ -50,6 +50,11 @@ class ForkServer:
             )
         self._answers = self._socket.makefile("r")
 
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
+
     def run(
         self, config: Mapping[str, Any], overrides: Sequence[str], environment: Mapping[str, str], quiet: bool
     ) -> Ended:
