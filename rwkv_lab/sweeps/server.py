@@ -45,7 +45,8 @@ class ForkServer:
                 [sys.executable, "-P", "-m", "rwkv_lab.sweeps.server", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={**environment, "PYTHONPATH": path},
+                # numpy's BLAS would start threads when it is loaded, and a process forked beside threads is not safe.
+                env={**environment, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
                 preexec_fn=end_with_parent,
             )
         self._answers = self._socket.makefile("r")
