@@ -27,6 +27,7 @@ from rwkv_lab.training.evaluate import Evaluation
 from rwkv_lab.training.loader import AHEAD, Loader
 from rwkv_lab.training.loss_scaling import LossScaler
 from rwkv_lab.training.metrics import MetricsLog, Update
+from rwkv_lab.training.observations import Observer
 from rwkv_lab.util import console
 from rwkv_lab.util.signals import Stopped, StopSignals
 
@@ -123,6 +124,7 @@ def train(
     flops_per_token = flops_of(training.model)
     on_cpu = training.resolved.device == "cpu"
     training.model.train()
+    observer = Observer(training)
     started = time.monotonic() - progress.seconds
     logged_seconds, logged_tokens = progress.seconds, progress.tokens
     with (
@@ -145,6 +147,9 @@ def train(
             if known:
                 loss = training.world.mean(loss)
                 require_finite(training, step, loss.item(), norm.item(), lr)
+            observes = observer.active and (evaluates or done == training.total)
+            if observes:
+                observer.gradients(norm.item())
             training.scaler.step()
             traced()
             progress.step, progress.tokens = done, progress.tokens + trainer.batch_size * training.ctx_len
@@ -168,6 +173,8 @@ def train(
                     )
                 )
                 logged_seconds, logged_tokens = progress.seconds, progress.tokens
+                if observes:
+                    observer.append(done, progress.tokens, row["val_bpb"])
                 # Time spent measuring is not training time.
                 started = time.monotonic() - progress.seconds
                 if log is not None:
