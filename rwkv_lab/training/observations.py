@@ -49,9 +49,10 @@ class Observer:
         """Look at the clipped gradients of the update to come; ``norm`` is that of all before clipping."""
         if self._weights:
             clipped = gradient_norms(self._training.model)
+            scale = norm / (math.hypot(*clipped.values()) or 1.0)
             # fp16 skips an update whose gradient is infinite.
-            scale = norm / (math.hypot(*clipped.values()) or 1.0) if math.isfinite(norm) else 0.0
-            self._grad_norm = {part: scale * value for part, value in clipped.items()}
+            finite = math.isfinite(scale)
+            self._grad_norm = {part: scale * value for part, value in clipped.items()} if finite else {}
 
     def append(self, step: int, tokens: int, val_bpb: float | None) -> None:
         """Write the line of the update just made and measured."""
