@@ -1,8 +1,9 @@
 """python -m benchmarks.embeddings MODEL...: what sentence embeddings know of a verse, by a linear probe.
 
-The probe, a multinomial logistic regression, tells the six parts of the King James Bible from single verses. It reads the
-embedding that ``rwkv-lab embed`` writes, that of the same model untrained, counts of characters, and counts of pairs of
-characters. Half of the verses train it, a quarter chooses its penalty, a quarter measures it; five such divisions.
+The probe, a multinomial logistic regression, tells the six parts of the King James Bible from single verses. It reads
+the embedding that ``rwkv-lab embed`` writes, that of the same model untrained, counts of characters, and counts of
+pairs of characters. Half of the verses train it, a quarter chooses its penalty, a quarter measures it; five such
+divisions.
 """
 
 import argparse
