@@ -132,6 +132,7 @@ def train(
         Vote(training.world, trainer.timeout) as vote,
         loader(training) as training.loader,
         profiling.traced(training.folder, trainer.profile if training.world.writes else 0) as traced,
+        checkpoint.Saver(training.folder / "checkpoints", trainer.keep_every) as saver,
     ):
         for step in range(progress.step, training.total):
             lr = training.lr(step)
@@ -191,7 +192,7 @@ def train(
                     loss = training.world.mean(loss)
                     require_finite(training, step, loss.item(), norm.item(), lr)
                 require_finite_weights(training.model, step, lr)
-                save(training, log)
+                save(training, saver, log)
                 started = time.monotonic() - progress.seconds
             if stopping:
                 raise Stopped(done)
@@ -238,10 +239,9 @@ def evaluate(training: Training) -> Evaluation:
         )
 
 
-def save(training: Training, log: MetricsLog | None) -> None:
-    """Save a checkpoint of this moment; the metrics up to it are made durable first."""
+def save(training: Training, saver: checkpoint.Saver, log: MetricsLog | None) -> None:
+    """Begin to save a checkpoint of this moment; the metrics up to it are made durable first."""
     if log is not None:
         training.progress.rows_sha256 = log.sync()
-    folder, keep_every = training.folder / "checkpoints", training.config.trainer.keep_every
     tensors = checkpoint.tensors_of(training.model, training.optimizers) | training.scaler.tensors()
-    training.layout.save(folder, training.progress, tensors, keep_every)
+    training.layout.save(saver, training.progress, tensors)
