@@ -4,8 +4,12 @@ What the log cannot tell, such as what a decay will gain while the run is on its
 and from the prior over families. A forecast of a log of a few hundred points takes about 10 ms.
 """
 
+import contextlib
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +17,7 @@ from scipy.special import stdtrit
 
 from analysis import constants
 from analysis.curves.curve import LossCurve, bin_curve
+from analysis.curves.loading import load_run
 from analysis.curves.repair import repair
 from analysis.fit import level_model, level_posterior
 from analysis.fit.fitted_law import quantile
@@ -22,10 +27,17 @@ from analysis.fit.level_posterior import LevelPosterior
 from analysis.fit.model import Prediction, as_rates
 from analysis.schedules.features import LevelBlocks, warmup_steps
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.runs import Run, last_row
+from rwkv_lab.runs.provenance import differences, setup
+from rwkv_lab.runs.run import FORECAST
+from rwkv_lab.tracking import affordable
+from rwkv_lab.util.io import write_json
 
 LEAST = 4  # losses after the warm-up from which a run is forecast
 DIFFERENT = 0.01  # of the peak: by which the rates logged may differ from those given
 LONG = 2000  # points to which a log is binned first
+BESIDE = 3  # finished runs that support the forecast of a running one
+LOOK_SECONDS = 3.0  # between two looks at a run that is followed
 RECENT = 0.1  # share of a run over whose losses its present level is averaged
 PRIOR_RUNS = 4  # finished runs that what is known of other families counts for
 MISSED = 0.1  # of the fall that is left: most that the law misses of it in general
@@ -84,6 +96,60 @@ def continued(running: LossCurve, lr: np.ndarray) -> LossCurve:
         )
     step, loss, _ = bin_curve(running.step, running.loss, LONG)
     return replace(running, step=step, loss=loss, lr=lr)
+
+
+def of_run(folder: Path, finished: Sequence[Run]) -> dict[str, float | str]:
+    """Return loss, low, high, step and column of the forecast of a run of this laboratory, beside ``finished`` ones.
+
+    The held-out loss is forecast as soon as it was measured ``LEAST`` times after the warm-up, before that the training
+    loss. UserError if neither was.
+    """
+    try:
+        curve, column = load_run(folder, "val_loss"), "val_loss"
+    except UserError:
+        curve, column = load_run(folder, "train_loss"), "train_loss"
+    if (curve.step >= level_posterior.start_of(curve)).sum() < LEAST:
+        curve, column = load_run(folder, "train_loss"), "train_loss"
+    loss, low, high = final(curve, curve.lr, [load_run(run.path, column) for run in finished])
+    return {"loss": loss, "low": low, "high": high, "step": int(curve.step[-1]), "column": column}
+
+
+def finished_beside(run: Run) -> list[Run]:
+    """Return the newest complete runs of a run's study that share model, data, batch size and held-out part with it."""
+    own = _compared(run)
+    found = []
+    for manifest in run.path.parent.glob("*/run.json"):
+        other = Run(manifest.parent)
+        try:
+            if other.path != run.path and other.status == "complete" and not differences(own, _compared(other)):
+                found.append(other)
+        except UserError:
+            continue  # being written, or damaged: other runs do without it
+    return sorted(found, key=lambda other: str(other.manifest.get("ended")))[-BESIDE:]
+
+
+def _compared(run: Run) -> dict[str, Any]:
+    return setup(run.config) | {"eval_tokens": (run.config.get("trainer") or {}).get("eval_tokens")}
+
+
+def follow(folder: Path, ended: threading.Event) -> None:
+    """Keep forecast.json of a running run up to date until the run ends, or ``ended`` is set.
+
+    Takes no more CPU time of this process than ``rwkv_lab.tracking.affordable`` allows.
+    """
+    cost, seen = 0.0, 0.0
+    while not ended.wait(LOOK_SECONDS):
+        run, row = Run(folder), last_row(folder / "metrics.csv")
+        step, seconds, steps = row.get("step", 0.0), row.get("seconds", 0.0), int(run.manifest.get("steps") or 0)
+        if run.status != "running":
+            return
+        before = time.process_time()
+        if step <= seen or before + cost > affordable(step / steps, seconds / step * steps):
+            continue
+        # Too few losses yet, or a log that no law fits: the next rows may do.
+        with contextlib.suppress(UserError, ValueError, ArithmeticError, np.linalg.LinAlgError):
+            write_json(folder / FORECAST, of_run(folder, finished_beside(run)))
+        cost, seen = time.process_time() - before, step
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from rwkv_lab.util.paths import REPOSITORY
 from tests.lab import Lab, make_lab
 from tests.trials import damaged_files, power_cuts
 
-TIMING = ("seconds", "tokens_per_second")
+TIMING = ("seconds", "tokens_per_second", "mfu")
 MOMENTS = ("training", "saving", "start-up")
 STEPS_PER_KILL = 60
 PATIENCE_SECONDS = 400.0

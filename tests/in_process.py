@@ -15,7 +15,7 @@ from rwkv_lab.runs import Run, load
 from rwkv_lab.training import run, trainer
 from rwkv_lab.util.paths import REPOSITORY
 
-TIMING = ("seconds", "tokens_per_second")
+TIMING = ("seconds", "tokens_per_second", "mfu")
 STEPS = 12
 
 # Rows at every step, a checkpoint at every second, an evaluation at every third, on a text of one's own.

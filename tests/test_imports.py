@@ -16,6 +16,7 @@ SHARED = (
     "rwkv_lab.inference.copying",
     "rwkv_lab.runs",
     "rwkv_lab.sweeps.stopping.curves",
+    "rwkv_lab.tracking",
     "rwkv_lab.training.schedules",
     "rwkv_lab.util",
     "rwkv_lab.cli.arguments",

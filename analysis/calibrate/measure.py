@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,11 @@ LEAST = {
 }
 MOST = {"R": 0.25, "a": 0.16, "c": 0.17, "b": 0.6, "tau": 0.7}  # spreads beyond which data could not be fitted stably
 INDEPENDENT = 25  # residuals a run counts as where the prior is measured
+FAR = 0.1  # log of the ratio of lengths from which a run is longer than those fitted
+LEAST_MISFIT = 0.0005  # of the loss
+FACTORS = tuple(np.round(np.arange(0.5, 3.01, 0.05), 2).tolist())  # values tried for the constants of the intervals
+LENGTHS = tuple(np.round(np.arange(0.0, 0.031, 0.001), 3).tolist())
+PEAKS = tuple(np.round(np.arange(0.0, 0.041, 0.002), 3).tolist())
 COVERED = 0.91  # share of the outcomes that 90 % intervals must cover here: other families will be harder
 BETWEEN = ("kappa", "Q")  # what only runs at several peaks tell
 
@@ -94,7 +99,19 @@ def measured_prior(
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Width:
+    """What the interval of the default law is made of, besides the constants; see ``level_model``."""
+
+    weight: np.ndarray  # [K]
+    off: np.ndarray  # [K] means of the components around their mean
+    variance: np.ndarray  # [K]
+    distance: tuple[float, float, float]
+    misfit: float  # as a share of the loss
+    z: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """A case with its prediction: ``error`` is predicted minus measured, ``half`` half the 90 % interval, in nats."""
 
@@ -102,6 +119,7 @@ class Outcome:
     law: str
     error: float
     half: float
+    width: Width | None = None  # of the default law
 
     @property
     def covered(self) -> bool:
@@ -129,8 +147,14 @@ def ask(case: Case) -> Outcome:
     model = level_model.build(case.curves, z=z, mode=case.mode)
     at, measured = case.target.final
     lr = case.target.curve.lr
-    mean, _, half = model.at(LevelBlocks(lr, at, warmup_steps(lr)))
-    return Outcome(case, "auto", float(mean.mean()) - measured, float(half[-1]))
+    blocks = LevelBlocks(lr, at, warmup_steps(lr))
+    weight, means, variance = model.mixture(blocks)
+    mean = (weight * means).sum(axis=0)
+    misfit = model.posterior.misfit / min(float(curve.loss[-1]) for curve in case.curves)
+    width = Width(
+        weight[:, 0], (means - mean)[:, -1], variance[:, -1], model.distance(blocks), misfit, tuple(map(float, z))
+    )
+    return Outcome(case, "auto", float(mean.mean()) - measured, float(model.at(blocks)[2][-1]), width)
 
 
 def ask_law(case: Case, law: str) -> Outcome:
@@ -150,31 +174,87 @@ def left_out(
     """
     known = {family.name: coordinates(family, numbers) for family in families}
     groups = {family.name: family.group for family in families}
-    outcomes = []
+    outcomes, others = [], []
     for group in dict.fromkeys(groups.values()):
         rest = {name: x for name, x in known.items() if groups[name] != group}
         own = [case for family in families if family.group == group for case in cases(family, most)]
         with constants.using(measured_prior(rest, groups, numbers) if rest else numbers):
             outcomes += [ask(case) for case in own]
-        outcomes += [ask_law(case, law) for law in laws for case in own if case.mode in ("finished", "one")]
+        others += [ask_law(case, law) for law in laws for case in own if case.mode in ("finished", "one")]
     result = measured_prior(known, groups, numbers)
-    result["interval"]["factor"] = factors(outcomes, numbers["interval"]["factor"])
-    return outcomes, result
+    result["interval"] = interval_constants(outcomes, numbers["interval"])
+    # The intervals of a group, too, are those that the other groups' outcomes give.
+    judged = []
+    for group in dict.fromkeys(groups.values()):
+        rest_of = [one for one in outcomes if one.case.family.group != group]
+        given = interval_constants(rest_of, numbers["interval"]) if rest_of else numbers["interval"]
+        own_of = [one for one in outcomes if one.case.family.group == group]
+        halves = half_widths(own_of, given)
+        judged += [replace(one, half=float(half)) for one, half in zip(own_of, halves, strict=True)]
+    return judged + others, result
 
 
-def factors(outcomes: Sequence[Outcome], before: Mapping[str, float]) -> dict[str, float]:
-    """Return factors under which ``COVERED`` of the outcomes of every mode are covered, families counting equally."""
-    found = dict(before)
-    for mode in before:
-        own = [o for o in outcomes if o.law == "auto" and o.case.mode == mode]
+def half_widths(outcomes: Sequence[Outcome], interval: Mapping[str, Any]) -> np.ndarray:
+    """Return the half-widths ``[n]`` of outcomes of the default law under the constants ``interval``."""
+    parts = [one.width for one in outcomes if one.width is not None]
+    columns = []
+    for one, part in zip(outcomes, parts, strict=True):
+        g = level_model.inflation_of(interval, part.misfit, part.z)
+        columns.append(level_model.deviation(interval, one.case.mode, g, part.distance, part.variance))
+    weight, off, sd = (np.array(each).T for each in ([p.weight for p in parts], [p.off for p in parts], columns))
+    return level_model.half_width(weight, off, sd, level_model.SURE)
+
+
+def interval_constants(outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constants of the intervals that cover ``COVERED`` of the outcomes, families counting equally.
+
+    misfit is the usual one; the factor of every mode follows from runs near those fitted, then length and peak, family
+    by family, from those that are not. What no outcome tells stays as it was.
+    """
+    found: dict[str, Any] = copy.deepcopy(dict(before))
+    finished = [one for one in outcomes if one.width and one.case.running is None]
+    if finished:
+        misfits = np.array([one.width.misfit for one in finished if one.width])
+        found["misfit"] = round(max(_quantile(misfits, shares(finished), 0.5), LEAST_MISFIT), 4)
+    far = [one for one in finished if one.width and (one.width.distance[0] > 0 or one.width.distance[1] > FAR)]
+    for mode in before["factor"]:
+        own = [one for one in outcomes if one.case.mode == mode]
+        near = [one for one in own if one not in far] or own
+        if near:
+            found["factor"][mode] = _least(near, found, FACTORS, ("factor", mode))
+    for name, place, grid in (("length", 1, LENGTHS), ("peak", 0, PEAKS)):
+        own = [one for one in far if one.width and one.width.distance[place] > (FAR if place else 0)]
         if own:
-            ratio = np.array([abs(o.error) / o.half for o in own])
-            names = [o.case.family.name for o in own]
-            share = np.array([1 / names.count(name) for name in names])
-            order = np.argsort(ratio)
-            reached = np.cumsum(share[order]) / share.sum()
-            found[mode] = round(float(before[mode] * ratio[order][np.searchsorted(reached, COVERED)]), 2)
+            # Few families have such runs, so none of them is left to the others' mean.
+            by_family = [[o for o in own if o.case.family == family] for family in {o.case.family for o in own}]
+            found[name] = max(_least(group, found, grid, (name,)) for group in by_family)
     return found
+
+
+def _least(outcomes: Sequence[Outcome], interval: dict[str, Any], grid: Sequence[float], key: Sequence[str]) -> float:
+    """Return the least value of the constant ``key`` that covers enough, or as much as the largest does."""
+    tried, error, share = copy.deepcopy(interval), np.array([abs(o.error) for o in outcomes]), shares(outcomes)
+    place = tried
+    for name in key[:-1]:
+        place = place[name]
+    reached = []
+    for value in grid:
+        place[key[-1]] = float(value)
+        reached.append(float(share @ (error <= half_widths(outcomes, tried))))
+    enough = min(COVERED, reached[-1])
+    return float(next(value for value, covered in zip(grid, reached, strict=True) if covered >= enough - 1e-9))
+
+
+def shares(outcomes: Sequence[Outcome]) -> np.ndarray:
+    """Return the weight ``[n]`` of every outcome, families counting equally."""
+    names = [one.case.family.name for one in outcomes]
+    share = np.array([1 / names.count(name) for name in names])
+    return np.asarray(share / share.sum())
+
+
+def _quantile(values: np.ndarray, share: np.ndarray, level: float) -> float:
+    order = np.argsort(values)
+    return float(values[order][np.searchsorted(np.cumsum(share[order]), level)])
 
 
 def summary(outcomes: Iterable[Outcome]) -> list[Row]:

@@ -11,6 +11,19 @@ from rwkv_lab.util.console import harmless, warn
 TRIAL_BYTES = 1 << 16
 
 
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Show a spinner with ``what`` while the block works, on a terminal only."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
 def folder_for_results(folder: Path) -> Path:
     """Make ``folder`` and return it; UserError unless a small file can be written there.
 

@@ -90,8 +90,9 @@ def run(args: argparse.Namespace) -> int:
     window = window_of(args.window)
     curves, notes = load_given(args)
     _output.folder_for_results(args.out)
-    result = fit(curves, args.law, window)
-    content = result.model.to_dict()
+    with _output.busy(f"fitting {len(curves)} {'run' if len(curves) == 1 else 'runs'}"):
+        result = fit(curves, args.law, window)
+        content = result.model.to_dict()
     optimum, files = None, ["fit.json"]
     # Before the proposal, which may fail.
     with _output.unwritten(str(args.out / "fit.json")):
@@ -100,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
     _tables.print_remarks(console, notes)
     _tables.print_fit(console, result)
     try:
-        optimum, rates = recommended.propose(result.model, max(run.steps for run in result.runs))
+        with _output.busy("searching the best schedule"):
+            optimum, rates = recommended.propose(result.model, max(run.steps for run in result.runs))
     except UserError as error:
         _tables.print_remarks(console, [f"no schedule is proposed: {error}"])
     else:

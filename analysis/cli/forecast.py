@@ -16,12 +16,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--schedule", type=Path, metavar="CSV", help="rates of the whole run, a column lr (for a log)")
     parser.add_argument("--column", help="loss to forecast (default: loss, else val_loss if dense, else train_loss)")
+    parser.add_argument(
+        "--follow", action="store_true", help="keep RUN/forecast.json up to date until the run ends; prints nothing"
+    )
     parser.add_argument("--level", type=float, default=0.9, help="of the interval (default: 0.9)")
     parser.add_argument("--ids", action="store_true", help="whole names of runs, with their ids")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the forecast."""
+    """Print the forecast, or follow the run."""
+    if args.follow:
+        return follow_run(args.run)
     from rich.console import Console
 
     from analysis.cli import _tables
@@ -52,4 +57,25 @@ def run(args: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     _tables.print_remarks(console, prediction.remarks)
+    return 0
+
+
+def follow_run(path: str) -> int:
+    """Follow a run at the lowest priority until it ends or standard input is closed."""
+    import os
+    import threading
+
+    from analysis.forecast import follow
+    from rwkv_lab.runs import load
+
+    def wait() -> None:
+        # Unbuffered: a thread that waits in sys.stdin would hold up the end of this process.
+        while os.read(0, 4096):
+            pass
+        ended.set()
+
+    os.nice(19)
+    ended = threading.Event()
+    threading.Thread(target=wait, daemon=True).start()
+    follow(load(path).path, ended)
     return 0

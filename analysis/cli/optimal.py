@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     path = args.fit / "fit.json" if args.fit.is_dir() else args.fit
     model = FittedModel.load(path)
     folder = _output.folder_for_results(args.out or path.parent)
-    optimum, rates = recommended.propose(model, args.steps, args.eta_max, args.warmup, args.kind)
+    with _output.busy("searching the best schedule"):
+        optimum, rates = recommended.propose(model, args.steps, args.eta_max, args.warmup, args.kind)
     console = _tables.plain_console()
     _tables.print_optimum(console, optimum, recommended.LEVEL)
     name = f"optimal_{args.kind}_{args.steps}"
@@ -40,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
     figures = _output.drawn(lambda: [draw_optimum(folder, model, optimum, recommended.LEVEL, name)])
     written = _output.listed(folder, [f"{name}.json", "schedule.csv"], figures)
     console.print(written, soft_wrap=True)
-    _tables.print_command(console, folder / f"{name}.json", len(rates))
+    _tables.print_command(console, folder / f"{name}.json", len(rates), model.trained.get("overrides", ()))
     return 0

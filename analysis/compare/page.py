@@ -8,11 +8,11 @@ import base64
 import json
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from analysis.compare import tables
+from analysis.compare import tables, tasks
 from analysis.compare.charts import charts
 from analysis.compare.figures import as_png, position_figure, scales
 from analysis.compare.grouping import common
@@ -20,8 +20,10 @@ from analysis.compare.notes import BUDGETS, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
 from analysis.compare.swept import swept
+from analysis.compare.tasks import score_figure
 from analysis.plots.style import paper
 
+PNG = b"\x89PNG"
 SAMPLES = 150_000  # characters of all samples together
 LONGEST_SAMPLE = 4_000
 MOST_PAIRS = 300  # rows of the table of pairs; more are in pairs.csv
@@ -78,7 +80,9 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
         "head": head + tables.COST_HEADINGS[1:],
         "ranked": head[column[comparison.criteria.metric]],
         "results": [_result(row, block) for row in block.rows],
-        "positions": _positions(block),
+        "positions": _still(position_figure, block),
+        "tasks": tasks.table(block),
+        "scores": _still(score_figure, block),
         "legend": [{"label": row.label, "number": row.look, "look": row.style} for row in block.rows],
         "pairs": tables.pair_rows(block) if len(block.verdicts) <= MOST_PAIRS else [],
         "verdicts": len(block.verdicts),
@@ -94,10 +98,10 @@ def _block(block: Block, number: int, comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _positions(block: Block) -> str:
-    """Return the figure of the loss by position as a data URI; an empty string without one."""
+def _still(draw: Callable[[Block], Any | None], block: Block) -> str:
+    """Return a figure of a block as a data URI; an empty string without one."""
     with paper():
-        figure = position_figure(block)
+        figure = draw(block)
     return "" if figure is None else _data_uri(as_png(figure))
 
 
@@ -127,6 +131,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
     longest = min(LONGEST_SAMPLE, SAMPLES // max(1, len(comparison.records)))
     one_study = len({record.study for record in comparison.records}) == 1
     found = []
+    loop = any(record.foretold for record in comparison.records)
     for record in comparison.records:
         corpus, label = place.get(record.path, (tables.NONE, tables.NONE))
         tokens, seconds = spent(record, "tokens"), spent(record, "seconds")
@@ -136,6 +141,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                 "status": record.status,
                 "reason": record.reason,
                 "sample": sample(record, longest),
+                "images": _data_uri(record.images) if record.images.startswith(PNG) else "",
                 "cells": [
                     _cell(label, label),
                     _cell(corpus, corpus),
@@ -144,10 +150,21 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                     _cell(tables.number(tokens), tokens),
                     _cell(tables.time(seconds), seconds),
                     _cell(tables.number(speed(record)), speed(record)),
+                    *(_prediction(record) if loop else []),
                 ],
             }
         )
     return found
+
+
+def _prediction(record: Record) -> list[dict[str, Any]]:
+    """Return the cells of the loss that a fit predicted and of the loss measured."""
+    found = record.foretold
+    if found is None:
+        return [_cell(tables.NONE, math.nan), _cell(tables.NONE, math.nan)]
+    measured = _number(found.measured)
+    text = f"{tables.bpb(measured)} {found.verdict}".rstrip()
+    return [_cell(f"{found.loss:.4f} ({found.low:.3f} to {found.high:.3f})", found.loss), _cell(text, measured)]
 
 
 def _number(value: Any) -> float:
@@ -207,6 +224,7 @@ def render(comparison: Comparison, command: str, made: str, refresh: int | None 
         method=[method(comparison), BUDGETS],
         blocks=[_block(block, number, comparison) for number, block in enumerate(comparison.blocks)],
         runs=_runs(comparison),
+        foretold=any(record.foretold for record in comparison.records),
         environments=environments(comparison.records),
         axes=axes,
         divs={name: Markup(div) for name, div in divs.items()},

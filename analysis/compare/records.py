@@ -13,6 +13,7 @@ import numpy as np
 from analysis.curves.curve import bin_means
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import Run, find, listing
+from rwkv_lab.runs.manifest import Foretold, foretold
 from rwkv_lab.runs.metrics import read_metrics
 
 STATUSES = ("complete", "stale", "stopped early", "running", "interrupted", "failed", "unreadable")
@@ -31,6 +32,7 @@ class Record:
     config: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     sample: str = ""
+    images: bytes = b""  # PNG of what a run of data=images drew
     label: str = ""  # how it is shown: by what differs within its study, or its name
     positions: dict[str, np.ndarray] = field(default_factory=dict)  # distance, carried, window; empty if not measured
 
@@ -66,6 +68,11 @@ class Record:
         value = self.fact(*keys)
         return float(value) if isinstance(value, (int, float)) else float("nan")
 
+    @property
+    def foretold(self) -> Foretold | None:
+        """What a fit predicted for it; None unless its schedule is of a fit."""
+        return foretold(self.manifest)
+
     def column(self, name: str) -> np.ndarray:
         """Return a column of metrics.csv; all NaN if it is missing."""
         if name in self.columns:
@@ -91,7 +98,9 @@ def read(run: Run, fingerprint: str) -> Record:
     sample = run.path / "sample.txt"
     text = sample.read_text(errors="replace") if sample.is_file() else ""
     positions = read_metrics(run.path / "by_position.csv")
-    return Record(run.path, status, reason, manifest, config or {}, columns, text, positions=positions)
+    drawn = run.path / "images.png"
+    images = drawn.read_bytes() if drawn.is_file() else b""
+    return Record(run.path, status, reason, manifest, config or {}, columns, text, images=images, positions=positions)
 
 
 def collect(paths: Iterable[Path | str], fingerprint: str, ids: bool = False) -> list[Record]:

@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from analysis.compare import tasks
+from analysis.compare.fitted import CSV_HEADINGS, FITTED_HEADINGS, FITTED_TITLE, csv_cells, fitted_rows
 from analysis.compare.notes import BUDGETS, METRIC_NAMES, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.significance import UNJUDGED
@@ -115,6 +119,9 @@ def print_terminal(comparison: Comparison) -> None:
         console.print(Text(harmless(f"{comparison.title}: {runs} ({census(comparison.records)})")))
         for block in comparison.blocks:
             _print_block(console, block, comparison)
+        predicted = fitted_rows(comparison.records)
+        if predicted:
+            _print_table(console, FITTED_TITLE, FITTED_HEADINGS, predicted)
         others = [record for record in comparison.records if not record.finished]
         if others:
             listed = [[f"{r.study}/{r.label}", outcome(r)] for r in others]
@@ -139,6 +146,9 @@ def _print_block(console: Any, block: Block, comparison: Comparison) -> None:
         equal = [[row[0], *row[4:]] for row in rows]
         _print_table(console, f"{block.corpus}: the same at equal budgets", [head[0], *head[4:]], equal)
     _print_table(console, f"{block.corpus}: cost", COST_HEADINGS, [cost(row) for row in block.rows])
+    head, rows = tasks.table(block)
+    if rows:
+        _print_table(console, f"{block.corpus}: tasks, mean ± standard deviation over seeds", head, rows)
 
 
 def _print_table(
@@ -191,6 +201,12 @@ def markdown(comparison: Comparison, command: str) -> str:
             _markdown_table(headings(block, comparison), [quality(row, block) for row in block.rows]),
             _markdown_table(COST_HEADINGS, [cost(row) for row in block.rows]),
         ]
+        head, rows = tasks.table(block)
+        if rows:
+            parts += [f"## {block.corpus}: tasks, mean ± standard deviation over seeds", _markdown_table(head, rows)]
+    predicted = fitted_rows(comparison.records)
+    if predicted:
+        parts += [f"## {FITTED_TITLE}", _markdown_table(FITTED_HEADINGS, predicted)]
     others = [record for record in comparison.records if not record.finished]
     if others:
         parts.append("## Runs that did not finish")
@@ -218,6 +234,8 @@ def groups_csv(comparison: Comparison) -> str:
         head += [f"val_bpb_{where}", f"val_bpb_{where}_std"]
     head += [f"budget_{axis}" for axis in METRICS[1:]]
     head += ["parameters", "flops_per_token", "tokens_per_second", "peak_memory_bytes"]
+    names = sorted({task for block in comparison.blocks for task in tasks.tasks(block)})
+    head += names
     head += ["judged_by", "reference", "difference", "low", "high", "p_holm", "verdict"]
     rows: list[list[object]] = [list(head)]
     for block in comparison.blocks:
@@ -227,6 +245,7 @@ def groups_csv(comparison: Comparison) -> str:
                 cells += [_plain(row.mean(metric)), _plain(row.std(metric))]
             cells += [_plain(block.budgets[axis]) for axis in METRICS[1:]]
             cells += map(_plain, (row.parameters, row.flops_per_token, row.tokens_per_second, row.peak_memory_bytes))
+            cells += [np.mean(found) if (found := tasks.values(row, task)) else "" for task in names]
             v = row.verdict
             judged = [_plain(v.difference), _plain(v.low), _plain(v.high), _plain(v.p), v.verdict] if v else [""] * 5
             rows.append([*cells, comparison.criteria.metric, block.reference or "", *judged])
@@ -254,6 +273,7 @@ def runs_csv(comparison: Comparison) -> str:
     head = ["study", "run", "status", "reason", "corpus", "group", "seed", "val_bpb_final", "val_bpb_last_measured"]
     head += ["tokens", "seconds"]
     head += ["tokens_per_second", "peak_memory_bytes", "parameters", "flops_per_token", "commit", "dirty"]
+    head += CSV_HEADINGS
     rows: list[list[object]] = [list(head)]
     for r in comparison.records:
         seed = "" if r.seed is None else r.seed
@@ -261,7 +281,8 @@ def runs_csv(comparison: Comparison) -> str:
         numbers += [r.number("peak_memory_bytes")]
         numbers += [r.number("parameters"), r.number("flops_per_token")]
         cells: list[object] = [r.study, r.name, r.status, r.reason, *place.get(r.path, ("", "")), seed]
-        rows.append([*cells, *map(_plain, numbers), r.fact("git", "commit") or "", r.fact("git", "dirty") or ""])
+        cells += [*map(_plain, numbers), r.fact("git", "commit") or "", r.fact("git", "dirty") or ""]
+        rows.append([*cells, *csv_cells(r)])
     return _csv(rows)
 
 

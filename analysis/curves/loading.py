@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ import numpy as np
 from analysis.curves import foreign, lr_schedule_io, tables
 from analysis.curves.curve import LossCurve
 from rwkv_lab.config.errors import UserError, nearest
-from rwkv_lab.runs import Run, is_run, listing
+from rwkv_lab.runs import Run, is_run
+from rwkv_lab.runs.listing import labels
 from rwkv_lab.runs.provenance import recipe, setup
 
 DENSE = 50  # points from which a held-out loss is worth fitting instead of the training loss
@@ -79,17 +80,39 @@ def load_run(path: str | Path, column: str | None = None) -> LossCurve:
 
 
 def load_all(paths: Sequence[str | Path], ids: bool = False, **options: Any) -> list[LossCurve]:
-    """Load every path as ``load`` does; runs of this laboratory are named by what differs between them.
+    """Load every path as ``load`` does; runs of this laboratory are named as by ``by_schedule``.
 
     ``ids``: they keep the names of their directories.
     """
     curves = [load(path, **options) for path in paths]
-    runs = [curve.meta["run"] for curve in curves if "run" in curve.meta]
-    short = iter(listing.names(runs))
-    for curve in curves:
-        if "run" in curve.meta and not ids:
-            curve.meta["name"] = next(short)
-    return curves
+    if ids:
+        return [replace(curve, meta={**curve.meta, "named": True}) for curve in curves]
+    return list(by_schedule(curves))
+
+
+def by_schedule(curves: Sequence[LossCurve]) -> tuple[LossCurve, ...]:
+    """Return the curves with runs of this laboratory named by their schedules and what else differs: ``wsd lr 8e-3``.
+
+    Runs that differ in nothing keep their ids. A curve whose meta has ``named`` keeps its name.
+    """
+    own = [i for i, curve in enumerate(curves) if curve.meta.get("config") and not curve.meta.get("named")]
+    found = [curve.name for curve in curves]
+    told = labels([curves[i].meta["config"] for i in own])
+    for i, label in zip(own, told, strict=True):
+        schedule = str((curves[i].meta["config"].get("schedule") or {}).get("name", ""))
+        if schedule not in label:
+            label = schedule if len(set(told)) == 1 else f"{schedule} {label}"
+        found[i] = label
+    names = [f"{name} {_id(c)}" if found.count(name) > 1 else name for name, c in zip(found, curves, strict=True)]
+    return tuple(
+        replace(curve, meta={**curve.meta, "name": name}) if i in own else curve
+        for i, (curve, name) in enumerate(zip(curves, names, strict=True))
+    )
+
+
+def _id(curve: LossCurve) -> str:
+    run = curve.meta.get("run")
+    return curve.name.rpartition("-")[2] if run is None else str(run.id)
 
 
 def load_table(
@@ -150,7 +173,11 @@ def from_lab(
             notes.append("the logged rates differ from those of the config: logged rates used")
             lr = None
     meta = {"path": where, "batch_size": trainer.get("batch_size"), "study": config.get("study")}
-    meta |= {"about": setup(config), "fitted": (config.get("schedule") or {}).get("name") == "fitted"}
+    meta |= {
+        "config": dict(config),
+        "about": setup(config),
+        "fitted": (config.get("schedule") or {}).get("name") == "fitted",
+    }
     curve = from_columns(columns, where=where, name=name, column=column, lr=lr, completed=True, meta=meta)
     curve.meta["notes"] += notes
     return curve
@@ -185,6 +212,9 @@ def from_columns(
     if step_name is None:
         raise UserError(f"{where}: no column 'step' with numbers; it has {', '.join(columns) or 'no columns'}")
     loss_name = loss_column(columns, column, where)
+    if completed and loss_name == "val_loss":  # which most rows have no need of
+        measured = np.isfinite(columns[loss_name])
+        columns = {key: values[measured] for key, values in columns.items()}
     rate_name = tables.pick(columns, tables.RATE_NAMES)
     rate = columns[rate_name] if rate_name else np.full(len(columns[step_name]), np.nan)
     (step, loss, rate), notes = tables.clean(columns[step_name], columns[loss_name], rate)

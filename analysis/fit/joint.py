@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis.curves.curve import LossCurve, bin_curve
+from analysis.curves.loading import by_schedule
 from analysis.curves.repair import repair
 from analysis.fit import fit_start, level_model, level_posterior, summary
 from analysis.fit.fit_start import Window
@@ -180,7 +181,7 @@ def fit(curves: LossCurve | Sequence[LossCurve], law: str = "auto", window: int 
     registry.check_fittable(law)
     fit_start.check_window(window)
     fit_start.check_alike(curves)
-    curves, jump = prepare(curves)
+    curves, jump = prepare(by_schedule(curves))
     earliest = int(window) if window != "auto" else fit_start.beginning(curves)
     fit_start.check_curves(curves, law, earliest)
     if law == "auto":

@@ -10,7 +10,7 @@ posterior standard deviations). r is how far the peak lies outside those fitted,
 peak, over that of the longest run, jump the largest break of a curve. ``analysis/constants.json`` has the factors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,22 +59,26 @@ class LevelModel:
 
     def at(self, blocks: LevelBlocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return mean, standard deviation and half-width of the 90 % interval ``[n]`` at the states of ``blocks``."""
-        numbers = constants.load()["interval"]
-        low, high = self.peaks
-        outside = max(np.log(blocks.peak / high), np.log(low / blocks.peak), 0.0)
-        beyond = max(np.log(float(blocks.length @ blocks.rate) / UNIT / self.posterior.scale), 0.0)
-        distance = (numbers["peak"] * outside) ** 2 + (numbers["length"] * beyond) ** 2
-        fixed = numbers["floor"] ** 2 + self.noise**2 + (0.25 * self.jump) ** 2 + distance
-        weight, means, sds = [], [], []
-        for component, (m, J) in zip(self.posterior.components, self.posterior.gradients(blocks), strict=True):
-            variance = np.einsum("ni,ij,nj->n", J, component.cov, J)
-            weight.append(component.weight)
-            means.append(m)
-            sds.append(np.sqrt(fixed + (numbers["factor"][self.mode] * self.inflation) ** 2 * variance))
-        w, m, s = np.array(weight)[:, None], np.array(means), np.array(sds)
+        w, m, variance = self.mixture(blocks)
+        s = deviation(constants.load()["interval"], self.mode, self.inflation, self.distance(blocks), variance)
         mean = (w * m).sum(axis=0)
         sd = np.sqrt((w * (s**2 + (m - mean) ** 2)).sum(axis=0))
         return mean, sd, half_width(w, m - mean, s, SURE)
+
+    def mixture(self, blocks: LevelBlocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return weights ``[K,1]``, means ``[K,n]`` and variances ``[K,n]`` of the posterior's components."""
+        found = []
+        for component, (m, J) in zip(self.posterior.components, self.posterior.gradients(blocks), strict=True):
+            found.append((component.weight, m, np.einsum("ni,ij,nj->n", J, component.cov, J)))
+        weight, mean, variance = zip(*found, strict=True)
+        return np.array(weight)[:, None], np.array(mean), np.array(variance)
+
+    def distance(self, blocks: LevelBlocks) -> tuple[float, float, float]:
+        """Return log r, log l and the square of what the runs themselves are uncertain by, see the module."""
+        low, high = self.peaks
+        outside = max(np.log(blocks.peak / high), np.log(low / blocks.peak), 0.0)
+        beyond = max(np.log(float(blocks.length @ blocks.rate) / UNIT / self.posterior.scale), 0.0)
+        return float(outside), float(beyond), self.noise**2 + (0.25 * self.jump) ** 2
 
     def differences(self, lr: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
         """Return how far ``[k]`` the final loss of ``lr`` must lie below those of ``others`` to be lower with 95 %.
@@ -98,10 +102,32 @@ class LevelModel:
         return LevelModel(**rest)
 
 
+def deviation(
+    numbers: Mapping[str, Any],
+    mode: str,
+    inflation: float | np.ndarray,
+    distance: tuple[float | np.ndarray, float | np.ndarray, float | np.ndarray],
+    variance: np.ndarray,
+) -> np.ndarray:
+    """Return sd_k ``[K,n]`` of the module's formula by the constants ``numbers`` of intervals."""
+    outside, beyond, own = distance
+    fixed = numbers["floor"] ** 2 + own + (numbers["peak"] * outside) ** 2 + (numbers["length"] * beyond) ** 2
+    return np.sqrt(fixed + (numbers["factor"][mode] * inflation) ** 2 * variance)
+
+
+def inflation_of(numbers: Mapping[str, Any], misfit: float, z: Sequence[float]) -> float:
+    """Return g of the module's formula; ``misfit`` as a share of the loss."""
+    found = 1 + min(misfit / numbers["misfit"], MOST_MISFIT) ** 2
+    if len(z):
+        others = (numbers["left_out"] + float(np.sum(np.square(z)))) / (numbers["left_out"] + len(z))
+        found = float(np.sqrt(found * others))
+    return float(np.sqrt(found))
+
+
 def half_width(weight: np.ndarray, off: np.ndarray, sd: np.ndarray, level: float) -> np.ndarray:
     """Return the half-width ``[n]`` of the interval around 0 with probability ``level`` under mixtures of normals.
 
-    ``weight [K,1]``, ``off [K,n]`` the components' means, ``sd [K,n]`` their standard deviations.
+    ``weight [K,1]`` or ``[K,n]``, ``off [K,n]`` the components' means, ``sd [K,n]`` their standard deviations.
     """
     from scipy.special import ndtr
 
@@ -156,10 +182,7 @@ def build(
     numbers = constants.load()["interval"]
     posterior = fit_posterior(curves, first)
     loss = min(float(curve.loss[-1]) for curve in curves)
-    inflation = 1 + min(posterior.misfit / (numbers["misfit"] * loss), MOST_MISFIT) ** 2
-    if len(z):
-        others = (numbers["left_out"] + float(np.sum(np.square(z)))) / (numbers["left_out"] + len(z))
-        inflation = float(np.sqrt(inflation * others))
+    inflation = inflation_of(numbers, posterior.misfit / loss, z)
     peaks = [float(curve.lr.max()) for curve in curves]
     noise = float(np.mean([end_noise(curve) for curve in curves]))
-    return LevelModel(posterior, noise, jump, float(np.sqrt(inflation)), (min(peaks), max(peaks)), mode)
+    return LevelModel(posterior, noise, jump, inflation, (min(peaks), max(peaks)), mode)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from analysis.fit.fit_start import Window
-from analysis.fit.fitted_law import Correlations, ErrorBudget, FittedLaw, correlated, quantile
+from analysis.fit.fitted_law import Correlations, ErrorBudget, FittedLaw, LeftOut, correlated, quantile
 from analysis.fit.level_model import SURE, LevelModel
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
@@ -18,6 +18,8 @@ from rwkv_lab.util.paths import as_typed
 FORMAT = 1
 CLOSE_PEAK = 1.05  # ratio of peaks taken as equal
 CLOSE_LENGTH = 1.05  # of the longest run fitted
+# Shares of the loss from which logs are taken to be of different models; those of one have 0.003 and 0.016 at most.
+UNLIKE_MISFIT, UNLIKE_LEFT_OUT = 0.005, 0.022
 NEAR_END = 0.02  # of the peak, by which an end may be lower
 
 
@@ -118,6 +120,8 @@ class FittedModel:
         found = [f"{run.name}: {note}" for run in self.runs for note in run.notes]
         if len(self.members) == 1:
             found += correlated(self.correlations)
+        if self.level and not all(run.about for run in self.runs):
+            found += unlike(self.runs, self.level.posterior.misfit, self.error_budget.left_out)
         if len(self.runs) == 1:
             found.append(
                 "only one run was fitted: it cannot show the effect of another schedule, and intervals are wide; add "
@@ -205,6 +209,30 @@ class FittedModel:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a fit written by '{as_typed('python -m analysis fit')}'") from error
+
+
+def unlike(runs: Sequence[RunSummary], misfit: float, left_out: Sequence[LeftOut]) -> list[str]:
+    """Return a sentence if the runs, whose models are not recorded, do not look like those of one model."""
+    lowest = min(run.loss[-1] for run in runs)
+    worst = max((abs(one.error) for one in left_out), default=0.0)
+    if misfit <= UNLIKE_MISFIT * lowest and worst <= UNLIKE_LEFT_OUT * lowest:
+        return []
+    return [
+        f"one law hardly describes these runs (off by {misfit:.3f} nats along them, by {worst:.3f} where one is "
+        "predicted from the others): are they of one model, data set and batch size?"
+    ]
+
+
+def best_run(runs: Sequence[RunSummary]) -> dict[str, Any]:
+    """Return name, final loss and length of the run that ended lowest."""
+    lowest = min(runs, key=_final_loss)
+    return {"name": lowest.name, "final_loss": _final_loss(lowest), "steps": lowest.steps}
+
+
+def _final_loss(run: RunSummary) -> float:
+    """Return the loss at a run's end; that of single batches is averaged over the last fiftieth of the run."""
+    late = np.array(run.step) >= run.step[-1] - (0 if run.column == "val_loss" else run.steps / 50)
+    return float(np.array(run.loss)[late].mean())
 
 
 def distances(runs: Sequence[RunSummary], lr: np.ndarray) -> list[str]:

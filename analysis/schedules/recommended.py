@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from analysis.fit.joint import Fit
-from analysis.fit.model import FittedModel, Prediction
+from analysis.fit.model import FittedModel, Prediction, best_run
 from analysis.schedules import search
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.util.io import write_atomic
@@ -177,6 +177,7 @@ def as_dict(model: FittedModel, optimum: Optimum, rates: np.ndarray) -> dict[str
         "law": model.law,
         "kind": optimum.kind,
         "schedule": optimum.schedule,
+        "best_run": best_run(model.runs),
     }
 
 

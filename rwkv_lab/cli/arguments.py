@@ -32,4 +32,8 @@ def add_model_options(parser: argparse.ArgumentParser, precision: str = "fp32") 
         "--tokenizer", metavar="FILE", help="tokenizer.json of a run or of Hugging Face (the one beside the weights)"
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="where to run (auto)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help=f"of matrix products ({precision})")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16", "int8"],
+        help=f"of matrix products; int8: matrices rounded to 8 bits, a scale a row ({precision})",
+    )

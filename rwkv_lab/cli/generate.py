@@ -3,17 +3,24 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from rwkv_lab.cli.arguments import Arguments, add_model_options
 from rwkv_lab.config.errors import UserError, main_guard
 from rwkv_lab.inference.recurrent import chosen_device, placed
 from rwkv_lab.inference.sampling import streamed
-from rwkv_lab.util.console import harmless, showable, warn
+from rwkv_lab.util.console import harmless, say, showable, warn
 
 if TYPE_CHECKING:
+    from torch import Generator
+
     from rwkv_lab.data import Tokenizer
+    from rwkv_lab.data.tokenizers.pixels import PixelTokenizer
     from rwkv_lab.inference.sampling import Session
+    from rwkv_lab.models.lm import LM
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("prompt", nargs="?", help="text to continue, - for standard input (a line break)")
     parser.add_argument("--chat", action="store_true", help="answer each line of standard input with a line")
     parser.add_argument("--length", type=int, default=500, help="tokens to generate, at most a line in a chat (500)")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="where a run of data=images draws the prompt")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="complete the lower half of this picture instead")
     parser.add_argument("--seed", type=int, default=1, help="of the random draws (1)")
     parser.add_argument("--temperature", type=float, default=1.0, help="above 1 wilder, below tamer, 0 greedy (1)")
     parser.add_argument("--top-k", type=int, default=0, help="keep the k most probable tokens; 0 keeps all (0)")
@@ -47,6 +56,7 @@ def main(argv: list[str]) -> None:
         warn(f"--top-p-x {options.top_p_x} has no effect without --top-p, which keeps all tokens: try --top-p 0.8")
     import torch
 
+    from rwkv_lab.data.tokenizers.pixels import PixelTokenizer
     from rwkv_lab.inference.sampling import Session
     from rwkv_lab.models.opening import with_tokenizer
 
@@ -56,11 +66,35 @@ def main(argv: list[str]) -> None:
         key: getattr(options, key) for key in ("temperature", "top_k", "top_p", "top_p_x", "top_a", "top_a_power")
     }
     with placed(model, options.device, options.precision) as ready:
-        session = Session(ready, generator, tokenizer.vocab_size, **filters)
+        if isinstance(tokenizer, PixelTokenizer):
+            return _draw(ready, tokenizer, generator, options)
+        if options.out or options.image:
+            raise UserError(f"--out and --image are for runs of data=images: {options.model} was trained on text")
+        session = Session(ready, generator, tokenizer.vocab_size, options.precision, **filters)
         if options.chat:
             _chat(session, tokenizer, options)
         else:
             _continue(session, tokenizer, options)
+
+
+def _draw(model: "LM", tokenizer: "PixelTokenizer", generator: "Generator", options: argparse.Namespace) -> None:
+    """Write a picture of the prompt, or one with its lower half drawn."""
+    from rwkv_lab.data.pictures import as_tokens, grid, unpacked
+    from rwkv_lab.inference.sampling import generate_rows
+    from rwkv_lab.util.io import write_atomic
+
+    if options.out is None:
+        raise UserError("this run draws pictures: give the file to write with --out FILE.png")
+    if options.image and options.prompt:
+        raise UserError("--image completes a picture and the prompt asks for a new one: give one of them")
+    S, prompt, known = tokenizer.size, tokenizer.encode(options.prompt or ""), 0
+    if options.image:
+        known = S * S // 2
+        prompt = np.concatenate((prompt, as_tokens(options.image, S, tokenizer.levels)[:known]))
+    drawn = generate_rows(model, prompt[None], S * S - known, tokenizer.pixels, generator)[0]
+    tokens = np.concatenate((prompt[len(prompt) - known :], drawn)) if known else drawn
+    write_atomic(options.out, grid([unpacked(tokens.reshape(1, S, S), tokenizer.levels)]))
+    say(f"drawn    {options.out}")
 
 
 def _continue(session: "Session", tokenizer: "Tokenizer", options: argparse.Namespace) -> None:

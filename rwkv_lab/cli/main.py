@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": Command("rwkv_lab.cli.generate", "continue a text"),
     "fill": Command("rwkv_lab.cli.fill", "put tokens in place of [MASK], by a model of objective=mlm"),
     "embed": Command("rwkv_lab.cli.embed", "write the sentence embedding of each line of a text"),
+    "lm-eval": Command("rwkv_lab.cli.lm_eval", "score a model on tasks of lm-evaluation-harness"),
     "convert": Command("rwkv_lab.cli.convert", "read and write models of other programs"),
     "data": Command("rwkv_lab.cli.data", "look at a corpus, or prepare its tokens"),
     "tracking": Command("rwkv_lab.cli.tracking", "upload to the tracker what it does not have yet"),

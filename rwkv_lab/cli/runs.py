@@ -22,6 +22,9 @@ SORTS = ("path", "run", "name", "status", "val_bpb", "tokens_per_second", "age")
 FILTERS = ("status", "model", "data", "seed")
 
 
+LOOP = ("forecast", "predicted", "measured")  # final losses: of a run that trains, and of one trained from a fit
+
+
 def print_json(value: Any) -> None:
     # Escaped to ASCII: no value can steer a terminal, and any encoding has it.
     print(json.dumps(value, indent=1))
@@ -69,14 +72,17 @@ def _print_rows(rows: Sequence[Row], swept: Sequence[str], ids: bool) -> None:
     else:
         header = ["run"]
         first = [[f"{row.study}/{row.run}" if ids else f"{row.study}/{row.name}"] for row in rows]
+    # Columns without any value are left out.
     print_table(
-        (*header, *(["id"] if ids and swept else []), "status", "val_bpb", "tokens/s", "age"),
+        (*header, *(["id"] if ids and swept else []), "status", "val_bpb", *LOOP, "tokens/s", "age"),
         [
             (
                 *cells,
                 *([row.run] if ids and swept else []),
                 row.status,
                 number(row.val_bpb, ".4f"),
+                _ranged(row.forecast),
+                *_prediction(row),
                 number(row.tokens_per_second, ".0f"),
                 listing.shown_age(row.age),
             )
@@ -84,6 +90,22 @@ def _print_rows(rows: Sequence[Row], swept: Sequence[str], ids: bool) -> None:
         ],
         droppable=("tokens/s", "age"),
     )
+
+
+def _ranged(forecast: dict[str, float]) -> str:
+    """Return a forecast of the final loss with its interval; empty without one."""
+    if not {"loss", "low", "high"} <= forecast.keys():
+        return ""
+    return f"{forecast['loss']:.4f} ({forecast['low']:.3f}–{forecast['high']:.3f})"
+
+
+def _prediction(row: Row) -> tuple[str, str]:
+    """Return the cells of a run trained from a fit: the loss predicted with its interval, the loss measured."""
+    if row.predicted is None or row.interval is None:
+        return "", ""
+    low, high = row.interval
+    verdict = "" if row.measured is None else f" {'inside' if low <= row.measured <= high else 'outside'}"
+    return f"{row.predicted:.4f} ({low:.3f}–{high:.3f})", "" if row.measured is None else f"{row.measured:.4f}{verdict}"
 
 
 def _swept(rows: Sequence[Row]) -> list[str]:

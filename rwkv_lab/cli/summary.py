@@ -5,6 +5,7 @@ from typing import Any
 
 from rwkv_lab.config import registry
 from rwkv_lab.config.schema import Config
+from rwkv_lab.runs.manifest import foretold
 from rwkv_lab.util.console import count, duration, say
 from rwkv_lab.util.paths import as_typed
 
@@ -35,29 +36,37 @@ def complete(path: Path, manifest: dict[str, Any], again: bool) -> None:
         f"train_loss {result['train_loss']:.4f}   {count(manifest['tokens'])} tokens in {duration(manifest['seconds'])}"
         f"   {count(result['tokens_per_second'])} tokens/s"
     )
-    if "predicted" in manifest:
-        say(_prediction(manifest["predicted"], result))
+    for line in prediction_lines(manifest):
+        say(line)
     place = shown(path)
     say(f"run      {place}")
     say(as_typed(f"next     python -m analysis compare {shown(path.parent)}"))
     say(as_typed(f"         python -m analysis fit {place}"))
     objective = registry.members("objective").get(manifest.get("objective", "lm"))
-    if objective is not None:
-        say(as_typed(f"         {objective.usage.format(run=place)}"))
+    corpus = registry.members("data").get(str((manifest.get("data") or {}).get("name")))
+    if usage := getattr(corpus, "usage", None) or getattr(objective, "usage", None):
+        say(as_typed(f"         {usage.format(run=place)}"))
 
 
 def _bpb(value: float | None) -> str:
     return "unknown" if value is None or value != value else f"{value:.4f}"
 
 
-def _prediction(predicted: dict[str, Any], result: dict[str, Any]) -> str:
-    measured = result["fixed_val_loss"] if predicted["column"] == "val_loss" else result["train_loss"]
-    low, high = predicted["interval"]
-    verdict = "inside" if low <= measured <= high else "outside"
-    return (
-        f"predicted {predicted['final_loss']:.4f} ({predicted['level']:.0%} interval {low:.4f} to {high:.4f}, law "
-        f"{predicted['law']}) for {predicted['column']}   measured {measured:.4f}: {verdict} the interval"
-    )
+def prediction_lines(manifest: dict[str, Any]) -> list[str]:
+    """Return what a fit predicted for the run, what was measured, and whether it beat the best run fitted."""
+    found = foretold(manifest)
+    if found is None or found.measured is None:
+        return []
+    lines = [
+        f"predicted {found.loss:.4f} ({found.level:.0%} interval {found.low:.4f} to {found.high:.4f}, law {found.law}) "
+        f"for {found.column}   measured {found.measured:.4f}: {found.verdict} the interval"
+    ]
+    if found.best_loss is not None:
+        gain = found.best_loss - found.measured
+        how = f"beaten by {gain:.4f}" if gain > 0 else f"not beaten: this run ended {-gain:.4f} above it"
+        length = f", {found.best_steps} updates" if found.best_steps else ""
+        lines.append(f"best run fitted ({found.best_run}{length}) {found.best_loss:.4f}: {how}")
+    return lines
 
 
 def dry_run(config: Config, path: Path) -> None:

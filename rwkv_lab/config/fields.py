@@ -123,7 +123,8 @@ def convert(hint: Any, value: Any, key: str) -> Any:
             return instance(hint, value, f"{key}.")
     elif (plain := type(arguments[0]) if origin is Literal else hint) in _SCALARS and _is_scalar(value):
         try:
-            return _SCALARS[plain](value)
+            # YAML reads the choice true as a truth value.
+            return str(value).lower() if plain is str and isinstance(value, bool) else _SCALARS[plain](value)
         except (ValueError, OverflowError):
             pass
     if value is None:

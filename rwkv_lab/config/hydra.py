@@ -21,7 +21,7 @@ from rwkv_lab.config import registry
 from rwkv_lab.config.check import other_owners, top_level, without_its_group
 from rwkv_lab.config.errors import UserError, nearest
 from rwkv_lab.config.fields import defaults
-from rwkv_lab.config.overrides import STUDIES, Words, read
+from rwkv_lab.config.overrides import Words, read
 from rwkv_lab.config.schema import COMPONENT_GROUPS, OPTIONAL_GROUPS, PLAIN_GROUPS
 from rwkv_lab.util.paths import REPOSITORY, runs_dir
 
@@ -82,7 +82,8 @@ def check_study(words: Words) -> None:
     # A single configuration has no place for several values.
     texts = [text for text in words.texts if not parser.parse_overrides([text])[0].is_sweep_override()]
     with_study = compose(texts).hydra
-    without = compose([text for text in texts if text.partition("=")[0] != STUDIES]).hydra
+    # Keys of a run may need a group that the study chooses, and change nothing of Hydra.
+    without = compose([text for text in texts if text.startswith("hydra")]).hydra
     changed = sorted(_leaves(with_study).items() ^ _leaves(without).items())
     for key, _ in changed:
         if not key.startswith((*STUDY_MAY_SET, "overrides.", "job.override_dirname", "runtime.choices.")):

@@ -9,13 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from omegaconf import MISSING
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
+from rwkv_lab.config.model_fields import RoleShares, Shift, ShiftKind, check_shift, pixel_signs, shift_of
 from rwkv_lab.config.registry import members
 from rwkv_lab.util.hashing import file_sha256
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rwkv_lab.tracking.tracker import Tracker
     from rwkv_lab.training.evaluate import Evaluation
 
-Holding = Literal["text", "token ids"]  # what a corpus is made of
+Holding = Literal["text", "token ids", "images"]  # what a corpus is made of
 
 
 @dataclass
@@ -59,35 +59,6 @@ class Component(ABC):  # noqa: B024 (the kinds have the abstract methods)
             if field.metadata.get("file") and getattr(self, field.name)
         }
         return {key: file_sha256(path, key) for key, path in named.items()}
-
-
-ShiftKind = Literal["none", "half", "learned", "share", "roles", "ramp"]
-
-
-@dataclass
-class RoleShares:
-    """Shares of channels that come from the previous token, by what the mixed input is for."""
-
-    q: float | None = setting(None, low=0, high=1)  # query
-    k: float | None = setting(None, low=0, high=1)  # key
-    v: float | None = setting(None, low=0, high=1)  # value
-    r: float | None = setting(None, low=0, high=1)  # receptance
-
-
-class Shift(NamedTuple):
-    """The token shift of one sublayer: which share of channels comes from the previous token."""
-
-    learned: bool  # a share per channel is learned, beginning at those below if ``own_start``
-    share: float = 0.5
-    shares: Mapping[str, float] = MappingProxyType({})  # of the roles that differ from ``share``
-    own_start: bool = False  # the shares were given, in place of the start of the model's recipe
-
-    @classmethod
-    def named(cls, kind: str) -> "Shift":
-        """Return the shift of a word that needs no numbers; UserError for others."""
-        if kind not in ("none", "half", "learned"):
-            raise UserError(f"model.token_shift={kind} needs shares: build the sublayer with self.shift(layer)")
-        return cls(kind == "learned", 0.0 if kind == "none" else 0.5)
 
 
 @dataclass
@@ -115,6 +86,9 @@ class ModelConfig(Component):
     init_from: str | None = setting(None, file=True)  # run (path, STUDY/NAME, id), .pth, .safetensors or HF folder
     init_vocab: Literal["match"] | None = None  # match: init_from's rows of emb and head go to the same tokens
     bidirectional: bool = False  # every position sees all others; objective=mlm sets it
+    positions_2d: bool = False  # x and y of each pixel of data=images added to its first channels
+    image_size: int | None = setting(None, low=1)  # side of those pictures; data=images sets it
+    image_levels: int | None = setting(None, low=2)  # levels of their colours; data=images sets it
 
     @abstractmethod
     def build(self, vocab_size: int, backend: str) -> "LM":
@@ -161,36 +135,14 @@ class ModelConfig(Component):
 
     def shift(self, layer: int) -> Shift:
         """Return the token shift of block ``layer``, after ``token_shift`` and the fields beside it."""
-        if self.token_shift in ("none", "half"):
-            return Shift.named(self.token_shift)
-        share = 0.5 if self.shift_share is None else self.shift_share
-        if self.token_shift == "ramp" or self.shift_last is not None:
-            last = 0.1 if self.shift_last is None else self.shift_last
-            share += (last - share) * layer / max(1, self.n_layer - 1)
-        given = {} if self.shift_roles is None else vars(self.shift_roles)
-        shares = {role: value for role, value in given.items() if value is not None}
-        own = (self.shift_share, self.shift_roles, self.shift_last) != (None, None, None)
-        return Shift(self.token_shift == "learned", share, shares, own)
+        return shift_of(self, layer)
 
-    def _check_shift(self) -> None:
-        readers = {
-            "shift_share": ("share", "roles", "ramp", "learned"),
-            "shift_roles": ("roles", "learned"),
-            "shift_last": ("ramp", "learned"),
-        }
-        for name, kinds in readers.items():
-            if getattr(self, name) is not None and self.token_shift not in kinds:
-                raise UserError(
-                    f"model.{name} does nothing with model.token_shift={self.token_shift}: it belongs to "
-                    f"{', '.join(kinds)}"
-                )
-        if self.token_shift == "roles" and self.shift_roles is None:
-            raise UserError(
-                "model.token_shift=roles needs the shares: e.g. 'model.shift_roles={q: 0.3, k: 0.5, v: 0.7}'"
-            )
+    def pixel_signs(self) -> tuple[int, int, tuple[int, int]]:
+        """Return side, number of pixel tokens and the ids of the signs before a picture, for positions_2d."""
+        return pixel_signs(self)
 
     def check(self) -> None:
-        self._check_shift()
+        check_shift(self)
         if self.head_qk != "sum" and self.head_qk_dim == 0:
             raise UserError(
                 f"model.head_qk={self.head_qk} does nothing without head-QK: set model.head_qk_dim, e.g. 256"
@@ -227,10 +179,22 @@ class ModelConfig(Component):
         """Resolve names of runs, which mean those below ``runs_dir``, to their folders."""
         from rwkv_lab.models.weights import weights_file
 
+        if self.positions_2d and run.data.holds != "images":
+            raise UserError(
+                f"model.positions_2d=true needs pictures and data={run.data.name} has none: use data=images"
+            )
         for name, text in self.start_files.items():
             file = weights_file(text, f"model.{name}", run.runs_dir)
             if not Path(text).expanduser().exists():
                 setattr(self, name, str(file.parent))
+
+
+class Drawing(NamedTuple):
+    """Some pictures to be drawn after training."""
+
+    prompts: "np.ndarray"  # token ids [B,P] to go on from
+    length: int  # tokens to draw
+    choices: int  # the tokens drawn are below this id
 
 
 @dataclass
@@ -243,6 +207,7 @@ class DataConfig(Component):
     holds: ClassVar[Holding] = "text"  # or token ids
     suffixes: ClassVar[tuple[str, ...]] = ()  # of files a user may have meant by data=FILE
     weighted: ClassVar[bool] = False  # sequences come with a weight for the loss of each token
+    usage: ClassVar[str | None] = None  # what to try with a trained run, in place of the objective's
 
     @abstractmethod
     def sources(self, cache: Path) -> "Sources":
@@ -251,6 +216,14 @@ class DataConfig(Component):
     def made(self, tokenizer: "TokenizerConfig", stored: "Tokenizer | None") -> "Corpus | None":
         """Return a corpus that is made as it is read, by the tokenizer ``stored`` if there is one; None for files."""
         return None
+
+    def drawings(self, corpus: "Corpus") -> "list[Drawing]":
+        """Return the pictures that a finished run draws; empty for a corpus of text, which it continues."""
+        return []
+
+    def picture(self, corpus: "Corpus", drawn: "list[np.ndarray]") -> bytes:
+        """Return a PNG of what was ``drawn`` for each of ``drawings``, token ids [B,length]."""
+        raise NotImplementedError
 
     def check_run(self, run: "Config") -> None:
         run.tokenizer.check_data(self)
@@ -315,6 +288,9 @@ class Prediction:
     law: str  # name of the law
     kind: str  # of the proposed schedule
     fit: str  # the file it was read from
+    best_run: str = ""  # name of the run fitted that ended lowest; empty in files that lack it
+    best_loss: float | None = None  # its final loss, of ``column``
+    best_steps: int = 0  # its length in updates
 
 
 @dataclass
@@ -359,6 +335,8 @@ class ObjectiveConfig(Component):
         self, rows: "np.ndarray", first: int, seed: int, weights: "np.ndarray | None" = None
     ) -> "tuple[np.ndarray, ...]":
         """Return the arrays ``loss`` takes, made of token windows ``rows`` [B,T+1].
+
+        Behind ``weights`` come the targets [B,T,J] and the places of the first tokens [B] of data=images.
 
         The rows are the run's sequences number ``first`` to ``first + B - 1``; random numbers depend on these and
         ``seed`` only, so that a resumed run draws the same. ``weights`` [B,T] are those of the losses of rows[:, 1:];

@@ -32,6 +32,7 @@ def canonical(config: Any, files: Mapping[str, str], prefix: str = "") -> Any:
             value = getattr(config, field.name)
             off = value is None or (value is False and field.default is not None)
             off |= not field.metadata.get("hash_default", True) and value == default_of(field)
+            off |= field.name in getattr(config, "outside_identity", ())
             if off or not field.metadata.get("identity", True):
                 continue
             content = {"sha256": files[key]} if key in files else canonical(value, files, key + ".")

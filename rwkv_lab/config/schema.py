@@ -30,20 +30,29 @@ class TrainerConfig:
     batch_size: int = setting(8, low=1)  # sequences per update, all devices and accumulation together
     accumulate: int = setting(1, low=1)  # micro-batches per update
     clip: float = setting(1.0, low=0)  # largest gradient norm; 0 does not clip
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # bf16: autocast over fp32 master weights
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"  # bf16, fp16: autocast, fp32 master weights
+    compile: Literal["auto", "true", "false"] = setting(
+        "auto", hash_default=False
+    )  # blocks by torch.compile; auto: long runs
+    activation_checkpointing: bool = setting(False, identity=False)  # compute blocks again in backward; less memory
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: int | None = setting(None, low=1, high=MOST_THREADS)  # torch CPU threads; unset: all cores
     overfit: bool = False  # train on the first batch again and again
     eval_tokens: Count = setting(32768, count=True)  # tokens of the fixed held-out part measured during training
     final_tokens: Count = setting(None, count=True)  # held-out tokens measured at the end; unset: all
-    strategy: Literal["ddp"] | None = None  # unset: one device; ddp: several, data parallel
-    processes: int | None = setting(None, low=1)  # processes of ddp; unset: one a GPU, or a CPU core
-    timeout: float = setting(600.0, low=1, identity=False)  # seconds ddp's processes wait for one before they give up
+    strategy: Literal["ddp", "fsdp"] | None = None  # unset: one device; ddp: a copy on each; fsdp: a share on each
+    processes: int | None = setting(None, low=1)  # of ddp and fsdp; unset: one a GPU, or a CPU core
+    cpu_offload: bool = False  # fsdp: weights and optimizer state in the CPU's memory
+    gather: Literal["fp32", "bf16"] | None = (
+        None  # fsdp: type weights are gathered in; unset: fp32; bf16: half the traffic
+    )
+    timeout: float = setting(600.0, low=1, identity=False)  # seconds processes wait for one before they give up
     deterministic: bool = False  # bit-equal numbers on a GPU where torch can, at some cost
     log_every: int = setting(10, low=1, identity=False)  # updates between rows of metrics.csv
     eval_every: int = setting(100, low=0, identity=False)  # updates between evaluations; 0: at the end only
     checkpoint_every: int = setting(200, low=0, identity=False)  # updates between checkpoints; 0: at the end only
     keep_every: int = setting(0, low=0, identity=False)  # updates between checkpoints kept for good; 0: newest two only
+    profile: int = setting(0, low=0, identity=False)  # updates traced by torch's profiler after the first 5; 0: none
     sample_length: int = setting(300, low=0, identity=False)  # tokens of sample.txt; 0 writes none
 
     def check(self) -> None:
@@ -63,8 +72,17 @@ class TrainerConfig:
             )
         if self.processes is not None and self.strategy is None:
             raise UserError(
-                f"trainer.processes={self.processes} does nothing on one device: add trainer=ddp or leave it out"
+                f"trainer.processes={self.processes} does nothing on one device: add trainer=ddp or trainer=fsdp, or "
+                "leave it out"
             )
+        for key in ("cpu_offload", "gather"):
+            if getattr(self, key) and self.strategy != "fsdp":
+                raise UserError(f"trainer.{key} is of trainer=fsdp: add that, or leave it out")
+
+    @property
+    def outside_identity(self) -> tuple[str, ...]:
+        """Fields that cannot change this run's result: a run in shares goes on with any number of processes."""
+        return ("processes",) if self.strategy == "fsdp" else ()
 
 
 @dataclass

@@ -90,7 +90,7 @@ def _stored(group: str, config: Mapping[str, Any]) -> Any:
 def require_length(corpus: Corpus, ctx_len: int) -> None:
     """Raise UserError if a split is too short for one sequence of ``ctx_len`` tokens and its targets."""
     for name, split in (("training", corpus.train), ("validation", corpus.val)):
-        if split is not None and len(split) <= ctx_len:
+        if split is not None and not split.weighted and len(split) <= ctx_len:
             raise UserError(
                 f"model.ctx_len={ctx_len} is too long for the {name} text of {len(split)} tokens: "
                 f"at most {len(split) - 1}, or give more data"

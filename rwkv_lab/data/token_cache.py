@@ -27,6 +27,15 @@ FILL = 1 << 20
 Stream = Iterator[tuple[np.ndarray, np.ndarray | None]]  # ids, and bytes of text behind each; None: one number for all
 
 
+class Sequences(NamedTuple):
+    """Some sequences of a split, and what a corpus may tell of them beside their tokens."""
+
+    rows: np.ndarray  # [B,T+1] token ids
+    weights: Any = None  # [B,T] of the losses of rows[:, 1:], or [B,T,J] of those of ``targets``; None: all alike
+    targets: Any = None  # [B,T] or [B,T,J] tokens in place of rows[:, 1:], J at each position
+    start: Any = None  # [B] place of the first token in its picture
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """A part of a corpus: its tokens, memory-mapped, and the bytes of text they stand for."""
@@ -36,15 +45,21 @@ class Split:
     unknown: int = 0  # tokens that stand for an unknown character
 
     weighted: ClassVar[bool] = False  # whether ``sequences`` gives weights
+    counted: ClassVar[str] = "answers"  # what has a weight above 0, in words
 
-    def sequences(
-        self, order: str, ctx_len: int, seed: int, first: int, count: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the sequences number ``first`` to ``first + count - 1``, int64 [count,T+1], and None for weights."""
+    def sequences(self, order: str, ctx_len: int, seed: int, first: int, count: int) -> tuple[Any, ...]:
+        """Return the sequences number ``first`` to ``first + count - 1``, int64 [count,T+1], and None for weights.
+
+        Other corpora give more, as in ``Sequences``.
+        """
         return windows(self.tokens, offsets(order, len(self.tokens), ctx_len, seed, first, count), ctx_len), None
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def whole(self, ctx_len: int) -> int:
+        """Return how many sequences of ``ctx_len`` it takes to read a weighted split once."""
+        return len(self) // (ctx_len + 1)
 
     def bytes_between(self, start: int, stop: int) -> int:
         """Return the bytes of text behind the tokens ``start`` to ``stop - 1``; 0 for token ids without text."""

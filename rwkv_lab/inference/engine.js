@@ -135,11 +135,7 @@ class Model {
   shifted(name, mix, roles, x, past) {
     const last = past.last;
     past.last = x;
-    if (mix.shift === "none") return roles.map(() => x);
-    if (mix.shift === "half") {
-      const half = x.map((value, i) => i < x.length >> 1 ? last[i] : value);
-      return roles.map(() => half);
-    }
+    if (mix.late) return roles.map((role) => x.map((value, i) => i < mix.late[role] ? last[i] : value));
     const blend = (m) => x.map((value, i) => value * m[i] + last[i] * (1 - m[i]));
     if (mix.shared) return roles.fill(blend(this.tensors[`${name}.shift.time_mix`]));
     return roles.map((role) => blend(this.tensors[`${name}.shift.time_mix_${role}`]));

@@ -105,6 +105,8 @@ def describe(model: "LM") -> dict[str, Any]:
     """Return what engine.js has to know of a model beside its tensors. Raises UserError for one it cannot run."""
     RecurrentModel(model)  # refuses what reads in both directions
     config = model.config
+    if model.positions is not None:
+        raise UserError("a page runs models of text: train without model.positions_2d=true")
     blocks = []
     for block in model.blocks:
         if not isinstance(block.att, (WKVMix, ChannelMix)) or not isinstance(block.ffn, ChannelMix):
@@ -121,7 +123,9 @@ def describe(model: "LM") -> dict[str, Any]:
 
 
 def _mix(mix: WKVMix | ChannelMix) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": "channel", "shift": mix.shift.kind, "shared": mix.shift.shared}
+    shift = mix.shift
+    late = None if shift.learned else dict(zip(shift.roles, shift.n_shifted, strict=True))
+    found: dict[str, Any] = {"kind": "channel", "late": late, "shared": shift.shared}
     if isinstance(mix, WKVMix):
         found |= {"kind": "wkv", "den_eps": mix.den_eps, "k_max": mix.k_max}
     return found

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.inference import decode
 from rwkv_lab.models.lm import LM
 from rwkv_lab.models.state import Embeds, State
+from rwkv_lab.ops.waiting import sharing_cores
 
 if TYPE_CHECKING:
     from rwkv_lab.models.lm import LM
@@ -30,10 +32,13 @@ class RecurrentModel:
     again as a new beginning, so that a token sees between ctx_len / 2 and ctx_len tokens. With head-QK the state also
     has the keys and tokens of the last ctx_len positions.
 
+    A single token of rwkv_v2, rwkv_v3 and rwkv_v4 in float32 on the CPU goes through a kernel, which keeps a copy of
+    the weights in ``precision`` fp32, bf16 or int8 (unset: bf16 under autocast, else fp32).
+
     Raises UserError for a model with a sublayer that carries no state.
     """
 
-    def __init__(self, model: LM):
+    def __init__(self, model: LM, precision: str | None = None):
         if model.config.bidirectional:
             raise UserError(
                 f"this {model.config.name} was trained by objective=mlm and reads in both directions: it cannot go on "
@@ -42,27 +47,54 @@ class RecurrentModel:
         if model.memory is None:
             raise UserError(f"model={model.config.name} has no recurrent form: a sublayer of it carries no state")
         self.model = model
+        self.precision = precision
+        self._decoder: decode.Decoder | None = None
+        self._portable = False  # whether the kernel does not apply
 
     @torch.no_grad()
     def step(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Tokens [B] after ``state`` (None: the start) -> logits of the next token [B,V] and the new state."""
-        logits, state = self.prefill(token.unsqueeze(1), state)
+        if token.shape[0] == 1 and (decoder := self._native()) is not None:
+            return decoder.step(token, state)
+        return self._read(token.unsqueeze(1), state)
+
+    def _native(self) -> decode.Decoder | None:
+        """Return the kernel for the weights as they are now, or None where it does not apply."""
+        if self._portable:
+            return None
+        half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        kind = self.precision or ("bf16" if half else "fp32")
+        if self._decoder is None or self._decoder.kind != kind or self._decoder.stale:
+            self._decoder = decode.decoder(self.model, kind)
+            self._portable = self._decoder is None
+        return self._decoder
+
+    @torch.no_grad()
+    def read(self, idx: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """A chunk of tokens [B,T], T >= 1, after ``state`` -> logits of the token after it [B,V] and the new state."""
+        return self.step(idx[:, 0], state) if idx.shape[1] == 1 else self._read(idx, state)
+
+    def _read(self, idx: Tensor, state: State | None) -> tuple[Tensor, State]:
+        logits, state = self._advance(idx, state, last_only=True)
         return logits[:, 0], state
 
     @torch.no_grad()
     def prefill(self, idx: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """A chunk of tokens [B,T] of any length T >= 1 after ``state`` -> logits [B,T,V] and the new state."""
+        return self._advance(idx, state)
+
+    def _advance(self, idx: Tensor, state: State | None, last_only: bool = False) -> tuple[Tensor, State]:
         if self.model.memory == "constant":
-            return self.model.advance(idx, state)
+            return self.model.advance(idx, state, last_only=last_only)
         parts = []
         while idx.shape[1]:
             state = self._with_room(state)
             room = self.model.config.ctx_len - (0 if state is None else state.position)
-            logits, state = self.model.advance(idx[:, :room], state)
+            logits, state = self.model.advance(idx[:, :room], state, last_only=last_only)
             parts.append(logits)
             idx = idx[:, room:]
         assert state is not None
-        return torch.cat(parts, dim=1), state
+        return (parts[-1] if last_only else torch.cat(parts, dim=1)), state
 
     def _with_room(self, state: State | None) -> State | None:
         """Return a state that can take another token: ``state``, or that of the later half of a full window."""
@@ -70,7 +102,9 @@ class RecurrentModel:
         if state is None or state.tokens is None or state.position < window:
             return state
         later = state.tokens[:, window - window // 2 :]
-        return self.model.advance(later)[1] if later.shape[1] else None
+        # Right unless a picture begins in that half, which then counts for itself.
+        start = None if state.place is None else state.place - later.shape[1]
+        return self.model.advance(later, start=start)[1] if later.shape[1] else None
 
     @torch.no_grad()
     def embed(self, idx: Tensor) -> Embedding:
@@ -101,10 +135,16 @@ def chosen_device(device: str) -> str:
 
 @contextmanager
 def placed(model: "LM", device: str, precision: str | None = None) -> "Iterator[LM]":
-    """Yield ``model`` in float32 on ``device``, for evaluation; bf16 computes matrix products in bfloat16 (fp32)."""
+    """Yield ``model`` in float32 on ``device``, for evaluation, itself changed.
+
+    precision  fp32 (None) | bf16: matrix products in bfloat16 | int8: the matrices of blocks and head rounded to 8 bits
+    """
     import torch
 
     on = chosen_device(device)
     model = model.float().to(on).eval()
-    with torch.no_grad(), torch.autocast(on, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    if precision == "int8":
+        decode.round_to_int8(model)
+    half = torch.autocast(on, dtype=torch.bfloat16, enabled=precision == "bf16")
+    with sharing_cores(torch.get_num_threads() if on == "cpu" else 1), torch.no_grad(), half:
         yield model

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -37,6 +38,8 @@ def filter_logits(
     """
     _check_sampling(temperature, top_k, top_p, top_a, top_p_x)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature > 0 and top_p == 1 and top_k == 0 and top_a == 0:
+        return torch.softmax(logits / temperature, dim=-1)
     p = torch.softmax(logits, dim=-1)
     best, first = p.max(dim=-1, keepdim=True)
     if temperature == 0:
@@ -80,13 +83,21 @@ def _check_sampling(temperature: float, top_k: int, top_p: float, top_a: float, 
 class Session:
     """A model in the middle of a text: reads tokens, draws what follows, and goes on from there."""
 
-    def __init__(self, model: LM, generator: Generator | None = None, vocab_size: int | None = None, **filters: Any):
+    def __init__(
+        self,
+        model: LM,
+        generator: Generator | None = None,
+        vocab_size: int | None = None,
+        precision: str | None = None,
+        **filters: Any,
+    ):
         """Begin a text. Draws with ``generator``, on the model's device, among the first ``vocab_size`` tokens (all).
 
-        filters are those of ``filter_logits``; UserError for one out of range.
+        ``precision`` is that of ``RecurrentModel``, ``filters`` are those of ``filter_logits``. Raises UserError for a
+        filter out of range.
         """
         filter_logits(torch.zeros(1, 1), **filters)
-        self.recurrent = RecurrentModel(model)
+        self.recurrent = RecurrentModel(model, precision)
         self.vocab_size = model.vocab_size if vocab_size is None else vocab_size
         self.generator = generator
         self.filters = filters
@@ -110,8 +121,8 @@ class Session:
             raise UserError("the prompt is empty: give at least one token")
         for _ in range(length):
             unread = torch.tensor([self.unread], device=self.device)
-            logits, self.state = self.recurrent.prefill(unread, self.state)
-            p = filter_logits(logits[:, -1, : self.vocab_size], **self.filters)
+            logits, self.state = self.recurrent.read(unread, self.state)
+            p = filter_logits(logits[:, : self.vocab_size], **self.filters)
             token = int(torch.multinomial(p, 1, generator=self.generator))
             self.unread = [token]
             yield token
@@ -129,6 +140,24 @@ def generate(
     session = Session(model, generator, **filters)
     session.read(list(prompt))
     return list(session.draw(length))
+
+
+@torch.no_grad()
+def generate_rows(
+    model: LM, prompts: np.ndarray, length: int, choices: int, generator: Generator | None = None
+) -> np.ndarray:
+    """Return ``length`` tokens that continue each of ``prompts`` [B,P], drawn among the first ``choices``: [B,length].
+
+    Each token by its own probability, with ``generator`` on the model's device.
+    """
+    recurrent, state, drawn = RecurrentModel(model), None, []
+    unread = torch.from_numpy(prompts).to(model.emb.weight.device)
+    for _ in range(length):
+        logits, state = recurrent.prefill(unread, state)
+        p = torch.softmax(logits[:, -1, :choices].float(), dim=-1)
+        unread = torch.multinomial(p, 1, generator=generator)
+        drawn.append(unread)
+    return torch.cat(drawn, dim=1).cpu().numpy()
 
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
-from rwkv_lab.config.kinds import ModelConfig, ShiftKind
+from rwkv_lab.config.kinds import ModelConfig
+from rwkv_lab.config.model_fields import ShiftKind
 
 if TYPE_CHECKING:
     from torch import Generator

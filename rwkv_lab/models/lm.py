@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.kinds import ModelConfig
+from rwkv_lab.models import head_loss
 from rwkv_lab.models.blocks.head_qk import HeadQK
+from rwkv_lab.models.blocks.pixel_positions import PixelPositions
 from rwkv_lab.models.state import BlockState, Mix, State, memory_of
 
 
@@ -32,8 +33,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor, state: BlockState | None = None) -> tuple[Tensor, BlockState]:
         """x [B,T,C] -> [B,T,C], and the state after the last token."""
         att_state, ffn_state = (None, None) if state is None else state
-        if self.ln0 is not None:
-            x = self.ln0(x)
         if self.pre_norm:
             y, att_state = self.att(self.ln1(x), att_state)
             x = x + y
@@ -75,6 +74,7 @@ class LM(nn.Module):
         self.memory = None if config.bidirectional else memory
         self.max_len = config.ctx_len if fixed_length or time_out else None  # longest sequence; None: any length
         self.emb = nn.Embedding(vocab_size, config.n_embd)
+        self.positions = PixelPositions(*config.pixel_signs(), config.n_embd) if config.positions_2d else None
         self.blocks = nn.ModuleList(blocks)
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.time_out = nn.Parameter(torch.empty(1, config.ctx_len, 1)) if time_out else None
@@ -82,71 +82,99 @@ class LM(nn.Module):
         D = config.head_qk_dim
         self.head_qk = HeadQK(config.n_embd, D, config.ctx_len, config.head_qk, head_qk_bias) if D else None
 
-    def advance(self, idx: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def advance(
+        self, idx: Tensor, state: State | None = None, start: Tensor | None = None, last_only: bool = False
+    ) -> tuple[Tensor, State]:
         """Tokens idx [B,T] after ``state`` (None: the start) -> logits [B,T,V] and the state after them.
 
+        ``start`` [B] is the place of the first token in its picture, for positions_2d; None: that of the state.
+        ``last_only`` computes the logits [B,1,V] of the last position alone.
         Raises UserError for more tokens, with those before, than the model's per-position parameters.
         """
         block_states: list[BlockState] = []
-        logits, history = self._logits(idx, state, block_states.append)
+        if start is None and state is not None:
+            start = state.place
+        logits, history, place = self._logits(idx, state, block_states.append, start, last_only)
         tokens = None
         if self.memory == "growing":
             tokens = idx if state is None or state.tokens is None else torch.cat((state.tokens, idx), dim=1)
-        return logits, State(block_states, history, tokens, idx.shape[1] + (0 if state is None else state.position))
+        return logits, State(
+            block_states, history, tokens, idx.shape[1] + (0 if state is None else state.position), place
+        )
 
     def _logits(
-        self, idx: Tensor, state: State | None, keep: Callable[[BlockState], None]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Return logits [B,T,V] and head-QK's history; ``keep`` is given the state of each block."""
+        self,
+        idx: Tensor,
+        state: State | None,
+        keep: Callable[[BlockState], None],
+        start: Tensor | None,
+        last_only: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
+        """Return logits [B,T,V], head-QK's history and the next place; ``keep`` is given the state of each block."""
         past = 0 if state is None else state.position
-        end = past + idx.shape[1]
+        x, place = self._hidden(idx, state, keep, start)
+        return *self._read_out(x, idx, past, None if state is None else state.head_qk, last_only), place
+
+    def _hidden(
+        self, idx: Tensor, state: State | None, keep: Callable[[BlockState], None], start: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the head reads, [B,T,C], and the next place."""
+        end = idx.shape[1] + (0 if state is None else state.position)
         if self.max_len is not None and end > self.max_len:
             raise UserError(
                 f"model={self.config.name} has per-position parameters for model.ctx_len={self.max_len} tokens: "
                 f"it cannot read {end}"
             )
         x = self.emb(idx)
+        ln0 = self.blocks[0].ln0
+        if isinstance(ln0, nn.LayerNorm):
+            x = ln0(x)
+        place = None
+        if self.positions is not None:
+            added, place = self.positions(idx, start, x.dtype)
+            x = x + added
         for i, block in enumerate(self.blocks):
             x, block_state = block(x, None if state is None else state.blocks[i])
             keep(block_state)
-        x = self.ln_out(x)
-        logits = self.head(x if self.time_out is None else x * self.time_out[:, past:end])
-        history = None
-        if self.head_qk is not None:
-            logits, history = self.head_qk(logits, x, idx, None if state is None else state.head_qk)
-        return logits, history
+        return self.ln_out(x), place
 
-    def forward(self, idx: Tensor) -> Tensor:
-        """Tokens idx [B,T] -> logits [B,T,V]; errors as ``advance``. Keeps no state, which may be large."""
-        return self._logits(idx, None, lambda state: None)[0]
+    def _read_out(
+        self,
+        x: Tensor,
+        idx: Tensor,
+        past: int = 0,
+        history: tuple[Tensor, Tensor] | None = None,
+        last_only: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """x [B,T,C] after ``past`` tokens -> logits [B,T,V], and head-QK's history."""
+        shown = self._timed(x, past)
+        logits = self.head(shown[:, -1:] if last_only else shown)
+        return (logits, None) if self.head_qk is None else self.head_qk(logits, x, idx, history)
 
-    def loss(self, idx: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    def _timed(self, x: Tensor, past: int = 0) -> Tensor:
+        return x if self.time_out is None else x * self.time_out[:, past : past + x.shape[1]]
+
+    def forward(self, idx: Tensor, start: Tensor | None = None) -> Tensor:
+        """Tokens idx [B,T], ``start`` as in ``advance`` -> logits [B,T,V]; errors as there. Keeps no state, which may
+        be large."""
+        return self._logits(idx, None, lambda state: None, start)[0]
+
+    def loss(self, idx: Tensor, targets: Tensor, weights: Tensor | None = None, start: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats per token of targets [B,T] at idx [B,T]; l2_wrap adds to its gradient only.
 
         ``weights`` [B,T], at least 0, make it a weighted mean; positions of weight 0 are left out of l2_wrap too.
+        Targets and weights [B,T,J] are J tokens a position with a probability each; ``start`` as in ``advance``.
+        Logits of more than ``head_loss.SLICE_LOGITS`` numbers are never there all at once, but for targets [B,T,J].
         """
-        logits = self(idx)
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        if weights is None:
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            return l2_wrap(loss, logits) if self.config.l2_wrap else loss
-        counted = weights > 0
-        logits, share = logits[counted], weights[counted]  # [N,V], [N]
-        losses = F.cross_entropy(logits, targets[counted], reduction="none")
-        loss = (losses * share).sum() / share.sum()
-        return l2_wrap(loss, logits) if self.config.l2_wrap else loss
-
-
-def l2_wrap(loss: Tensor, logits: Tensor) -> Tensor:
-    """The same loss, whose backward pass also pulls each position's largest logit of logits [...,V] towards zero.
-
-    Adds max * 1e-4/(B T) to d loss / d logits at the arg-max only (Peng, RWKV-4), scaled by the gradient that reaches
-    the loss, so that accumulating micro-batches gives what one large batch gives.
-    """
-    largest = logits.max(dim=-1).values  # [...]
-    pull = 0.5e-4 / largest.numel() * largest.square().sum()
-    return loss + (pull - pull.detach())
+        x, _ = self._hidden(idx, None, lambda state: None, start)
+        l2_wrap = self.config.l2_wrap
+        if targets.dim() == 3 or idx.numel() * self.vocab_size <= head_loss.SLICE_LOGITS:
+            return head_loss.mean_loss(self._read_out(x, idx)[0], targets, weights, l2_wrap)
+        if self.head_qk is None:
+            return head_loss.sliced_head_loss(self._timed(x), self.head.weight, targets, weights, l2_wrap)
+        return head_loss.sliced_rows_loss(
+            lambda rows: self._read_out(x[rows], idx[rows])[0], targets, weights, l2_wrap, self.vocab_size
+        )
 
 
 def decay_parameters(model: nn.Module) -> set[str]:

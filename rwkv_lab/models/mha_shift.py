@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rwkv_lab.config.kinds import ShiftKind
+from rwkv_lab.config.model_fields import ShiftKind
 from rwkv_lab.config.registry import register
 from rwkv_lab.models.mha_rotary import MHARotaryConfig
 

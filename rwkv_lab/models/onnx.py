@@ -72,9 +72,9 @@ def save(model: LM, file: Path) -> None:
     except ImportError:
         raise UserError("--to onnx needs the package onnxscript: pip install 'rwkv_lab[onnx]'") from None
     mixes = [block.att for block in model.blocks if isinstance(block.att, WKVMix)]
-    if model.head_qk is not None or len(mixes) < len(model.blocks):
+    if model.head_qk is not None or model.positions is not None or len(mixes) < len(model.blocks):
         raise UserError(
-            f"only rwkv_v2, rwkv_v3 and rwkv_v4 without head-QK and ffn_pre can be written to ONNX: this "
+            f"only rwkv_v2, rwkv_v3 and rwkv_v4 without head-QK, ffn_pre and positions_2d can be written to ONNX: this "
             f"{model.config.name} has another state"
         )
     step = Step(model.float()).eval()

@@ -182,6 +182,8 @@ def original_of(model: LM) -> Original:
         raise UserError(f"{model.config.name} does not come from the original implementation")
     if model.config.bidirectional:
         raise UserError("the original implementation has no model that reads in both directions")
+    if model.config.positions_2d:
+        raise UserError("the original implementation has no places of pixels: train without model.positions_2d=true")
     return original
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
-from rwkv_lab.config.kinds import ShiftKind
+from rwkv_lab.config.model_fields import ShiftKind
 from rwkv_lab.config.registry import register
 from rwkv_lab.models.families import HeadsConfig
 

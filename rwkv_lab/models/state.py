@@ -8,6 +8,7 @@ Its state is a named tuple of tensors whose first dimension is the batch. ``memo
     no attribute          carries nothing; refused in a recurrent model, and RecurrentModel refuses such a model
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
@@ -52,10 +53,11 @@ class BlockState(NamedTuple):
 class State(NamedTuple):
     """State of a language model after some tokens."""
 
-    blocks: list[BlockState]
+    blocks: Sequence[BlockState]
     head_qk: tuple[Tensor, Tensor] | None  # keys [B,P,D] and tokens [B,P] of the last P <= ctx_len positions
     tokens: Tensor | None  # [B,position] tokens of the window, kept where some sublayer's state grows
     position: int  # tokens read
+    place: Tensor | None = None  # [B] of the next token in its picture, for positions_2d
 
 
 def memory_of(mixes: dict[str, nn.Module], recurrent: bool, model: str) -> Memory | None:
@@ -74,3 +76,19 @@ def memory_of(mixes: dict[str, nn.Module], recurrent: bool, model: str) -> Memor
     if None in found.values():
         return None
     return "growing" if "growing" in found.values() else "constant"
+
+
+def rows_of(state: State, rows: Tensor) -> State:
+    """Return the state of the rows [N] of a batch, in this order; a row may occur several times."""
+
+    def chosen(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part[rows]
+        if isinstance(part, list):
+            return [chosen(each) for each in part]
+        if isinstance(part, tuple):
+            found = [chosen(each) for each in part]
+            return type(part)(*found) if hasattr(part, "_fields") else tuple(found)
+        return part
+
+    return State(*(chosen(part) for part in state))

@@ -57,7 +57,8 @@ def recipe(kind: Kind, arch: str = "sm_90", cuda: str | None = None) -> Recipe:
     """The recipe of the CPU library for this processor, or of the CUDA library for ``arch``."""
     bind = (*CXX_FLAGS, *BIND_FLAGS)
     if kind == "cpu":
-        sources = {CSRC / "wkv_cpu.cpp": (*CXX_FLAGS, "-march=native"), CSRC / "bind_cpu.cpp": bind}
+        sources = {CSRC / f"{name}.cpp": (*CXX_FLAGS, "-march=native") for name in ("wkv_cpu", "decode_cpu")}
+        sources |= {CSRC / f"{name}.cpp": bind for name in ("bind_cpu", "bind_decode")}
         return Recipe("wkv_cpu", sources, {}, ("torch_cpu",))
     binding = {CSRC / "bind_cuda.cpp": (*bind, "-DUSE_CUDA")}
     kernels = {CSRC / "wkv_cuda.cu": (*NVCC_FLAGS, f"-arch={arch}")}

@@ -31,9 +31,13 @@ def resolve_backend(
     return "native" if native.ready(device, requested == "native", cache) else "reference"
 
 
-@torch.compiler.assume_constant_result
 def uses_kernel(requested: str, device: torch.device) -> bool:
+    """Return whether ``resolve_backend`` says native; a constant to torch.compile."""
     return resolve_backend(requested, device) == "native"
+
+
+# All that torch.compiler.assume_constant_result does, without importing torch._dynamo, which takes a second.
+uses_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def wkv(

@@ -12,6 +12,7 @@ import numpy as np
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import PLAIN_GROUPS, Config
+from rwkv_lab.runs.manifest import foretold
 from rwkv_lab.runs.run import Run
 from rwkv_lab.util.units import ago, count
 
@@ -177,6 +178,10 @@ class Row:
     val_loss: float | None
     val_bpb: float | None
     tokens_per_second: float | None
+    predicted: float | None  # final loss by the fit that its schedule is of
+    interval: tuple[float, float] | None  # of it
+    measured: float | None  # the loss that was predicted, at the end
+    forecast: dict[str, float]  # loss, low, high and step of a run that is not over; empty without one
     age: float | None
     reason: str | None
     config: dict[str, Any]  # flat
@@ -195,7 +200,7 @@ def _row(run: Run, name: str, now: datetime) -> Row:
         manifest, status = {"reason": str(error)}, UNREADABLE
     parts = run.name.rsplit("-", 3)
     model, data, seed = parts[:3] if len(parts) == 4 else (MISSING, MISSING, "")
-    result = manifest.get("result") or {}
+    result, fitted = manifest.get("result") or {}, foretold(manifest)
     return Row(
         path=str(run.path),
         study=run.study,
@@ -208,6 +213,10 @@ def _row(run: Run, name: str, now: datetime) -> Row:
         val_loss=result.get("val_loss"),
         val_bpb=result.get("val_bpb"),
         tokens_per_second=result.get("tokens_per_second"),
+        predicted=fitted.loss if fitted else None,
+        interval=(fitted.low, fitted.high) if fitted else None,
+        measured=fitted.measured if fitted else None,
+        forecast=run.forecast if status in ("running", "interrupted") else {},
         age=age(manifest.get("ended") or manifest.get("started"), now),
         reason=manifest.get("reason"),
         config=flat(_config_of(run) or {}),

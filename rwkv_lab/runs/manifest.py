@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ _KINDS = {
     "status": str,
     "reason": str,
     "forecast": dict,
+    "predicted": dict,
     "started": str,
     "ended": str,
     "overrides": list,
@@ -83,3 +86,51 @@ def verify(folder: Path, *names: str) -> None:
                 f"{folder / name} is damaged, its content does not match its recorded checksum: train the run afresh "
                 "with rerun=true"
             )
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """The loss that a fitted law predicted for a run, and what came of it; losses of ``column``."""
+
+    loss: float  # predicted for the end of the run
+    low: float  # ends of its interval
+    high: float
+    level: float  # probability the interval claims
+    law: str
+    column: str  # val_loss on the fixed held-out part, or train_loss
+    measured: float | None  # None until the run is complete
+    best_run: str  # the run fitted that ended lowest; empty if unknown
+    best_loss: float | None
+    best_steps: int
+
+    @property
+    def verdict(self) -> str:
+        """``inside`` or ``outside`` the interval; empty until the run is complete."""
+        if self.measured is None:
+            return ""
+        return "inside" if self.low <= self.measured <= self.high else "outside"
+
+
+def foretold(manifest: Mapping[str, Any]) -> Foretold | None:
+    """Return what was predicted for a run trained from a fit; None for any other, or if the record is damaged."""
+    record, result = manifest.get("predicted"), manifest.get("result") or {}
+    if not record:
+        return None
+    try:
+        low, high = map(float, record["interval"])
+        column, best = str(record["column"]), record.get("best_loss")
+        measured = result.get("fixed_val_loss" if column == "val_loss" else "train_loss")
+        return Foretold(
+            loss=float(record["final_loss"]),
+            low=low,
+            high=high,
+            level=float(record["level"]),
+            law=str(record["law"]),
+            column=column,
+            measured=float(measured) if measured is not None and math.isfinite(measured) else None,
+            best_run=str(record.get("best_run") or ""),
+            best_loss=None if best is None else float(best),
+            best_steps=int(record.get("best_steps") or 0),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None

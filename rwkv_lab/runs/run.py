@@ -1,6 +1,7 @@
 """A run directory as its readers see it: status, manifest, configuration, metrics."""
 
 import fcntl
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from rwkv_lab.runs.manifest import read_manifest, verify
 from rwkv_lab.runs.metrics import read_metrics
 
 LOCK_NAME = ".lock"
+FORECAST = "forecast.json"
 CONFIG_BYTES = 1 << 18  # most that a config.yaml may have; a run writes some kilobytes
 # Recorded in run.json; a run recorded as running is interrupted once nobody holds its lock.
 FINISHED = ("complete", "failed", "stopped early")
@@ -60,6 +62,18 @@ class Run:
         if recorded in FINISHED:
             return recorded
         return "running" if is_locked(self.path) else "interrupted"
+
+    @property
+    def forecast(self) -> dict[str, float]:
+        """``loss``, ``low``, ``high`` of the final loss and the ``step`` it was forecast at; empty without a forecast.
+
+        A process beside the run writes forecast.json; what a stop rule forecast is in run.json.
+        """
+        try:
+            found = json.loads((self.path / FORECAST).read_text(encoding="utf-8"))
+            return {key: float(found[key]) for key in ("loss", "low", "high", "step")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return dict(self.manifest.get("forecast") or {})
 
     def stale(self, fingerprint: str) -> bool:
         """Return whether other code completed the run than ``fingerprint`` (``provenance.code_fingerprint()``)."""

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from rwkv_lab.runs import FORMAT, Run, listing, provenance
 from rwkv_lab.runs.store import acquire_run
 from rwkv_lab.sweeps import launchers, plan
 from rwkv_lab.sweeps.launchers import LauncherSpec
+from rwkv_lab.sweeps.server import ServerGone, server
 from rwkv_lab.util.console import say
 from rwkv_lab.util.paths import runs_dir, train_command
 from rwkv_lab.util.subprocesses import Ended, end_with_parent, run_child
@@ -54,7 +56,7 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     gpus = launchers.visible_gpus() if shared else ()
     with launchers.gpu_lock(gpus, runs_dir(config.runs_dir) / ".gpus") as gpu:
         chosen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
-        ended = run_child(command(overrides), chosen | threads(spec), quiet=not spec.visible)
+        ended = _process(overrides, chosen | threads(spec), spec)
     if ended.stopped and spec.tied and marker.exists():
         return LOSS_IF_FAILED
     if ended.stopped and spec.tied:
@@ -63,6 +65,16 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     if ended.stopped and not spec.detached:
         raise KeyboardInterrupt
     return outcome(path, config, overrides, ended)
+
+
+def _process(overrides: Sequence[str], extra: dict[str, str], spec: LauncherSpec) -> Ended:
+    """Run a job in a process of its own: forked where this process works off many jobs, else started."""
+    if spec.tied:
+        with suppress(ServerGone):
+            words = [*overrides, "hydra.mode=RUN"]
+            return server(extra.get("OMP_NUM_THREADS")).run(words, {**os.environ, **extra}, quiet=not spec.visible)
+        server.cache_clear()
+    return run_child(command(overrides), extra, quiet=not spec.visible)
 
 
 def stop_marker(root: Path, sweep: int) -> Path:

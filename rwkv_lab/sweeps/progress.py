@@ -32,11 +32,7 @@ class JobState:
     manifest: dict[str, Any]
     reason: str | None = None
     step: int = 0  # completed updates, as far as they are logged
-
-    @property
-    def forecast(self) -> dict[str, Any]:
-        """``loss``, ``low`` and ``high`` of the final loss, if a stop rule has forecast it; else empty."""
-        return self.manifest.get("forecast") or {}
+    forecast: dict[str, float] = field(default_factory=dict)  # loss, low, high of the final loss; empty without one
 
     @property
     def saved(self) -> int:
@@ -65,12 +61,15 @@ def job_state(job: Job, earlier: str | None = None) -> JobState:
 def run_state(path: Path, status: str, manifest: dict[str, Any]) -> JobState:
     """Return the state of a run of ``status``; reads only the end of its metrics.csv."""
     steps = int(manifest.get("steps") or 0)
+    recorded = dict(manifest.get("forecast") or {})
     if status in ("complete", "failed"):
-        return JobState(status, 1.0, manifest, manifest.get("reason"), steps if status == "complete" else 0)
+        step = steps if status == "complete" else 0
+        return JobState(status, 1.0, manifest, manifest.get("reason"), step, recorded)
     step = last_step(path / "metrics.csv") if steps else 0
     if status == "stopped early":
-        return JobState(status, 1.0, manifest, manifest.get("reason"), step)
-    return JobState(status, step / steps if steps else 0.0, manifest, step=step)
+        return JobState(status, 1.0, manifest, manifest.get("reason"), step, recorded)
+    forecast = Run(path).forecast if steps else recorded
+    return JobState(status, step / steps if steps else 0.0, manifest, step=step, forecast=forecast)
 
 
 def counted(states: Sequence[JobState]) -> str:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from rwkv_lab.util.paths import IMPORT_ROOT, as_typed
 
 FINISH_SECONDS = 10
 STOPPED_SECONDS = 0.5
+FORECAST_FROM = 0.1  # share of a run from which its final loss is forecast
+FORECAST_SHARE = 0.01  # of the run's time that forecasts may take
+FORECAST_START = 1.0  # CPU seconds until the first forecast
+FORECAST_SECONDS = 2.0  # between two looks
 
 
 @contextlib.contextmanager
@@ -111,3 +116,66 @@ def end(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+class LiveForecast:
+    """The forecast of a run's final loss, made by a process of its own once a tenth of the run is done.
+
+    That process takes at most a hundredth of the run's time, so that a run of less than about two minutes has none; it
+    writes forecast.json, and the run never waits for it.
+    """
+
+    def __init__(self, folder: Path, total: int, step: int) -> None:
+        self._folder, self._total, self._first = folder, total, step
+        self._began = self._looked = time.monotonic()
+        self._process: subprocess.Popen | None = None
+        self._text, self._failed = "", False
+
+    def note(self, step: int) -> str:
+        """Return the forecast for the progress line, empty without one; looks for a new one every two seconds."""
+        now = time.monotonic()
+        if now - self._looked >= FORECAST_SECONDS:
+            self._looked = now
+            expected = (now - self._began) / max(step - self._first, 1) * self._total
+            if self._process is None and not self._failed and begins(step / self._total, expected):
+                self._start()
+            if self._process is not None:
+                found = Run(self._folder).forecast
+                self._text = f"  forecast {found['loss']:.3f} ({found['low']:.3f}–{found['high']:.3f})" if found else ""
+        return self._text
+
+    def _start(self) -> None:
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "analysis", "forecast", str(self._folder.absolute()), "--follow"],
+                cwd=IMPORT_ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._failed = True
+            warn(f"the final loss is not forecast ({error.strerror})")
+
+    def close(self) -> None:
+        """End the process; forecast.json stays as it wrote it last."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOPPED_SECONDS)
+        except subprocess.TimeoutExpired:
+            end(self._process)
+
+
+def affordable(done: float, expected: float) -> float:
+    """Return the CPU seconds that forecasts may have taken once the share ``done`` of ``expected`` seconds is over."""
+    return FORECAST_SHARE * expected * (0.3 + 0.7 * done)
+
+
+def begins(done: float, expected: float) -> bool:
+    """Return whether the process that forecasts is worth its start."""
+    return FORECAST_FROM <= done < 1 and affordable(done, expected) >= FORECAST_START

@@ -123,6 +123,10 @@ class WandbRun:
         manifest = run.manifest
         costs = {key: manifest.get(key) for key in COSTS}
         found = {key: value for key, value in (costs | (manifest.get("result") or {})).items() if value is not None}
+        if (picture := run.path / "images.png").is_file():
+            import wandb
+
+            self._opened.log({"images": wandb.Image(str(picture))}, commit=True)
         self._opened.summary.update(found | {"status": run.status})
         internal_log = Path(self._opened.settings.log_internal)
         self._opened.finish(exit_code=0 if run.status == "complete" else 1)

@@ -2,15 +2,17 @@
 
 ``step-N.safetensors`` holds tensors only, so reading one executes nothing; ``step-N.json`` is written after it and
 carries the progress, the sha256 of the tensors and one of its own. A checkpoint without its JSON, or with a hash that
-does not match, does not count.
+does not match, does not count. Of a model in shares every process writes its own, by torch.distributed.checkpoint, into
+the folder ``step-N.shares``.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +23,10 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.util.io import sync, write_json
 from rwkv_lab.util.tensorfile import write_tensors
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from rwkv_lab.training.distributed.world import World
+
+FORMAT, FORMAT_OF_SHARES = 1, 2
 KEPT = 2
 NUMBER = ":number"  # behind the name of an optimizer's state that is a Python number
 
@@ -34,6 +39,16 @@ class Progress:
     tokens: int = 0  # training tokens seen
     seconds: float = 0.0  # training time, all sessions together
     rows_sha256: str | None = None  # of the rows of metrics.csv up to here
+    skipped: int = 0  # updates that loss scaling skipped
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint, read as far as it can be without the model."""
+
+    progress: Progress
+    tensors: Callable[[nn.Module], Mapping[str, torch.Tensor]]  # of the model to restore, by name
+    shares: bool = False
 
 
 def tensors_of(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
@@ -94,27 +109,66 @@ def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor], kee
 
     Those at multiples of ``keep_every`` stay as well, unless it is 0.
     """
+    _make(folder)
+    file = folder / f"step-{progress.step:09d}.safetensors"
+    write_tensors(tensors, file)
+    _record(file.with_suffix(".json"), {"format": FORMAT, "sha256": _file_hash(file)}, progress)
+    _prune(folder, keep_every)
+
+
+def save_shares(
+    folder: Path, progress: Progress, tensors: Mapping[str, torch.Tensor], world: "World", keep_every: int = 0
+) -> None:
+    """Write a checkpoint of tensors that lie in shares on the ranks of ``world``; each calls this with its own."""
+    import torch.distributed.checkpoint as shared
+
+    shares = folder / f"step-{progress.step:09d}.shares"
+    if world.writes:
+        _make(folder)
+        shutil.rmtree(shares, ignore_errors=True)
+    world.meet()
+    shared.save(dict(tensors), checkpoint_id=shares, process_group=world.side)
+    if world.writes:
+        sync(shares)
+        hashes = {file.name: _file_hash(file) for file in sorted(shares.iterdir())}
+        _record(shares.with_suffix(".json"), {"format": FORMAT_OF_SHARES, "shares": hashes}, progress)
+        _prune(folder, keep_every)
+
+
+def _make(folder: Path) -> None:
     if not folder.is_dir():
         # A link that leads nowhere.
         folder.unlink(missing_ok=True)
         folder.mkdir()
         sync(folder.parent)
-    file = folder / f"step-{progress.step:09d}.safetensors"
-    write_tensors(tensors, file)
+
+
+def _file_hash(file: Path) -> str:
     with open(file, "rb") as written:
-        digest = hashlib.file_digest(written, "sha256").hexdigest()
-    record = {"format": FORMAT, "sha256": digest, **asdict(progress)}
-    write_json(file.with_suffix(".json"), record | {"record_sha256": _record_hash(record)})
+        return hashlib.file_digest(written, "sha256").hexdigest()
+
+
+def _record(file: Path, content: dict[str, Any], progress: Progress) -> None:
+    record = content | asdict(progress)
+    write_json(file, record | {"record_sha256": _record_hash(record)})
+
+
+def _prune(folder: Path, keep_every: int) -> None:
+    """Remove all checkpoints but the newest two and those at multiples of ``keep_every``, and what is unfinished."""
     for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
         if keep_every and _step(old) % keep_every == 0:
             continue
         old.unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
+        shutil.rmtree(old.with_suffix(".shares"), ignore_errors=True)
     kept = {path.stem for path in folder.glob("step-*.json")}
     unfinished = (path for path in folder.glob("*.safetensors") if path.stem not in kept)
     # safetensors itself writes to .tmp* first.
     for leftover in (*folder.glob("*.partial"), *folder.glob(".tmp*"), *unfinished):
         leftover.unlink(missing_ok=True)
+    for leftover in folder.glob("*.shares"):
+        if leftover.stem not in kept:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def kept_steps(folder: Path) -> list[int]:
@@ -128,14 +182,16 @@ def _step(record: Path) -> int:
 
 
 def adopt(source: Path, step: int, folder: Path) -> bool:
-    """Copy another run's checkpoint of ``step`` into the new ``folder``; False if it is damaged or gone."""
+    """Copy another run's checkpoint of ``step`` into the new ``folder``; False if it is damaged, gone or in shares."""
     try:
-        progress, tensors = _read(source / f"step-{step:09d}.json")
+        saved = _read(source / f"step-{step:09d}.json")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return False
+    if saved.shares:
+        return False
     # The rows of metrics.csv that belong to it are written anew.
-    progress.rows_sha256 = None
-    save(folder, progress, tensors)
+    saved.progress.rows_sha256 = None
+    save(folder, saved.progress, load_file(source / f"step-{step:09d}.safetensors"))
     return True
 
 
@@ -143,23 +199,51 @@ def _record_hash(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _read(record: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
+def _read(record: Path) -> Saved:
     content: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
     if content.pop("record_sha256") != _record_hash(content):
         raise ValueError("its progress does not match its checksum")
-    if content["format"] > FORMAT:
+    if content["format"] > FORMAT_OF_SHARES:
         raise UserError(f"{record} was written by a newer version of rwkv_lab: use that version, or rerun=true")
-    file = record.with_suffix(".safetensors")
-    with open(file, "rb") as written:
-        if hashlib.file_digest(written, "sha256").hexdigest() != content["sha256"]:
-            raise ValueError("its content does not match its checksum")
     progress = Progress(
-        int(content["step"]), int(content["tokens"]), float(content["seconds"]), content.get("rows_sha256")
+        int(content["step"]),
+        int(content["tokens"]),
+        float(content["seconds"]),
+        content.get("rows_sha256"),
+        int(content.get("skipped", 0)),
     )
-    return progress, load_file(file)
+    if content["format"] == FORMAT_OF_SHARES:
+        folder = record.with_suffix(".shares")
+        for name, sha256 in content["shares"].items():
+            if _file_hash(folder / name) != sha256:
+                raise ValueError(f"its share {name} does not match its checksum")
+        return Saved(progress, lambda model: _read_shares(folder, model), shares=True)
+    file = record.with_suffix(".safetensors")
+    if _file_hash(file) != content["sha256"]:
+        raise ValueError("its content does not match its checksum")
+    tensors = load_file(file)
+    return Saved(progress, lambda model: tensors)
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> tuple[Progress, dict[str, torch.Tensor]] | None:
+def _read_shares(folder: Path, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint in shares, each laid out like the parameter of ``model`` it belongs to."""
+    import torch.distributed.checkpoint as shared
+
+    own, parameters = model.state_dict(), dict(model.named_parameters())
+    tensors: dict[str, torch.Tensor] = {}
+    for name, entry in shared.FileSystemReader(folder).read_metadata().state_dict_metadata.items():
+        kind, _, rest = name.partition(".")
+        owner = own.get(rest) if kind == "model" else parameters.get(rest.rpartition(".")[0])
+        size, dtype = entry.size, entry.properties.dtype  # type: ignore[union-attr]
+        if owner is not None and owner.shape == size:
+            tensors[name] = torch.empty_like(owner, dtype=dtype, requires_grad=False)
+        else:
+            tensors[name] = torch.empty(size, dtype=dtype)
+    shared.load(tensors, checkpoint_id=folder)
+    return tensors
+
+
+def newest(folder: Path, say: Callable[[str], None]) -> Saved | None:
     """Return the newest whole checkpoint, or None; ``say`` gets one line for each that is damaged."""
     records = sorted(folder.glob("step-*.json"), reverse=True)
     for record in records:

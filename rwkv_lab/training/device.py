@@ -1,21 +1,25 @@
 """Choices for ``auto``: device, precision and threads, made once and recorded in the manifest."""
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import Config, TrainerConfig
+from rwkv_lab.models.lm import LM
 from rwkv_lab.ops.memory import keep_freed_memory
 from rwkv_lab.runs.provenance import processor_name, usable_cores
-from rwkv_lab.util.units import count
+from rwkv_lab.util.console import warn
 
-if TYPE_CHECKING:
-    from torch import nn
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Training FLOPs in the blocks from which compiling them pays: minutes of a card, an hour or two of some CPU cores.
+COMPILE_FROM = {"cuda": 1e17, "cpu": 5e14}
 
 
 @dataclass(frozen=True)
@@ -23,15 +27,17 @@ class Resolved:
     """The choices that decide a run's bits."""
 
     device: str  # cpu | cuda | cuda:N
-    precision: str  # fp32 | tf32 | bf16
+    precision: str  # fp32 | tf32 | bf16 | fp16
     ops_backend: str  # native | reference
     threads: int  # torch's CPU threads
     deterministic: bool = False  # the same numbers on every run on a GPU, where torch can
+    compile: bool = False  # the blocks, by torch.compile
 
     def autocast(self) -> torch.autocast:
-        """Return bf16 autocast if that is the precision, else a context that does nothing."""
+        """Return autocast to bf16 or fp16 if that is the precision, else a context that does nothing."""
         kind = torch.device(self.device).type
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = HALVES.get(self.precision)
+        return torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def _device(wanted: str) -> str:
@@ -51,14 +57,51 @@ def _precision(wanted: str, device: str) -> str:
         fast = torch.cuda.get_device_capability(device) >= (8, 0) if cuda else torch.cpu._is_amx_tile_supported()
         return "bf16" if fast else "fp32"
     if wanted == "tf32" and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
-        raise UserError(f"trainer.precision=tf32 is not available on {device}: choose auto, fp32 or bf16")
+        raise UserError(f"trainer.precision=tf32 is not available on {device}: choose auto, fp32, bf16 or fp16")
     if wanted == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"trainer.precision=bf16 is not available on {device}: choose auto or fp32")
+        raise UserError(f"trainer.precision=bf16 is not available on {device}: choose auto, fp32 or fp16")
     return wanted
 
 
 def _kernel_cache(named: str | None) -> Path | None:
     return Path(named).expanduser().absolute() if named else None
+
+
+def _compile(config: Config, device: str) -> bool:
+    """Return whether to compile the blocks; under auto only where it pays and torch.compile works here."""
+    wanted = config.trainer.compile
+    if wanted != "auto":
+        return wanted == "true"
+    from rwkv_lab.config.derived import tokens_per_step, total_steps
+    from rwkv_lab.models import flops_per_token, skeleton
+
+    tokens = total_steps(config) * tokens_per_step(config)
+    if tokens * flops_per_token(skeleton(config.model, 1)) < COMPILE_FROM[torch.device(device).type]:
+        return False
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:
+        warn(f"torch.compile does not work here ({str(error).splitlines()[0]}); the run goes on without it")
+        return False
+    return True
+
+
+def dress(model: LM, trainer: TrainerConfig, resolved: Resolved) -> None:
+    """Let the blocks of ``model`` compute in training as the configuration has it: compiled, and again in backward.
+
+    Where no gradient is kept, as in evaluation, whose shapes vary, they compute as they are.
+    """
+    for block in model.blocks:
+        plain = block.forward
+        trained = torch.compile(plain, dynamic=False) if resolved.compile else plain
+        if trainer.activation_checkpointing:
+            trained = functools.partial(checkpoint, trained, use_reentrant=False, preserve_rng_state=False)
+        if trained is not plain:
+            block.forward = functools.partial(_forward, plain, trained)
+
+
+def _forward(plain: Callable[..., Any], trained: Callable[..., Any], *inputs: Any) -> Any:
+    return trained(*inputs) if torch.is_grad_enabled() else plain(*inputs)
 
 
 def resolve(config: Config, earlier: dict | None = None) -> Resolved:
@@ -67,14 +110,19 @@ def resolve(config: Config, earlier: dict | None = None) -> Resolved:
 
     trainer: TrainerConfig = config.trainer
     device = _device(trainer.device)
+    kept = earlier or {}
+    precision = kept.get("precision") if trainer.precision == "auto" else None
+    # A run begun before there was a choice was not compiled.
+    compiled = kept.get("compile", False)
     now = Resolved(
         device=device,
-        precision=_precision(trainer.precision, device),
+        precision=_precision(precision or trainer.precision, device),
         ops_backend=resolve_backend(config.ops.backend, device, _kernel_cache(config.ops.cache_dir)),
-        threads=trainer.threads or (earlier or {}).get("threads") or torch.get_num_threads(),
+        threads=trainer.threads or kept.get("threads") or torch.get_num_threads(),
         deterministic=trainer.deterministic,
+        compile=compiled if kept and trainer.compile == "auto" else _compile(config, device),
     )
-    for key, before in (earlier or {}).items():
+    for key, before in kept.items():
         if asdict(now).get(key, before) != before:
             raise UserError(
                 f"the run was started with {key} {before} and would go on with {asdict(now)[key]}, which changes its "
@@ -144,35 +192,3 @@ def peak_memory_bytes(resolved: Resolved) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def estimate(config: Config, parameters: "Mapping[str, nn.Parameter]", vocab_size: int) -> dict[str, float]:
-    """Return bytes by what takes them: weights with gradients, optimizer state, activations and logits.
-
-    Activations are those one micro-batch keeps: about 34 values a token, layer and channel in 16 bits (Korthikanti et
-    al. 2022, arXiv 2205.05198, without attention's quadratic part). Of the logits there are three fp32 copies.
-    """
-    trainer, model = config.trainer, config.model
-    tokens = trainer.batch_size // trainer.accumulate * model.ctx_len
-    width = 2 if trainer.precision == "bf16" else 4
-    return {
-        "weights and gradients": 8.0 * sum(parameter.numel() for parameter in parameters.values()),
-        "optimizer state": float(config.optimizer.state_bytes(parameters)),
-        "activations": tokens * 34 / 2 * model.n_layer * model.n_embd * width,
-        "logits": tokens * 3.0 * vocab_size * 4,
-    }
-
-
-def advice(config: Config, parameters: "Mapping[str, nn.Parameter]", vocab_size: int) -> str:
-    """Return a sentence on a run that is out of memory: what to change, and what is large."""
-    parts = sorted(estimate(config, parameters, vocab_size).items(), key=lambda part: -part[1])
-    shown = ", ".join(f"{name} {count(size)}B" for name, size in parts)
-    smaller = (
-        ""
-        if parts[0][0] in ("activations", "logits")
-        else f", or choose a smaller model or vocabulary (now {vocab_size})"
-    )
-    return (
-        f"out of memory: lower trainer.batch_size, or raise trainer.accumulate{smaller}; of about "
-        f"{count(sum(size for _, size in parts))}B, {shown}"
-    )

@@ -18,7 +18,7 @@ import numpy as np
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.sampling import gather
-from rwkv_lab.data.token_cache import Split
+from rwkv_lab.data.token_cache import Sequences, Split
 
 if TYPE_CHECKING:
     import torch
@@ -190,16 +190,16 @@ def evaluate_sequences(
     """
     import torch
 
-    count = len(split) // (ctx_len + 1)
+    count = split.whole(ctx_len)
     count = count if n_tokens is None else max(1, min(count, n_tokens // ctx_len))
     batch, parts = rows_at_once(batch_size, ctx_len, model.vocab_size), []
     with evaluating(model):
         for first in range(0, count, batch):
-            rows, weights = split.sequences("sequential", ctx_len, 0, first, min(batch, count - first))
-            assert weights is not None
-            idx, share = torch.from_numpy(rows).to(device), torch.from_numpy(weights).to(device)
-            parts.append(weighted_sums(model(idx[:, :-1]), idx[:, 1:], share))
-    return weighted_evaluation(parts, f"answers of {count} sequences of {ctx_len}")
+            found = Sequences(*split.sequences("sequential", ctx_len, 0, first, min(batch, count - first)))
+            idx, share = torch.from_numpy(found.rows).to(device), torch.from_numpy(found.weights).to(device)
+            start = () if found.start is None else (torch.from_numpy(found.start).to(device),)
+            parts.append(weighted_sums(model(idx[:, :-1], *start), idx[:, 1:], share))
+    return weighted_evaluation(parts, f"{split.counted} of {count} sequences of {ctx_len}")
 
 
 def rows_at_once(batch_size: int, length: int, vocab_size: int) -> int:

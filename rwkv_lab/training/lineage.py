@@ -56,7 +56,10 @@ def inherit(context: RunContext, resolved: Resolved, data_sha256: dict[str, str]
     own, total, best, reason = rates(config), derived.total_steps(config), (0, Run(context.path)), ""
     for run, other in _relatives(context):
         manifest = run.manifest
-        same = manifest.get("resolved") == dataclasses.asdict(resolved) and manifest.get("world_size") == processes
+        # Earlier runs had no choice of compiling.
+        same = {"compile": False} | manifest.get("resolved", {}) == dataclasses.asdict(resolved) and manifest.get(
+            "world_size"
+        ) == processes
         if not same or (manifest.get("data") or {}).get("sha256") != data_sha256:
             continue
         shared = _shared(own, rates(other), min(total, derived.total_steps(other)))

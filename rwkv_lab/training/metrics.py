@@ -38,7 +38,7 @@ FIRST = (
     "seconds",
     "tokens_per_second",
 )
-OPTIONAL = ("val_accuracy",)  # columns of the objectives that measure them
+OPTIONAL = ("val_accuracy", "skipped_updates")  # columns of the runs that measure them
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Update:
     new_tokens: int  # since the row before
     new_seconds: float  # since the row before
     model: "LM"
+    flops_per_token: float = 0.0  # forward and backward
+    peak_flops: float = 0.0  # a second, of all devices together; 0 if not known
+    skipped: int = 0  # updates that loss scaling skipped, all sessions together
 
 
 @register("metric", "step")
@@ -115,6 +118,20 @@ def seconds(update: Update) -> float:
 def tokens_per_second(update: Update) -> float | None:
     """Training tokens per second since the row before."""
     return update.new_tokens / update.new_seconds if update.new_seconds > 0 else None
+
+
+@register("metric", "mfu")
+def mfu(update: Update) -> float | None:
+    """Model FLOPs utilisation since the row before (Chowdhery et al. 2022, PaLM): a share of the devices' peak."""
+    if not update.peak_flops or update.new_seconds <= 0:
+        return None
+    return update.new_tokens * update.flops_per_token / update.new_seconds / update.peak_flops
+
+
+@register("metric", "skipped_updates")
+def skipped_updates(update: Update) -> int:
+    """Updates that loss scaling skipped so far."""
+    return update.skipped
 
 
 def columns() -> dict[str, Callable[[Update], Value]]:

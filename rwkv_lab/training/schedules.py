@@ -314,6 +314,7 @@ def read_proposal(path: str | Path) -> Proposal:
     proposal: Any = content.get("proposal") if isinstance(content, dict) else None
     try:
         low, high = map(float, proposal["interval"])
+        lowest = proposal.get("best_run") or {"name": "", "final_loss": None, "steps": 0}
         read = Proposal(
             rates=[float(rate) for rate in proposal["rates"]],
             prediction=Prediction(
@@ -324,6 +325,9 @@ def read_proposal(path: str | Path) -> Proposal:
                 law=str(proposal["law"]),
                 kind=str(proposal["kind"]),
                 fit=str(path),
+                best_run=str(lowest["name"]),
+                best_loss=None if lowest["final_loss"] is None else float(lowest["final_loss"]),
+                best_steps=int(lowest["steps"]),
             ),
             setup=dict((content.get("trained") or {}).get("setup") or {}),
         )

@@ -13,11 +13,14 @@ from rwkv_lab.config import check, derived
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data import Corpus
 from rwkv_lab.inference import sampling
+from rwkv_lab.ops.waiting import sharing_cores
 from rwkv_lab.runs import manifest, provenance
-from rwkv_lab.training import checkpoint, device, lineage
+from rwkv_lab.training import checkpoint, device, lineage, memory, throughput
 from rwkv_lab.training.context import RunContext
+from rwkv_lab.training.distributed.layout import LAYOUTS
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.early_stop import EarlyStop
+from rwkv_lab.training.loss_scaling import LossScaler
 from rwkv_lab.training.metrics import MetricsLog
 from rwkv_lab.training.trainer import NotFinite, StoppedEarly, Training, train
 from rwkv_lab.util import console
@@ -43,19 +46,21 @@ def run(context: RunContext, world: World) -> dict[str, Any]:
     training = None
     try:
         training = prepare(context, world)
-        if not world.writes:
-            train(training, None, None)
-            return {}
-        announce(training)
-        log = _open_log(training)
-        with tracking.log_in_background(context.path, training.progress.step):
-            result = _train_and_record(training, log)
+        with sharing_cores(training.resolved.threads):
+            if not world.writes:
+                train(training, None, None)
+                return {}
+            announce(training)
+            log = _open_log(training)
+            # A tracker takes the pictures with it when it closes.
+            with tracking.log_in_background(context.path, training.progress.step):
+                result = _train_and_record(training, log)
+                decorate("the sample", lambda: write_sample(training))
     except Exception as error:
         if training is not None and _is_out_of_memory(error):
             sizes = dict(training.model.named_parameters())
-            raise OutOfMemory(device.advice(context.config, sizes, training.model.vocab_size)) from error
+            raise OutOfMemory(memory.advice(context.config, sizes, training.model.vocab_size)) from error
         raise
-    decorate("sample.txt", lambda: write_sample(training))
     return result
 
 
@@ -88,17 +93,23 @@ def prepare(context: RunContext, world: World) -> Training:
             backend=resolved.ops_backend,
             tokenizer=corpus.tokenizer,
             warm=saved is None,
-        ).to(resolved.device)
+        )
+        device.dress(model, config.trainer, resolved)
+        layout = LAYOUTS[config.trainer.strategy](model, config.objective.loss, world, config.trainer, resolved.device)
     except Exception as error:
         if _is_out_of_memory(error):
             raise OutOfMemory(_advice_before_building(context, corpus)) from error
         raise
     optimizers = config.optimizer.build({n: p for n, p in model.named_parameters() if p.requires_grad})
-    training = Training(context, resolved, corpus, model, optimizers, lr, total, world)
+    scaler = LossScaler(optimizers, resolved.device, resolved.precision == "fp16")
+    training = Training(context, resolved, corpus, model, layout, optimizers, scaler, lr, total, world)
+    training.peak_flops = throughput.peak_flops(resolved) * world.size
     if saved is not None:
-        training.progress = saved[0]
+        training.progress = saved.progress
         try:
-            checkpoint.restore(saved[1], model, optimizers)
+            tensors = saved.tensors(model)
+            checkpoint.restore(tensors, model, optimizers)
+            scaler.restore(tensors, saved.progress.skipped)
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"the checkpoints in {path} do not fit this version's model ({str(error).splitlines()[0]}): "
@@ -144,7 +155,7 @@ def _advice_before_building(context: RunContext, corpus: Corpus) -> str:
     from rwkv_lab.models.factory import skeleton
 
     model = skeleton(context.config.model, corpus.tokenizer.vocab_size + context.config.objective.extra_tokens)
-    return device.advice(context.config, dict(model.named_parameters()), model.vocab_size)
+    return memory.advice(context.config, dict(model.named_parameters()), model.vocab_size)
 
 
 def _manifest(training: Training) -> dict[str, Any]:
@@ -175,6 +186,7 @@ def _manifest(training: Training) -> dict[str, Any]:
         "files": manifest.checksums(context.path, INPUTS),
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
         "flops_per_token": models.flops_per_token(training.model),
+        "peak_flops": training.peak_flops,
         "steps": training.total,
         "tokens": training.total * derived.tokens_per_step(config),
         "started": context.manifest.get("started") or provenance.now(),
@@ -189,7 +201,7 @@ def announce(training: Training) -> None:
     resolved, corpus, recorded = training.resolved, training.corpus, training.context.manifest
     say(
         f"device {resolved.device} ({recorded['hardware']['name']}, {resolved.threads} threads), precision "
-        f"{resolved.precision}, ops {resolved.ops_backend}"
+        f"{resolved.precision}, ops {resolved.ops_backend}{', compiled blocks' if resolved.compile else ''}"
     )
     for note in corpus.notes:
         say(f"note: {note}")
@@ -207,6 +219,7 @@ def _open_log(training: Training) -> MetricsLog:
     """Return the log with the rows of earlier sessions; what of them is lost or damaged is a warning."""
     progress = training.progress
     optional = training.config.objective.measures(training.corpus.val or training.corpus.train)
+    optional += ("skipped_updates",) if training.scaler.enabled else ()
     log = MetricsLog(training.folder / "metrics.csv", progress.step, optional)
     if progress.step >= training.config.trainer.log_every and log.kept == 0:
         warn(f"metrics.csv has no rows up to step {progress.step}: they are lost, the weights are not")
@@ -221,7 +234,8 @@ def _open_log(training: Training) -> MetricsLog:
 def _train_and_record(training: Training, log: MetricsLog) -> dict[str, Any]:
     """Train to the end and record the result; from then on nothing can undo it."""
     path = training.folder
-    live = console.Progress(training.total, training.progress.step)
+    forecast = tracking.LiveForecast(path, training.total, training.progress.step)
+    live = console.Progress(training.total, training.progress.step, note=forecast.note)
     live.start()
     try:
         train(training, log, live, EarlyStop(training.context, training.lr) if training.config.stop else None)
@@ -236,6 +250,7 @@ def _train_and_record(training: Training, log: MetricsLog) -> dict[str, Any]:
         raise
     finally:
         live.close()
+        forecast.close()
         log.close()
     training.context.claim.record(
         status="complete",
@@ -298,12 +313,20 @@ def decorate(what: str, work: Callable[[], object]) -> None:
 
 
 def write_sample(training: Training) -> None:
-    """Generate text from the start of a line and write sample.txt; a model that cannot continue a text has none."""
+    """Write sample.txt, text from the start of a line, or images.png; a model that cannot continue a text has none."""
     length = training.config.trainer.sample_length
     if not length or training.config.objective.bidirectional:
         return
     tokenizer = training.corpus.tokenizer
     generator = torch.Generator(training.resolved.device).manual_seed(training.config.seed)
+    if drawings := training.config.data.drawings(training.corpus):
+        with training.resolved.autocast():
+            drawn = [
+                sampling.generate_rows(training.model, each.prompts, each.length, each.choices, generator)
+                for each in drawings
+            ]
+        write_atomic(training.folder / "images.png", training.config.data.picture(training.corpus, drawn))
+        return
     with training.resolved.autocast():
         ids = sampling.generate(
             training.model, tokenizer.start(), length, generator=generator, temperature=SAMPLE_TEMPERATURE

@@ -1,5 +1,6 @@
 """The training loop, from top to bottom."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -13,15 +14,18 @@ from rwkv_lab.config.fields import whole
 from rwkv_lab.config.schema import Config
 from rwkv_lab.data import Corpus
 from rwkv_lab.models.lm import LM
-from rwkv_lab.training import checkpoint, metrics
+from rwkv_lab.models.lm import flops_per_token as flops_of
+from rwkv_lab.training import checkpoint, metrics, profiling
 from rwkv_lab.training.checkpoint import Progress
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.device import Resolved
-from rwkv_lab.training.distributed import world
+from rwkv_lab.training.distributed.layout import Layout, full
 from rwkv_lab.training.distributed.vote import Vote
 from rwkv_lab.training.distributed.world import World
 from rwkv_lab.training.early_stop import EarlyStop
 from rwkv_lab.training.evaluate import Evaluation
+from rwkv_lab.training.loader import AHEAD, Loader
+from rwkv_lab.training.loss_scaling import LossScaler
 from rwkv_lab.training.metrics import MetricsLog, Update
 from rwkv_lab.util import console
 from rwkv_lab.util.signals import Stopped, StopSignals
@@ -47,11 +51,15 @@ class Training:
     resolved: Resolved
     corpus: Corpus
     model: LM
+    layout: Layout
     optimizers: list[torch.optim.Optimizer]
+    scaler: LossScaler
     lr: Callable[[int], float]  # the rate of update i
     total: int  # updates
     world: World = field(default_factory=World)
     progress: Progress = field(default_factory=Progress)
+    loader: Loader[list[torch.Tensor]] = field(init=False)
+    peak_flops: float = 0.0  # a second, of all devices together
 
     @property
     def config(self) -> Config:
@@ -72,26 +80,33 @@ def batch(training: Training, step: int, micro: int) -> list[torch.Tensor]:
     size = trainer.batch_size // (trainer.accumulate * training.world.size)
     first = 0 if trainer.overfit else step * trainer.batch_size
     first += (micro * training.world.size + training.world.rank) * size
-    rows, weights = training.corpus.train.sequences(config.data.order, training.ctx_len, config.seed, first, size)
-    arrays = [torch.from_numpy(array) for array in config.objective.batch(rows, first, config.seed, weights)]
-    if training.resolved.device == "cpu":
-        return arrays
-    return [array.pin_memory().to(training.resolved.device, non_blocking=True) for array in arrays]
+    rows, *more = training.corpus.train.sequences(config.data.order, training.ctx_len, config.seed, first, size)
+    arrays = [torch.from_numpy(array) for array in config.objective.batch(rows, first, config.seed, *more)]
+    return arrays if training.resolved.device == "cpu" else [array.pin_memory() for array in arrays]
+
+
+def loader(training: Training) -> Loader[list[torch.Tensor]]:
+    """Return the micro-batches to come, in pinned memory and made ahead for a GPU."""
+    parts = range(training.config.trainer.accumulate)
+    places = ((step, micro) for step in range(training.progress.step, training.total) for micro in parts)
+    ahead = 0 if training.resolved.device == "cpu" else AHEAD
+    return Loader(functools.partial(batch, training), places, ahead)
 
 
 def update(training: Training, loss_module: nn.Module, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute one update's gradients; return the batch's mean loss and the gradient's L2 norm before clipping."""
-    trainer = training.config.trainer
-    total_loss = torch.zeros((), device=training.resolved.device)
+    """Compute one update's gradients; return this rank's mean loss and the gradient's L2 norm before clipping."""
+    trainer, where = training.config.trainer, training.resolved.device
+    total_loss = torch.zeros((), device=where)
     for micro in range(trainer.accumulate):
-        arrays = batch(training, step, micro)
-        with world.synchronised(loss_module, last=micro == trainer.accumulate - 1):
+        arrays = [array.to(where, non_blocking=True) for array in training.loader.take()]
+        with training.layout.exchanging(last=micro == trainer.accumulate - 1):
             with training.resolved.autocast():
                 loss = loss_module(*arrays) / trainer.accumulate
-            loss.backward()
+            training.scaler.backward(loss)
         total_loss += loss.detach()
+    training.scaler.unscale()
     norm = nn.utils.clip_grad_norm_(training.model.parameters(), trainer.clip or math.inf, foreach=True)
-    return training.world.mean(total_loss), norm
+    return total_loss, full(norm)
 
 
 def train(
@@ -105,16 +120,21 @@ def train(
     """
     config, progress, trainer = training.config, training.progress, training.config.trainer
     training.world.meet()
-    loss_module = world.wrap(training.model, config.objective.loss, training.world)
+    flops_per_token = flops_of(training.model)
     on_cpu = training.resolved.device == "cpu"
     training.model.train()
     started = time.monotonic() - progress.seconds
     logged_seconds, logged_tokens = progress.seconds, progress.tokens
-    with StopSignals(None, None, lasting=Stopped) as stop, Vote(training.world, trainer.timeout) as vote:
+    with (
+        StopSignals(None, None, lasting=Stopped) as stop,
+        Vote(training.world, trainer.timeout) as vote,
+        loader(training) as training.loader,
+        profiling.traced(training.folder, trainer.profile if training.world.writes else 0) as traced,
+    ):
         for step in range(progress.step, training.total):
             lr = training.lr(step)
             config.optimizer.set_lr(training.optimizers, step, lr)
-            loss, norm = update(training, loss_module, step)
+            loss, norm = update(training, training.layout.loss, step)
             done = step + 1
             logs = done % trainer.log_every == 0 or done == training.total
             evaluates = bool(trainer.eval_every) and done % trainer.eval_every == 0 and done < training.total
@@ -122,12 +142,12 @@ def train(
             saves |= bool(trainer.keep_every) and done % trainer.keep_every == 0
             known = on_cpu or logs or saves or evaluates
             if known:
-                require_finite(step, loss.item(), norm.item(), lr)
-            for optimizer in training.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                loss = training.world.mean(loss)
+                require_finite(training, step, loss.item(), norm.item(), lr)
+            training.scaler.step()
+            traced()
             progress.step, progress.tokens = done, progress.tokens + trainer.batch_size * training.ctx_len
-            progress.seconds = time.monotonic() - started
+            progress.seconds, progress.skipped = time.monotonic() - started, training.scaler.skipped
             if logs or evaluates:
                 row = metrics.row(
                     Update(
@@ -141,6 +161,9 @@ def train(
                         new_tokens=progress.tokens - logged_tokens,
                         new_seconds=progress.seconds - logged_seconds,
                         model=training.model,
+                        flops_per_token=flops_per_token,
+                        peak_flops=training.peak_flops,
+                        skipped=progress.skipped,
                     )
                 )
                 logged_seconds, logged_tokens = progress.seconds, progress.tokens
@@ -148,8 +171,8 @@ def train(
                 started = time.monotonic() - progress.seconds
                 if log is not None:
                     log.append(row)
-                if live is not None and row["val_bpb"] is not None:
-                    live.val_bpb = row["val_bpb"]
+                if live is not None:
+                    live.val_bpb, live.mfu = row["val_bpb"] or live.val_bpb, row["mfu"]
             if live is not None and (on_cpu or logs):
                 live.update(done, progress.tokens, loss.item(), lr)
             stopping = vote.cast(stop.requested)
@@ -158,7 +181,8 @@ def train(
                 given_up = training.world.broadcast(rule.reason_to_stop() if rule is not None else "")
             if saves or stopping or given_up or (done == training.total):
                 if not known:
-                    require_finite(step, loss.item(), norm.item(), lr)
+                    loss = training.world.mean(loss)
+                    require_finite(training, step, loss.item(), norm.item(), lr)
                 require_finite_weights(training.model, step, lr)
                 save(training, log)
                 started = time.monotonic() - progress.seconds
@@ -166,18 +190,22 @@ def train(
                 raise Stopped(done)
             if given_up:
                 raise StoppedEarly(done, given_up)
+    training.model = training.layout.whole()
 
 
-def require_finite(step: int, loss: float, norm: float, lr: float) -> None:
-    """Raise ``NotFinite`` if the loss or the gradient norm of update ``step`` is infinite or NaN."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+def require_finite(training: Training, step: int, loss: float, norm: float, lr: float) -> None:
+    """Raise ``NotFinite`` if the loss or the gradient norm of update ``step`` is infinite or NaN.
+
+    A gradient that loss scaling answers by a smaller scale is not a fault.
+    """
+    if not math.isfinite(loss) or not (math.isfinite(norm) or training.scaler.may_skip()):
         what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
         raise _not_finite(what, value, step, lr)
 
 
 def require_finite_weights(model: nn.Module, step: int, lr: float) -> None:
     """Raise ``NotFinite`` if a weight is infinite or NaN after update ``step``."""
-    largest = nn.utils.get_total_norm(list(model.parameters()), math.inf).item()
+    largest = full(nn.utils.get_total_norm(list(model.parameters()), math.inf)).item()
     if not math.isfinite(largest):
         raise _not_finite("largest weight", largest, step, lr)
 
@@ -205,9 +233,8 @@ def evaluate(training: Training) -> Evaluation:
 
 def save(training: Training, log: MetricsLog | None) -> None:
     """Save a checkpoint of this moment; the metrics up to it are made durable first."""
-    if not training.world.writes:
-        return
     if log is not None:
         training.progress.rows_sha256 = log.sync()
-    tensors = checkpoint.tensors_of(training.model, training.optimizers)
-    checkpoint.save(training.folder / "checkpoints", training.progress, tensors, training.config.trainer.keep_every)
+    folder, keep_every = training.folder / "checkpoints", training.config.trainer.keep_every
+    tensors = checkpoint.tensors_of(training.model, training.optimizers) | training.scaler.tensors()
+    training.layout.save(folder, training.progress, tensors, keep_every)

@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -75,6 +75,8 @@ class Progress:
     step: int  # updates done when this process began
     out: TextIO = field(default_factory=lambda: sys.stdout)
     val_bpb: float | None = None
+    note: Callable[[int], str] = lambda step: ""  # what else to show after an update
+    mfu: float | None = None  # share of the devices' peak FLOPs
     _bar: tqdm | None = None
     _first: tuple[float, int, int] | None = None  # time, tokens and step after the first update here
     _printed: float = 0.0
@@ -98,9 +100,10 @@ class Progress:
         speed = (tokens - tokens_then) / max(now - began, 1e-9)
         left = (now - began) / max(step - step_then, 1) * (self.total - step)
         bpb = f"  val bpb {self.val_bpb:.3f}" if self.val_bpb is not None else ""
+        mfu = f"  mfu {self.mfu:.0%}" if self.mfu is not None else ""
         text = (
             f"step {step}/{self.total}  tokens {count(tokens)}  loss {loss:.3f}{bpb}  lr {lr:.2g}  "
-            f"{count(speed)} tok/s  {duration(left)} left"
+            f"{count(speed)} tok/s{mfu}  {duration(left)} left{self.note(step)}"
         )
         if self._bar is not None:
             self._bar.n = step

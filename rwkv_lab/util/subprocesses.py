@@ -66,7 +66,7 @@ def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool) -> 
     )
     last: deque[str] = deque(maxlen=1)
     assert child.stderr is not None
-    reader = threading.Thread(target=_pass_on, args=(child.stderr, last), daemon=True)
+    reader = threading.Thread(target=pass_on, args=(child.stderr, last), daemon=True)
     reader.start()
     with StopSignals(child.terminate, child.terminate) as stop:
         code = child.wait()
@@ -75,7 +75,8 @@ def run_child(command: Sequence[str], extra: Mapping[str, str], quiet: bool) -> 
     return Ended(code, stop.requested, last[0] if last else "")
 
 
-def _pass_on(stream: IO[bytes], last: deque[str]) -> None:
+def pass_on(stream: IO[bytes], last: deque[str]) -> None:
+    """Copy ``stream`` to standard error; ``last`` keeps its last line that is not empty."""
     for raw in stream:
         line = raw.decode(errors="replace")
         sys.stderr.write(line)

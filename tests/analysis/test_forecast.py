@@ -1,11 +1,19 @@
 """Forecasts of runs in progress."""
 
+import json
+import threading
+import time
+
 import numpy as np
 import pytest
 
+from analysis import forecast as module
 from analysis.curves import LossCurve
-from analysis.forecast import Siblings, final, forecast
+from analysis.forecast import Siblings, final, follow, forecast
+from rwkv_lab import tracking
 from rwkv_lab.config.errors import UserError
+from rwkv_lab.runs import Run, store
+from rwkv_lab.runs.manifest import write_manifest
 
 
 def cut(curve, share):
@@ -97,3 +105,84 @@ class TestSiblings:
             Siblings.of([LossCurve([40, 50_000], [5.0, 3.0], finished[0].lr), finished[1]], ["a", "a"]).final(
                 cut(last, 0.5), last.lr
             )
+
+
+CONFIG = """\
+model: {name: rwkv_v4}
+data: {name: kjv}
+schedule: {name: wsd, lr_init: 2.0e-3, lr_final: 0.0, warmup_steps: 10, decay_fraction: 0.2}
+trainer: {batch_size: 8, eval_tokens: 8192}
+"""
+
+
+def run_directory(study, name, rows, status, every=5):
+    """A run of 1,000 updates with its first ``rows`` rows logged, held-out loss in each of ``every``."""
+    folder = study / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(CONFIG)
+    write_manifest(folder, {"format": 1, "status": status, "steps": 1000, "ended": None})
+    lines = ["step,train_loss,val_loss,seconds"]
+    for step in range(10, 10 * rows + 1, 10):
+        loss = 1.2 + 4.0 * (step + 20) ** -0.35 - 0.1 * max(0, step - 800) / 200
+        lines.append(f"{step},{loss + 0.02 * (-1) ** step},{loss if step % (10 * every) == 0 else ''},{step}")
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(("every", "column"), [(2, "val_loss"), (20, "train_loss")])
+def test_a_run_is_followed_until_it_ends(tmp_path, monkeypatch, every, column):
+    run_directory(tmp_path, "a-b-s1-aaaaaaaa", 100, "complete")
+    folder, ended = run_directory(tmp_path, "a-b-s1-bbbbbbbb", 40, "running", every), threading.Event()
+    assert [run.id for run in module.finished_beside(Run(folder))] == ["aaaaaaaa"]
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "affordable", lambda done, expected: np.inf)
+    held = store.lock(folder)
+    follower = threading.Thread(target=follow, args=(folder, ended))
+    follower.start()
+    for _ in range(600):
+        if Run(folder).forecast:
+            break
+        time.sleep(0.02)
+    held.release()
+    follower.join(10)
+    assert not follower.is_alive(), "it ends with the run"
+    found = json.loads((folder / "forecast.json").read_text())
+    assert (found["step"], found["column"]) == (400 if column == "val_loss" else 399, column)
+    assert found["low"] < found["loss"] < found["high"] < 2.5
+
+
+def test_forecasts_take_no_more_than_their_share(tmp_path, monkeypatch):
+    folder = run_directory(tmp_path, "a-b-s1-bbbbbbbb", 40, "running")
+    held = store.lock(folder)
+    looked = threading.Event()
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(module, "affordable", lambda done, expected: looked.set() or 0.0)
+    monkeypatch.setattr(module, "of_run", lambda *_: pytest.fail("beyond its share"))
+    ended = threading.Event()
+    follower = threading.Thread(target=follow, args=(folder, ended))
+    follower.start()
+    assert looked.wait(10)
+    ended.set()
+    follower.join(10)
+    held.release()
+    assert not (folder / "forecast.json").exists()
+    assert not tracking.begins(0.05, 1e5) and not tracking.begins(0.5, 60) and tracking.begins(0.1, 600)
+
+
+def test_the_progress_line_shows_the_forecast_and_ends_its_process(tmp_path, monkeypatch):
+    folder = run_directory(tmp_path, "a-b-s1-bbbbbbbb", 40, "running")
+    monkeypatch.setattr(tracking, "FORECAST_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "begins", lambda done, expected: True)
+    monkeypatch.setattr(tracking.sys, "executable", "/nowhere/python")
+    live = tracking.LiveForecast(folder, 1000, 0)
+    assert live.note(100) == "", "a process that cannot start costs the run nothing"
+    live.close()
+    monkeypatch.undo()
+    monkeypatch.setattr(tracking, "FORECAST_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "begins", lambda done, expected: True)
+    live = tracking.LiveForecast(folder, 1000, 0)
+    (folder / "forecast.json").write_text('{"loss": 1.5, "low": 1.4, "high": 1.6, "step": 100}')
+    assert live.note(101) == "  forecast 1.500 (1.400–1.600)"
+    process = live._process
+    live.close()
+    assert process.poll() is not None

@@ -14,6 +14,11 @@ from rwkv_lab.sweeps import plan
 from rwkv_lab.util.paths import REPOSITORY
 from tests.composing import checked, compose, hydra_context
 
+
+def is_task(member: type) -> bool:
+    return member.weighted and member.holds == "token ids"
+
+
 NEEDS = {
     "data=text": ["data.path=some.txt"],
     "data=npy": ["data.path=some.npy", "tokenizer=ids"],
@@ -22,8 +27,11 @@ NEEDS = {
     "tokenizer=ids": ["data=npy", "data.path=some.npy"],
     "tokenizer=bpe": ["tokenizer.path=tokenizer.json"],
     "tokenizer=run": [f"tokenizer.path={REPOSITORY}"],
+    "tokenizer=pixels": ["data=images"],
+    "data=images": ["tokenizer=pixels"],
     "schedule=fitted": ["schedule.fit=fit.json"],
-} | {f"data={name}": ["tokenizer=ids"] for name, member in registry.members("data").items() if member.weighted}
+    "experiments=finetune": [f"model.init_from={next((REPOSITORY / 'tests/cases').rglob('model.safetensors'))}"],
+} | {f"data={name}": ["tokenizer=ids"] for name, member in registry.members("data").items() if is_task(member)}
 
 
 def options() -> list[str]:
@@ -64,7 +72,7 @@ def test_every_study_composes_with_all_its_jobs(study: Path):
     ]
     names = set()
     for job in itertools.product(*swept):
-        config = checked(f"experiments={study.stem}", *job)
+        config = checked(f"experiments={study.stem}", *NEEDS.get(f"experiments={study.stem}", []), *job)
         names.add(repr(config))
     assert len(names) == len(list(itertools.product(*swept)))
 

@@ -13,12 +13,13 @@ from rwkv_lab.cli import data as command
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.corpora.copy import GO
+from rwkv_lab.data.tasks import TaskConfig
 from rwkv_lab.training.evaluate import evaluate_run
 from tests.data.configs import data_config, tokenizer_config
 from tests.in_process import Here, make_here, numbers
 from tests.models.contract import moved
 
-TASKS = [name for name, member in registry.members("data").items() if member.weighted]
+TASKS = [name for name, member in registry.members("data").items() if issubclass(member, TaskConfig)]
 SETTINGS = ("tokenizer=ids", "model.ctx_len=40", "data.held_out=8", "trainer.eval_tokens=160")
 
 

@@ -28,6 +28,8 @@ def options(name):
                 "head_qk": {"head_qk_dim": 4},
                 "token_shift": {"shift_roles": {"k": 0.3}} if value == "roles" else {},
             }
+            if value is True and field.name == "positions_2d":
+                more = {"positions_2d": {"image_size": 2, "image_levels": 2}}
             yield {field.name: value} | more.get(field.name, {})
 
 

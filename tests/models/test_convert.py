@@ -32,10 +32,10 @@ TYPES = [
 ]
 
 
-def moved(name, model_type="RWKV", **fields):
+def moved(name, model_type="RWKV", vocab_size=19, **fields):
     if model_type.endswith("-ffnPre"):
         fields["ffn_pre"] = True
-    model = models.build(name, vocab_size=19, **SMALL, **fields)
+    model = models.build(name, vocab_size=vocab_size, **SMALL, **fields)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

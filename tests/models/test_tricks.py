@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 from rwkv_lab import models
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.kinds import RoleShares, Shift
+from rwkv_lab.config.model_fields import RoleShares, Shift
 from rwkv_lab.config.registry import get, names
 from rwkv_lab.models.blocks.attention import TinyAttention
 from rwkv_lab.models.blocks.head_qk import HeadQK
 from rwkv_lab.models.blocks.token_shift import LearnedShift, TokenShift
-from rwkv_lab.models.lm import l2_wrap
+from rwkv_lab.models.head_loss import with_l2_wrap
 from tests.models.contract import require_recurrent_equals_parallel, tokens
 
 SMALL = {"n_layer": 2, "n_embd": 16, "ctx_len": 9}
@@ -166,7 +166,7 @@ def test_l2_wrap_changes_the_gradient_alone():
     logits = torch.randn(2, 3, 7, generator=seeded(), requires_grad=True)
     targets = torch.randint(0, 7, (6,), generator=seeded(1))
     plain = F.cross_entropy(logits.flatten(0, 1), targets)
-    wrapped = l2_wrap(plain, logits)
+    wrapped = with_l2_wrap(plain, logits)
     assert torch.equal(plain, wrapped)
     (without,) = torch.autograd.grad(plain, logits, retain_graph=True)
     (with_wrap,) = torch.autograd.grad(wrapped * 3.0, logits)

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from rwkv_lab.cli import runs as command_line
+from rwkv_lab.cli.summary import prediction_lines
 from rwkv_lab.config.errors import UserError, main_guard
-from rwkv_lab.runs import listing, load, store
+from rwkv_lab.runs import Run, listing, load, store
 from rwkv_lab.runs.manifest import write_manifest
 from rwkv_lab.runs.run import LOCK_NAME, is_locked
+from tests.runs.making import RESULT, make_run
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -304,3 +306,38 @@ def test_a_damaged_manifest_is_listed(command: Command, root: Path, content: str
     assert command("show", damaged)[0] == 2
     assert command("rm", damaged, "--yes")[0] == 0
     assert not damaged.exists()
+
+
+PREDICTED = {
+    "final_loss": 1.5,
+    "interval": [1.4, 1.6],
+    "level": 0.9,
+    "column": "val_loss",
+    "law": "auto",
+    "best_run": "wsd lr 8e-3",
+    "best_loss": 1.55,
+    "best_steps": 489,
+}
+
+
+@pytest.mark.parametrize(("measured", "words"), [(1.52, ("inside", "beaten by 0.0300")), (1.7, ("outside", "0.1500"))])
+def test_a_fitted_run_ends_with_what_was_predicted(measured: float, words: tuple[str, ...]) -> None:
+    lines = prediction_lines({"predicted": PREDICTED, "result": RESULT | {"fixed_val_loss": measured}})
+    assert words[0] in lines[0] and words[1] in lines[1]
+    assert "wsd lr 8e-3, 489 updates" in lines[1]
+    assert prediction_lines({"predicted": PREDICTED}) == []
+    assert prediction_lines({"predicted": {"interval": [1]}, "result": RESULT}) == []
+
+
+def test_list_shows_forecast_prediction_and_what_came_of_it(command: Command, root: Path) -> None:
+    result = RESULT | {"fixed_val_loss": 1.7}
+    make_run(root, "loop", "rwkv_v4-kjv-s1-eeeeeeee", "complete", result=result, predicted=PREDICTED)
+    folder = make_run(root, "loop", "rwkv_v4-kjv-s2-ffffffff", "running")
+    (folder / "forecast.json").write_text('{"loss": 1.9, "low": 1.8, "high": 2.0, "step": 30}')
+    _, out, _ = command("list", root / "loop")
+    header, done, running = (line.split() for line in out.splitlines())
+    assert header[3:6] == ["forecast", "predicted", "measured"]
+    assert done[3:7] == ["1.5000", "(1.400–1.600)", "1.7000", "outside"]
+    assert running[3:5] == ["1.9000", "(1.800–2.000)"] or running[2:5] == ["-", "1.9000", "(1.800–2.000)"]
+    (folder / "forecast.json").write_text("{")
+    assert Run(folder).forecast == {}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv_lab.config.kinds import Shift
+from rwkv_lab.config.model_fields import Shift
 from rwkv_lab.models.blocks.token_shift import TokenShift
 
 

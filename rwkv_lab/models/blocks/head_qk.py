@@ -28,11 +28,12 @@ class HeadQK(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Adds to logits [B,T,V] from x [B,T,C], tokens idx [B,T] and the history of what came before.
 
+        The logits may be those of the last positions alone.
         history: keys [B,P,D] and tokens [B,P] of the last P positions, None at the start. Returns the logits and the
         history after this chunk, cut to the window. Writes into the given logits.
         """
-        B, T, _ = x.shape
-        q, k = self.q(x), self.k(x)  # [B,T,D]
+        B, T, _ = logits.shape
+        q, k = self.q(x[:, -T:]), self.k(x)  # [B,T,D]
         if history is not None:
             k = torch.cat((history[0].to(k.dtype), k), dim=1)
             idx = torch.cat((history[1], idx), dim=1)

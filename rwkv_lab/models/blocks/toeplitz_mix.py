@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rwkv_lab.config.kinds import Shift
+from rwkv_lab.config.model_fields import Shift
 from rwkv_lab.models.blocks.attention import Attention, AttentionState, TinyAttention, causal_window, merge_heads
 from rwkv_lab.models.blocks.token_shift import TokenShift
 from rwkv_lab.ops.toeplitz import toeplitz_mix, toeplitz_weights, toeplitz_weights_both

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.kinds import Shift
+from rwkv_lab.config.model_fields import Shift
 
 
 def previous(x: Tensor, last: Tensor | None = None) -> Tensor:

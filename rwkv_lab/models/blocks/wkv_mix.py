@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rwkv_lab.config.kinds import Shift
+from rwkv_lab.config.model_fields import Shift
 from rwkv_lab.models.blocks.token_shift import TokenShift
 from rwkv_lab.ops import wkv
 

@@ -33,7 +33,7 @@ def run(
             if code in torchrun.ENDED_TOGETHER:
                 leave(world)
             return code, float("inf")
-    held = _acquire_together(path, config.rerun, config.stop is not None, world)
+    held = _acquire_together(path, config.rerun, config.stop is not None, world, config.trainer.strategy == "fsdp")
     try:
         with _one_voice(world):
             code, loss = work(held, world)
@@ -45,8 +45,11 @@ def run(
         held.release()
 
 
-def _acquire_together(path: Path, rerun: bool, early: bool, world: World) -> RunHandle:
-    """Return rank 0's handle, which holds the lock, and on every other rank one with what it found."""
+def _acquire_together(path: Path, rerun: bool, early: bool, world: World, shares: bool = False) -> RunHandle:
+    """Return rank 0's handle, which holds the lock, and on every other rank one with what it found.
+
+    Only a run whose checkpoints are in ``shares`` can go on with another number of processes.
+    """
     held, mistake = None, None
     if world.writes:
         try:
@@ -60,7 +63,7 @@ def _acquire_together(path: Path, rerun: bool, early: bool, world: World) -> Run
     if held is None:
         held = RunHandle(path, state, manifest)
     before = manifest.get("world_size")
-    if state == "resume" and before not in (None, world.size):
+    if state == "resume" and before not in (None, world.size) and not shares:
         held.release()
         raise UserError(
             f"the run was started by {before} processes and would go on with {world.size}, which changes its rounding: "

@@ -1,19 +1,15 @@
-"""Several processes on one run: plain torch.distributed, data parallel; one process without it."""
+"""Several processes on one run: plain torch.distributed; one process without it."""
 
 import gc
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.schema import TrainerConfig
-from rwkv_lab.models.lm import LM
 from rwkv_lab.training.distributed import torchrun
 
 # The others wait this long for rank 0, which alone measures the whole held-out part at the end.
@@ -57,7 +53,9 @@ def join(trainer: TrainerConfig) -> World:
     """Join the run's process group; UserError if the configuration and the launch do not fit each other."""
     ranks = torchrun.ranks()
     if trainer.strategy is None:
-        raise UserError(f"torchrun started {ranks} processes and trainer.strategy is unset: add trainer=ddp")
+        raise UserError(
+            f"torchrun started {ranks} processes and trainer.strategy is unset: add trainer=ddp or trainer=fsdp"
+        )
     if trainer.processes is not None and trainer.processes != ranks:
         raise UserError(f"trainer.processes={trainer.processes} and torchrun started {ranks}: make them agree")
     cuda = trainer.device in ("auto", "cuda") and torch.cuda.is_available()
@@ -67,7 +65,9 @@ def join(trainer: TrainerConfig) -> World:
             raise UserError(f"torchrun started more processes than the {seen} GPUs here: lower --nproc-per-node")
         torch.cuda.set_device(local)
     card = torch.device("cuda", torch.cuda.current_device()) if cuda else None
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=card)
+    # What fsdp keeps on the CPU is summed there.
+    backend = "cpu:gloo,cuda:nccl" if cuda and trainer.cpu_offload else "nccl" if cuda else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, device_id=card)
     side = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return World(dist.get_rank(), dist.get_world_size(), side)
 
@@ -91,33 +91,3 @@ def leave(world: World) -> None:
         if not lost_touch(error):
             raise
     dist.destroy_process_group()
-
-
-class TrainingLoss(nn.Module):
-    """The objective's loss as a forward pass, which is what DistributedDataParallel hooks into."""
-
-    def __init__(self, model: LM, loss: Callable[..., torch.Tensor]):
-        super().__init__()
-        self.model = model
-        self.loss = loss
-
-    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
-        return self.loss(self.model, *batch)
-
-
-def wrap(model: LM, objective_loss: Callable[..., torch.Tensor], world: World) -> nn.Module:
-    """Return the module whose call ``(*batch)`` gives the training loss and whose gradients are means over ranks.
-
-    ``objective_loss`` is called as ``(model, *batch)``.
-    """
-    loss = TrainingLoss(model, objective_loss)
-    if world.size == 1:
-        return loss
-    return nn.parallel.DistributedDataParallel(loss, gradient_as_bucket_view=True)
-
-
-def synchronised(module: nn.Module, last: bool) -> AbstractContextManager:
-    """Context manager: gradients are exchanged with the last micro-batch of an update only."""
-    if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
-        return module.no_sync()
-    return nullcontext()

@@ -26,10 +26,17 @@ class LMConfig(ObjectiveConfig):
     weighted: ClassVar[bool] = True
 
     def batch(
-        self, rows: "np.ndarray", first: int, seed: int, weights: "np.ndarray | None" = None
+        self,
+        rows: "np.ndarray",
+        first: int,
+        seed: int,
+        weights: "np.ndarray | None" = None,
+        targets: "np.ndarray | None" = None,
+        start: "np.ndarray | None" = None,
     ) -> "tuple[np.ndarray, ...]":
-        """Return inputs and targets, int64 [B,T] each, and weights [B,T] if there are any."""
-        return (rows[:, :-1], rows[:, 1:]) if weights is None else (rows[:, :-1], rows[:, 1:], weights)
+        """Return inputs and targets, int64 [B,T] or [B,T,J], and what else there is, as ``LM.loss`` takes them."""
+        found = rows[:, :-1], rows[:, 1:] if targets is None else targets
+        return (*found, *(more for more in (weights, start) if more is not None))
 
     def measures(self, split: "Split") -> tuple[str, ...]:
         return ("val_accuracy",) if split.weighted else ()

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 
 from analysis.calibrate.families import cases, families
-from analysis.calibrate.measure import left_out, summary
+from analysis.calibrate.measure import (
+    COVERED,
+    FACTORS,
+    half_widths,
+    interval_constants,
+    left_out,
+    shares,
+    summary,
+)
 from analysis.cli import main
+from analysis.cli.calibrate import changed
 from analysis.constants import shipped
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training.schedules import rates
@@ -35,6 +44,11 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def measured(folder):
+    return left_out(families([folder]), shipped(), 2)
+
+
 def test_cells(folder):
     (family, _) = families([folder])
     assert {run.kind for run in family.runs} == {"smooth", "wsd"}
@@ -44,8 +58,8 @@ def test_cells(folder):
         families([folder / "one" / "gone"])
 
 
-def test_a_family_is_left_out_of_its_own_prior(folder):
-    outcomes, numbers = left_out(families([folder]), shipped(), 2)
+def test_a_family_is_left_out_of_its_own_prior(measured):
+    outcomes, numbers = measured
     assert numbers["prior"]["mean"].keys() == shipped()["prior"]["mean"].keys()
     assert all(np.isfinite(list(numbers["prior"]["sd"].values())))
     rows = summary(outcomes)
@@ -58,3 +72,22 @@ def test_the_command_writes_constants_that_can_be_read(folder, tmp_path, capsys)
     assert main(arguments) == 0
     assert json.loads((tmp_path / "c.json").read_text()).keys() == dict(shipped()).keys()
     assert "vplus" in capsys.readouterr().out
+
+
+def test_constants_of_the_intervals_cover_what_they_were_chosen_on(measured):
+    outcomes, _ = measured
+    chosen = interval_constants(outcomes, shipped()["interval"])
+    assert chosen.keys() == shipped()["interval"].keys()
+    for mode in ("one", "running"):
+        own = [one for one in outcomes if one.case.mode == mode]
+        covered = np.array([abs(one.error) for one in own]) <= half_widths(own, chosen)
+        assert chosen["factor"][mode] == FACTORS[-1] or shares(own) @ covered >= COVERED
+    tight = {**chosen, "factor": dict.fromkeys(chosen["factor"], 0.1)}
+    assert (half_widths(outcomes, tight) < half_widths(outcomes, chosen)).all()
+
+
+@pytest.mark.parametrize("word", ["data.independant=6", "data=6", "prior.mean=1", "data.independent=six"])
+def test_other_constants_are_tried_by_name(word):
+    assert changed(shipped(), ["data.independent=6"])["data"]["independent"] == 6
+    with pytest.raises(UserError, match="data.independent"):
+        changed(shipped(), [word])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.cli import main
+from analysis.cli import _output, main
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.util import io
 
@@ -82,3 +82,10 @@ def test_a_fit_is_on_the_disk_before_anything_is_printed_or_searched(log, tmp_pa
     with pytest.raises(RuntimeError):
         main(["fit", str(log), "--law", "vplus", "--out", str(tmp_path)])
     assert json.loads((tmp_path / "fit.json").read_text())["members"]
+
+
+def test_nothing_spins_without_a_terminal(capsys):
+    with _output.busy("fitting"):
+        pass
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""

@@ -4,10 +4,13 @@ from itertools import product
 
 import pytest
 
-from analysis.compare.figures import COLOURED, final_figure, loss_figure, unit_of
+from analysis.compare.figures import COLOURED, final_figure, loss_figure, prediction_figure, unit_of
 from analysis.compare.records import collect
 from analysis.compare.summary import compare
 from analysis.compare.swept import swept, swept_chart, swept_figure
+from analysis.compare.tables import markdown
+from analysis.curves import load
+from analysis.fit import fit
 from analysis.plots import style
 from analysis.plots.style import paper
 
@@ -153,3 +156,18 @@ def test_one_value_is_not_drawn(make_run, block):
     make_run("rwkv_v4", 1)
     make_run("mha_pro", 1)
     assert swept(block()) == []
+
+
+def test_a_run_trained_from_a_fit_is_drawn_over_its_prediction(make_run, fingerprint, tmp_path):
+    fitted = fit([load(make_run(seed=1))])
+    (tmp_path / "fit.json").write_text(fitted.to_json())
+    predicted = {"final_loss": 1.3, "interval": [1.2, 1.4], "level": 0.9, "column": "train_loss", "law": "auto"}
+    path = make_run(seed=2, facts={"predicted": predicted | {"fit": str(tmp_path / "fit.json")}})
+    gone = make_run(seed=3, facts={"predicted": predicted | {"fit": str(tmp_path / "gone.json")}})
+    records = collect([path, gone], fingerprint)
+    figure = prediction_figure(records)
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.lines][-1] == "measured"
+    assert prediction_figure(collect([gone], fingerprint)) is None
+    table = markdown(compare("loop", records), "compare")
+    assert table.count("| inside |") == 2

@@ -58,8 +58,8 @@ def test_every_run_is_on_the_page_whatever_became_of_it(make_run, page):
     (make_run("rwkv_v4", 4) / "run.json").write_text("{")
     make_run("mha_pro", 1, facts={"code": "other"})
     text = " ".join(outline(page()).text)
-    for seed in (1, 2, 3, 4):
-        assert f"rwkv_v4-enwik8-s{seed}-00000000" in text
+    for name in ("rwkv_v4 seed 1", "rwkv_v4 seed 2", "rwkv_v4 seed 3", "rwkv_v4-enwik8-s4-00000000"):
+        assert name in text
     for word in ("complete", "failed", "out of memory", "interrupted", "unreadable", "stale", "The text."):
         assert word in text
     for word in ("model.name", "A processor", "0123456789abcdef", "2.13.0"):
@@ -108,3 +108,14 @@ def test_an_empty_study_still_has_its_page(make_run, page):
     make_run(status="failed", part=0.0, sample=None, facts={"flops_per_token": None, "data": None})
     html = page()
     assert "wrote no sample" in html and re.search(r"failed", html)
+
+
+def test_pictures_and_the_loss_by_position_are_inside_the_page(make_run, page):
+    drawn, other = make_run("rwkv_v4", sample=None), make_run("mha_rotary", sample=None)
+    (drawn / "images.png").write_bytes(b"\x89PNG and more")
+    (other / "images.png").write_bytes(b"<svg onload=alert(1)>")
+    (drawn / "by_position.csv").write_text("distance,carried,window\n1,2.5,2.5\n2,,2.25\n")
+    found = outline(page())
+    stills = [attributes for tag, attributes in found.tags if tag == "img"]
+    assert [still["src"].partition(",")[0] for still in stills] == ["data:image/png;base64"] * 2
+    assert "rwkv_v4" in stills[1]["alt"] and any("Loss by position" in text for text in found.text)

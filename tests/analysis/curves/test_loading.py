@@ -6,7 +6,7 @@ import pytest
 
 from analysis.curves import LossCurve, load, lr_schedule_io, tables
 from analysis.curves.curve import bin_curve
-from analysis.curves.loading import from_history
+from analysis.curves.loading import by_schedule, from_history
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training import schedules
 
@@ -211,3 +211,18 @@ def test_an_offline_wandb_run_is_read_back(tmp_path):
     np.testing.assert_array_equal(curve.step, 10 * np.arange(6))
     np.testing.assert_allclose(curve.loss, 3 - 0.1 * np.arange(6))
     np.testing.assert_allclose(curve.lr, 1e-3)
+
+
+def test_runs_are_named_by_what_they_are(tmp_path):
+    def run(number, seed=1, **schedule):
+        config = {"seed": seed, "model": {"name": "rwkv_v4"}, "data": {"name": "kjv"}, "schedule": schedule}
+        meta = {"name": f"rwkv_v4-kjv-s{seed}-{number}", "config": config}
+        return LossCurve(np.arange(3), np.ones(3), np.ones(3), meta)
+
+    wsd, cosine = run("aaaaaaaa", name="wsd", lr_init=2e-3), run("bbbbbbbb", name="cosine", lr_init=2e-3)
+    log = LossCurve(np.arange(3), np.ones(3), np.ones(3), {"name": "mine"})
+    assert [curve.name for curve in by_schedule([wsd, log, cosine])] == ["wsd", "mine", "cosine"]
+    assert [curve.name for curve in by_schedule([wsd])] == ["wsd"]
+    higher = run("cccccccc", name="wsd", lr_init=8e-3)
+    assert [curve.name for curve in by_schedule([wsd, higher])] == ["wsd lr 2e-3", "wsd lr 8e-3"]
+    assert [curve.name for curve in by_schedule([wsd, wsd])] == ["wsd aaaaaaaa", "wsd aaaaaaaa"]

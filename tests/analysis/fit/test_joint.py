@@ -195,3 +195,13 @@ def test_intervals_widen_with_distance_and_remarks_name_it(mixture):
     ):
         assert width(far) > width(near)
         assert any(word in remark for remark in far.remarks)
+
+
+def test_logs_that_one_law_hardly_describes_get_a_remark(run_of):
+    def of_other_model(curve, factor):
+        return LossCurve(curve.step, curve.loss * factor, curve.lr, {"name": "other"})
+
+    wsd, cosine = (run_of("multi_power", name, noise=0.003) for name in ("wsd", "cosine"))
+    assert not any("are they of one model" in remark for remark in fit([wsd, cosine]).model.remarks)
+    mixed = fit([wsd, of_other_model(cosine, 1.15)]).model.remarks
+    assert sum("are they of one model" in remark for remark in mixed) == 1
