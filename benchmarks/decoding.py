@@ -133,8 +133,9 @@ def figure(rows: list[Cost], path: Path) -> None:
     """Write time and state against context as a PNG."""
     from matplotlib.figure import Figure
 
-    from analysis.plots.style import paper, style
+    from analysis.plots.style import paper, plain_numbers, style
 
+    contexts = sorted({row.context for row in rows})
     with paper():
         drawn = Figure(figsize=(7.2, 3.2))
         for ax, key, label, unit in zip(
@@ -145,7 +146,11 @@ def figure(rows: list[Cost], path: Path) -> None:
                 values = [getattr(row, key) / unit for row in own]
                 ax.plot([row.context for row in own], values, marker=look.mpl_marker, color=look.colour, label=name)
             ax.set_xscale("log", base=2)
-            ax.set_yscale("log")
+            if key == "state_bytes":
+                ax.set_yscale("log")
+                plain_numbers(ax.yaxis)
+            ax.set_xticks(contexts, [str(context) for context in contexts], rotation=45)
+            ax.minorticks_off()
             ax.set(xlabel="context (tokens)", ylabel=label)
             ax.legend()
         drawn.savefig(path, dpi=160)

@@ -12,7 +12,7 @@ from analysis.compare.records import AXES, axis_values, band, binned
 from analysis.compare.summary import Block, Comparison, Row
 from analysis.compare.swept import swept, swept_figure
 from analysis.compare.tasks import score_figure
-from analysis.plots.style import paper, save, shortened
+from analysis.plots.style import paper, plain_numbers, save, shortened
 
 POINTS = {"val_bpb": 200, "train_loss": 80}  # a training loss needs wider means to show past its noise
 PANELS = (("val_bpb", "held-out loss (bits per byte)"), ("train_loss", "training loss (nats per token)"))
@@ -163,7 +163,7 @@ WAYS = (("carried", "-"), ("window", "--"))  # how by_position.csv was read, and
 def octaves(values: np.ndarray, parts: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """Return x and means of values [N] at the distances 1 to N, in ``parts`` bins an octave."""
     edges = np.unique(np.floor(2 ** np.arange(0, np.log2(len(values)) + 1 + 1 / parts, 1 / parts)).astype(int))
-    edges = np.append(edges[edges <= len(values)], len(values) + 1)
+    edges = np.append(edges[(edges < len(values)) | (edges == 1)], len(values) + 1)
     pairs = list(itertools.pairwise(edges))
     return (
         np.array([np.sqrt(first * (last - 1)) for first, last in pairs]),
@@ -193,6 +193,7 @@ def position_figure(block: Block) -> Any | None:
     if not names:
         return None
     ax.set_xscale("log", base=2)
+    plain_numbers(ax.xaxis)
     ax.set(xlabel="distance from the start of the text read (tokens)", ylabel="held-out loss (nats per token)")
     ax.plot([], [], "-", color=GREY, label="all before it is seen")
     ax.plot([], [], "--", color=GREY, label="windows of ctx_len")

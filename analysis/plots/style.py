@@ -76,6 +76,15 @@ def _save(figures: Mapping[str, Any], folder: Path, kinds: Sequence[str]) -> lis
     return paths
 
 
+def plain_numbers(*axes: Any) -> None:
+    """Label logarithmic axes, e.g. ``ax.xaxis``, with numbers as they are written in a text: 128, not a power."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    for axis in axes:
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 # Okabe and Ito's palette for every kind of colour vision, without its yellow, which is lost on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#333333", "#E69F00", "#56B4E9")
 # (Bokeh's name, matplotlib's name, the character in the page's legend)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.plots.style import style
+from analysis.plots.style import plain_numbers, style
 from rwkv_lab.config.errors import UserError
 
 NAME = re.compile(
@@ -197,6 +197,7 @@ def curves_figure(decay: Layers, longest: int) -> Any:
             ax.plot(distance, curve, color=colour, linewidth=0.8)
         ax.set_title(f"layer {layer}", fontsize=9)
         ax.set_xscale("log")
+        plain_numbers(ax.xaxis)
     return figure
 
 

@@ -98,7 +98,7 @@ def patches(size: int) -> tuple[list[Picture], list[Picture]]:
         whole = resized(opened(file), SIDES * size)
         edge = whole.shape[1] - max(size, whole.shape[1] // 5)
         train += [Picture(tile, "") for tile in tiles(whole[:, :edge], size, max(1, size // 8))]
-        held += [Picture(tile, "") for tile in tiles(whole[:, edge:], size, max(1, size // 2))]
+        held += [Picture(tile, "") for tile in tiles(whole[:, edge:], size, max(1, size // 8))]
     return train, held
 
 

@@ -122,7 +122,7 @@ class ImagesConfig(DataConfig):
     def drawings(self, corpus: Corpus) -> list[Drawing]:
         """Return the lower halves of held-out pictures, and pictures from a caption each or from nothing."""
         split, S = _held(corpus), self.size
-        halves = split.plain(np.arange(min(SHOWN, len(split.values))))[:, : S * S // 2]
+        halves = split.plain(split.some())[:, : S * S // 2]
         begin = np.full((len(halves), 1), split.tokenizer.sign(IMG))
         captions = list(dict.fromkeys(caption for caption in split.captions if caption))[:SHOWN]
         prompts = [split.tokenizer.encode(caption)[None] for caption in captions] or [np.repeat(begin[:1], SHOWN, 0)]
@@ -135,7 +135,7 @@ class ImagesConfig(DataConfig):
     def picture(self, corpus: Corpus, drawn: list[np.ndarray]) -> bytes:
         """Return three rows: held-out pictures, the same with their lower half drawn, and pictures drawn whole."""
         split, S = _held(corpus), self.size
-        real = split.plain(np.arange(min(SHOWN, len(split.values))))
+        real = split.plain(split.some())
         completed = np.concatenate((real[:, : S * S // 2], drawn[0]), axis=1)
         rows = (real, completed, np.concatenate(drawn[1:]))
         return grid([unpacked(row.reshape(-1, S, S), self.levels) for row in rows])
@@ -198,6 +198,10 @@ class ImageSplit(Split):
 
     def whole(self, ctx_len: int) -> int:
         return len(self.values) * -(-(self.task.size**2) // ctx_len)
+
+    def some(self) -> np.ndarray:
+        """Return the numbers of a few pictures to show, from all over the split."""
+        return np.unique(np.linspace(0, len(self.values) - 1, SHOWN).astype(np.int64))
 
     def plain(self, numbers: np.ndarray) -> np.ndarray:
         """Return the pictures of these ``numbers`` [B] rounded to the nearest levels, as tokens [B,S*S]."""
