@@ -4,10 +4,10 @@ The rule lives beside the forecast, because the laboratory itself imports nothin
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
@@ -17,13 +17,11 @@ from rwkv_lab.runs import Run
 from rwkv_lab.sweeps.stopping.curves import GO_ON, JobCurve, Verdict, best_final
 
 if TYPE_CHECKING:
-    from analysis.curves.curve import LossCurve
     from analysis.forecast import Siblings
 
 JUDGED = 20  # times a run: a job asked at every evaluation would sooner or later be given up by chance
 ENOUGH = 3  # finished runs of the job's own model that make those of others unnecessary
-MOST_SIBLINGS, MOST_STOPPED = 12, 6  # finished and stopped runs the law is fitted to
-Key = tuple[Path, int]  # a run that is over, and its last update
+MOST_SIBLINGS = 12  # finished runs the law is fitted to
 
 
 @register("stop", "forecast")
@@ -61,45 +59,27 @@ def predict(job: JobCurve, others: Sequence[JobCurve], confidence: float) -> tup
     if job.lr is None:
         raise UserError(f"{job.name} has no schedule to forecast with")
     running = LossCurve(job.step, job.loss, job.lr[: int(job.step[-1])], {"name": job.name, "column": "val_loss"})
-    over = [(other, _key(other)) for other in others if other.path and (other.complete or other.stopped)]
-    done = [key for other, key in over if other.complete]
+    done = sorted(other.path for other in others if other.complete and other.path)
     if not done:
         prediction = forecast(running, job.lr)
         low, high = prediction.interval(confidence)
         return float(prediction.final_loss), float(low), float(high)
-    model = _model(job.path) if job.path else None
-    alike = [key for key in done if _model(key[0]) == model]
+    model = _model(job.path) if job.path else ""
+    alike = [path for path in done if _model(path) == model]
     chosen = alike if len(alike) >= ENOUGH else done
-    # Those that came furthest tell most.
-    stopped = sorted((key for other, key in over if other.stopped), key=lambda key: (-key[1], key[0]))[:MOST_STOPPED]
-    siblings = _siblings(tuple(sorted(chosen)[:MOST_SIBLINGS]), tuple(sorted(stopped)))
-    return siblings.final(running, job.lr, confidence, stranger=not alike)
-
-
-def _key(other: JobCurve) -> Key:
-    assert other.path is not None
-    return other.path, int(other.step[-1])
+    return _siblings(tuple(chosen[:MOST_SIBLINGS])).final(running, job.lr, confidence, stranger=not alike)
 
 
 @lru_cache(maxsize=256)
-def _model(path: Path) -> Any:
-    """Return the settings of a run's model."""
-    return Run(path).config.get("model")
-
-
-@lru_cache(maxsize=512)
-def _curve(path: Path, last: int) -> "LossCurve":
-    """Return the curve of a run that is over, up to update ``last``."""
-    from analysis.curves.loading import load
-
-    curve = load(path, column="val_loss")
-    kept = curve.step <= last
-    return replace(curve, step=curve.step[kept], loss=curve.loss[kept])
+def _model(path: Path) -> str:
+    """Return the settings of a run's model as text."""
+    return str(Run(path).config.get("model"))
 
 
 @lru_cache(maxsize=64)
-def _siblings(finished: tuple[Key, ...], stopped: tuple[Key, ...]) -> "Siblings":
-    """Return the law of runs that are over: it is fitted again only when one more is."""
+def _siblings(finished: tuple[Path, ...]) -> "Siblings":
+    """Return the law of complete runs: it is fitted again only when one more has ended."""
+    from analysis.curves.loading import load
     from analysis.forecast import Siblings
 
-    return Siblings.of([_curve(*key) for key in finished], [_curve(*key) for key in stopped])
+    return Siblings.of([load(path, column="val_loss") for path in finished], [_model(path) for path in finished])

@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 from analysis import constants
 from analysis.curves.curve import LossCurve, bin_curve
 from analysis.curves.loading import load_run
+from analysis.curves.repair import repair
 from analysis.fit import level_model, level_posterior
 from analysis.fit.fitted_law import quantile
 from analysis.fit.joint import prepare
@@ -159,29 +160,34 @@ class Siblings:
     finished runs fell more than the law from the same share of their way on. So the runs may differ in model: a worse
     model is worse from early on, and falls much like the others. The variance of the final loss is
 
-        (1 + 1/n) s^2 + v + noise^2 + (STRANGE fall)^2
+        (1 + 1/n) s^2 + (factor v)^2 + noise^2 + (STRANGE fall)^2
 
         s^2 = (K known^2 + sum (e_j - mean e)^2) / (K + n - 1)    known^2 = floor^2 + min(shape, MISSED fall)^2
 
-    with v that of the law's fall, e_j the finished runs' further falls, floor and shape what the law misses in general
-    (``analysis/constants.json``), noise that of the measured level, and the last term for a model none of them has.
+    with v the standard deviation of the law's fall, e_j the finished runs' further falls, noise that of the measured
+    level, the last term for a model none of them has, and factor, floor and shape as measured in general
+    (``analysis/constants.json``).
     """
 
-    curves: tuple[LossCurve, ...]  # to their ends
+    curves: tuple[LossCurve, ...]
     posterior: LevelPosterior
 
     @staticmethod
-    def of(finished: Sequence[LossCurve], stopped: Sequence[LossCurve] = ()) -> "Siblings":
-        """Fit the law to finished runs, at least one, and to what there is of runs that were stopped."""
-        curves, _ = prepare([*finished, *stopped])
-        whole = tuple(curve for curve in curves if curve.step[-1] == len(curve.lr))
+    def of(finished: Sequence[LossCurve], models: Sequence[str]) -> "Siblings":
+        """Fit the law to runs that have finished, at least one.
+
+        ``models``: one name a run. Where they differ, each model gets a level of its own.
+        """
+        curves = tuple(repair(curve).curve for curve in finished)
         posterior = level_posterior.fit_posterior(curves)
-        if len(posterior.residuals) == len(curves) > 1:
-            # Again without what sets one run apart throughout, such as its model.
-            off = [float(residual.mean()) for residual in posterior.residuals]
-            even = [replace(curve, loss=curve.loss + shift) for curve, shift in zip(curves, off, strict=True)]
+        if len(set(models)) > 1 and len(posterior.residuals) == len(curves):
+            off = {
+                name: np.mean([r.mean() for r, own in zip(posterior.residuals, models, strict=True) if own == name])
+                for name in set(models)
+            }
+            even = [replace(curve, loss=curve.loss + off[name]) for curve, name in zip(curves, models, strict=True)]
             posterior = level_posterior.fit_posterior(even)
-        return Siblings(whole, posterior)
+        return Siblings(curves, posterior)
 
     def final(
         self, running: LossCurve, lr: np.ndarray, level: float = 0.9, stranger: bool = False
@@ -200,8 +206,11 @@ class Siblings:
         scatter = (known + n * float(np.var(further))) / (PRIOR_RUNS + n - 1)
         noise = end_noise(running) ** 2 / own.points
         strange = (STRANGE * own.change) ** 2 if stranger else 0.0
-        sd = np.sqrt((1 + 1 / n) * scatter + own.variance + noise + strange)
-        half = float(stdtrit(PRIOR_RUNS + n - 1, 0.5 + level / 2) * sd)
+        estimated = (1 + 1 / n) * scatter
+        variance = estimated + numbers["factor"]["beside"] ** 2 * own.variance + noise + strange
+        # Satterthwaite's degrees of freedom: only the scatter is an estimate from few runs.
+        freedom = (PRIOR_RUNS + n - 1) * (variance / estimated) ** 2
+        half = float(stdtrit(freedom, 0.5 + level / 2) * np.sqrt(variance))
         loss = own.level + own.change + float(np.mean(further))
         return loss, max(loss - half, 0.0), loss + half
 

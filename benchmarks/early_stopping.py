@@ -87,7 +87,7 @@ def replay(rule: StopConfig, jobs: Sequence[JobCurve], order: Sequence[int]) -> 
     for number in order:
         last, forecast = jobs[number], None
         for now in moments(jobs[number]):
-            if now.done < rule.after:
+            if now.done < rule.after or not over:
                 continue
             verdict = _verdict(rule, now, over)
             if verdict.forecast:
@@ -95,7 +95,7 @@ def replay(rule: StopConfig, jobs: Sequence[JobCurve], order: Sequence[int]) -> 
             if verdict.reason:
                 last, spent[number], reasons[number] = now, int(now.step[-1]), verdict.reason
                 break
-        over.append(replace(last, forecast=forecast, lr=None, stopped=bool(reasons[number])))
+        over.append(replace(last, forecast=forecast, lr=None))
     losses = tuple(float(job.loss[-1]) for job in jobs)
     return Replay(tuple(order), tuple(spent), tuple(reasons), losses, tuple(job.total for job in jobs))
 

@@ -11,6 +11,8 @@ import numpy as np
 from analysis.curves.curve import LossCurve
 from analysis.curves.loading import load
 from analysis.curves.repair import repair
+from analysis.fit.level_posterior import start_of
+from analysis.forecast import LEAST
 from analysis.schedules.features import warmup_steps
 from rwkv_lab.config.errors import UserError
 
@@ -205,7 +207,10 @@ def _running(family: Family, runs: Sequence[Run]) -> list[Case]:
     for i, run in enumerate(runs):
         others = [other for other in runs if other is not run and other.steps <= run.steps and other.kind != "constant"]
         for share in CUTS:
-            if (run.curve.step <= share * run.steps).sum() < 4:
+            if run.curve.step[0] > share * run.steps:
+                continue
+            log = run.cut(share)
+            if (log.step >= start_of(log)).sum() < LEAST:
                 continue
             found.append(Case(f"running {share:.0%}", family, (), run, share))
             if others:

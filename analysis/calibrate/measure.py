@@ -99,7 +99,7 @@ def measured_prior(
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Width:
     """What the interval of the default law is made of, besides the constants; see ``level_model``."""
 
@@ -111,7 +111,7 @@ class Width:
     z: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """A case with its prediction: ``error`` is predicted minus measured, ``half`` half the 90 % interval, in nats."""
 
@@ -208,15 +208,15 @@ def half_widths(outcomes: Sequence[Outcome], interval: Mapping[str, Any]) -> np.
 def interval_constants(outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constants of the intervals that cover ``COVERED`` of the outcomes, families counting equally.
 
-    misfit is the usual one; the factor of every mode follows from runs near those fitted, then length and peak from
-    those that are not. What no outcome tells stays as it was.
+    misfit is the usual one; the factor of every mode follows from runs near those fitted, then length and peak, family
+    by family, from those that are not. What no outcome tells stays as it was.
     """
     found: dict[str, Any] = copy.deepcopy(dict(before))
     finished = [one for one in outcomes if one.width and one.case.running is None]
     if finished:
         misfits = np.array([one.width.misfit for one in finished if one.width])
         found["misfit"] = round(max(_quantile(misfits, shares(finished), 0.5), LEAST_MISFIT), 4)
-    far = [one for one in outcomes if one.width and (one.width.distance[0] > 0 or one.width.distance[1] > FAR)]
+    far = [one for one in finished if one.width and (one.width.distance[0] > 0 or one.width.distance[1] > FAR)]
     for mode in before["factor"]:
         own = [one for one in outcomes if one.case.mode == mode]
         near = [one for one in own if one not in far] or own
@@ -225,21 +225,24 @@ def interval_constants(outcomes: Sequence[Outcome], before: Mapping[str, Any]) -
     for name, place, grid in (("length", 1, LENGTHS), ("peak", 0, PEAKS)):
         own = [one for one in far if one.width and one.width.distance[place] > (FAR if place else 0)]
         if own:
-            found[name] = _least(own, found, grid, (name,))
+            # Few families have such runs, so none of them is left to the others' mean.
+            by_family = [[o for o in own if o.case.family == family] for family in {o.case.family for o in own}]
+            found[name] = max(_least(group, found, grid, (name,)) for group in by_family)
     return found
 
 
 def _least(outcomes: Sequence[Outcome], interval: dict[str, Any], grid: Sequence[float], key: Sequence[str]) -> float:
-    """Return the least value of the constant ``key`` that covers enough; the largest if none does."""
+    """Return the least value of the constant ``key`` that covers enough, or as much as the largest does."""
     tried, error, share = copy.deepcopy(interval), np.array([abs(o.error) for o in outcomes]), shares(outcomes)
     place = tried
     for name in key[:-1]:
         place = place[name]
+    reached = []
     for value in grid:
         place[key[-1]] = float(value)
-        if float(share @ (error <= half_widths(outcomes, tried))) >= COVERED:
-            break
-    return float(value)
+        reached.append(float(share @ (error <= half_widths(outcomes, tried))))
+    enough = min(COVERED, reached[-1])
+    return float(next(value for value, covered in zip(grid, reached, strict=True) if covered >= enough - 1e-9))
 
 
 def shares(outcomes: Sequence[Outcome]) -> np.ndarray:

@@ -1,7 +1,12 @@
 """``python -m analysis calibrate CURVES... [--write FILE]``"""
 
 import argparse
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from rwkv_lab.config.errors import UserError, nearest
 
 WIDTH = 110  # of the table
 SUMMARY = "measure the laws on families of runs: errors and coverage on what is held out"
@@ -17,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--laws", nargs="*", default=[], metavar="LAW", help="other laws to compare, e.g. vplus")
     parser.add_argument("--cases", type=int, default=12, help="cases of one cell and family at most (default: 12)")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=NUMBER",
+        help="try other constants that are chosen rather than measured, e.g. data.independent=6",
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the constants measured, as JSON")
 
 
@@ -40,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("cell", "family", "law", "cases", "mean error", "bias", "covered", "width / error"):
         table.add_column(name, justify="left" if name in ("cell", "family", "law") else "right", no_wrap=True)
     with console.status("fitting"):
-        outcomes, numbers = measure.left_out(known, constants.shipped(), args.cases, args.laws)
+        outcomes, numbers = measure.left_out(known, changed(constants.shipped(), args.set), args.cases, args.laws)
     for row in measure.summary(outcomes):
         table.add_row(
             row.cell,
@@ -62,3 +74,21 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.write, numbers)
         console.print(f"written to {args.write}", soft_wrap=True, highlight=False)
     return 0
+
+
+def changed(numbers: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Return the constants with those named in ``words``, GROUP.NAME=NUMBER, replaced; UserError for any other."""
+    result: dict[str, Any] = copy.deepcopy(dict(numbers))
+    for word in words:
+        key, _, value = word.partition("=")
+        group, _, name = key.partition(".")
+        if not isinstance(result.get(group, {}).get(name), (int, float)):
+            known = [
+                f"{a}.{b}" for a, part in result.items() for b, old in part.items() if isinstance(old, (int, float))
+            ]
+            raise UserError(f"--set {key} is not a constant{nearest(key, known)}: choose from {', '.join(known)}")
+        try:
+            result[group][name] = float(value)
+        except ValueError:
+            raise UserError(f"--set {key} must be a number, e.g. {key}={result[group][name]} (got '{value}')") from None
+    return result

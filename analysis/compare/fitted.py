@@ -31,7 +31,7 @@ def fitted_rows(records: Sequence[Record]) -> list[list[str]]:
         known = found.measured is not None and found.best_loss is not None
         rows.append(
             [
-                f"{record.study}/{record.name}",
+                f"{record.study}/{record.label or record.name}",
                 f"{found.loss:.4f}",
                 f"{found.low:.4f} to {found.high:.4f}",
                 NONE if found.measured is None else f"{found.measured:.4f}",

@@ -119,7 +119,8 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     that are as by default are left out, unless two such values differ. If that leaves a name empty, every name starts
     with its model.
     """
-    keys = differing(configs)
+    telling = listing.telling_keys(configs)
+    keys = [key for key in differing(configs) if key in telling]
     models = len({config.get("model.name") for config in configs}) > 1
     parts: list[list[str]] = []
     for config in configs:

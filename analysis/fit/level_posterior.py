@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis import constants
 from analysis.curves.curve import LossCurve, bin_curve
-from analysis.laws.level import UNIT, progress_and_level
+from analysis.laws.level import LINGER, UNIT, progress_and_level
 from analysis.schedules.features import LevelBlocks, warmup_steps
 
 NAMES = ("ell", "R", "a", "c", "tau", "b", "p", "q", "kappa", "Q", "d")
@@ -28,8 +28,10 @@ ROUNDS = 3  # of reweighing residuals by Huber's rule
 HUBER = 2.5  # robust standard deviations
 
 
-def losses(theta: np.ndarray, blocks: LevelBlocks, reference: float, scale: float) -> np.ndarray:
-    """``[B,n]`` the law's loss for coordinates ``theta [B,11]``.
+def losses(
+    theta: np.ndarray, blocks: LevelBlocks, reference: float, scale: float, linger: float = LINGER
+) -> np.ndarray:
+    """``[B,n]`` the law's loss for coordinates ``theta [B,11]``; ``linger`` is the law's h.
 
     ``ell`` is the loss without its level where S equals ``scale``, R what of it is above the floor there.
     """
@@ -38,7 +40,8 @@ def losses(theta: np.ndarray, blocks: LevelBlocks, reference: float, scale: floa
     S, N = progress_and_level(
         blocks,
         reference,
-        {name: np.exp(value[name]) if name in LOGS else value[name] for name in ("p", "q", "tau", "b", "kappa", "Q")},
+        {name: np.exp(value[name]) if name in LOGS else value[name] for name in (*KERNEL, *BETWEEN)}
+        | {"h": np.array(linger)},
     )
     reached = S / scale
     R, a, c = (np.exp(value[name])[:, None] for name in ("R", "a", "c"))
@@ -49,7 +52,9 @@ KERNEL = ("tau", "b", "p", "q")  # parameters of progress and level
 BETWEEN = ("kappa", "Q")  # those that matter to a run whose peak is not the reference
 
 
-def jacobian(theta: np.ndarray, blocks: LevelBlocks, reference: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def jacobian(
+    theta: np.ndarray, blocks: LevelBlocks, reference: float, scale: float, linger: float = LINGER
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the loss ``[n]`` for coordinates ``theta [11]`` and its derivatives ``[n,11]`` by them.
 
     Those by the parameters of progress and level are taken numerically, the others exactly.
@@ -62,7 +67,8 @@ def jacobian(theta: np.ndarray, blocks: LevelBlocks, reference: float, scale: fl
     S, N = progress_and_level(
         blocks,
         reference,
-        {name: np.exp(value[name]) if name in LOGS else value[name] for name in (*KERNEL, *BETWEEN)},
+        {name: np.exp(value[name]) if name in LOGS else value[name] for name in (*KERNEL, *BETWEEN)}
+        | {"h": np.array(linger)},
     )
     reached = S / scale
     v = {name: float(np.exp(x) if name in LOGS else x) for name, x in zip(NAMES, theta, strict=True)}
@@ -121,6 +127,7 @@ class LevelPosterior:
     components: tuple[Component, ...]
     reference: float  # highest rate of the runs
     scale: float  # S of the longest run, in UNIT updates at its peak
+    linger: float = LINGER  # the law's h
     residuals: tuple[np.ndarray, ...] = field(default=(), repr=False)  # one array a run, under the first component
 
     @property
@@ -136,7 +143,7 @@ class LevelPosterior:
         """Return standard errors of the heaviest component's parameters, and their correlations by pair."""
         component = self.heaviest
         linear, nonlinear = self.parameters(component)
-        names = [*linear, *nonlinear]
+        names = [name for name in (*linear, *nonlinear) if name != "h"]  # which is not fitted
         rows = []
         for i in range(len(NAMES)):
             moved = replace(component, theta=component.theta + FINITE * np.eye(len(NAMES))[i])
@@ -153,12 +160,12 @@ class LevelPosterior:
 
     def mean(self, blocks: LevelBlocks) -> np.ndarray:
         """Return the mean ``[n]``."""
-        each = [c.weight * losses(c.theta, blocks, self.reference, self.scale)[0] for c in self.components]
+        each = [c.weight * losses(c.theta, blocks, self.reference, self.scale, self.linger)[0] for c in self.components]
         return np.sum(each, axis=0)
 
     def gradients(self, blocks: LevelBlocks) -> list[tuple[np.ndarray, np.ndarray]]:
         """Mean ``[n]`` and its derivatives ``[n,11]`` by the coordinates, for every component."""
-        return [jacobian(component.theta, blocks, self.reference, self.scale) for component in self.components]
+        return [jacobian(one.theta, blocks, self.reference, self.scale, self.linger) for one in self.components]
 
     def predict(self, eta: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation ``[n]`` of the loss at the states ``at`` (rising)."""
@@ -182,13 +189,15 @@ class LevelPosterior:
         """Linear and nonlinear parameters of the mode, as ``analysis.laws.level`` names them."""
         v = {n: float(np.exp(x) if n in LOGS else x) for n, x in zip(NAMES, component.theta, strict=True)}
         linear = {"L0": v["ell"] - v["R"], "A": v["R"] * self.scale ** v["a"], "c": v["c"] * self.scale ** -v["d"]}
-        return linear, {name: v[name] for name in ("a", "tau", "b", "p", "q", "kappa", "Q", "d")}
+        nonlinear = {name: v[name] for name in ("a", "tau", "b", "p", "q", "kappa", "Q", "d")}
+        return linear, nonlinear | {"h": self.linger}
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "names": list(NAMES),
             "reference": self.reference,
             "scale": self.scale,
+            "linger": self.linger,
             "components": [
                 {"theta": c.theta.tolist(), "cov": c.cov.tolist(), "weight": c.weight, "misfit": c.misfit}
                 for c in self.components
@@ -200,7 +209,7 @@ class LevelPosterior:
         parts = tuple(
             Component(np.array(c["theta"]), np.array(c["cov"]), c["weight"], c["misfit"]) for c in stored["components"]
         )
-        return LevelPosterior(parts, stored["reference"], stored["scale"])
+        return LevelPosterior(parts, stored["reference"], stored["scale"], stored.get("linger", 0.0))
 
 
 def combine(parts: Sequence[tuple[Component, np.ndarray, np.ndarray]], full: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -375,4 +384,4 @@ def fit_posterior(
     weight = np.exp(np.array(evidence) - max(evidence))
     weight /= weight.sum()
     parts = tuple(Component(t, v, float(w), s) for (t, v, s), w in zip(found, weight, strict=True))
-    return LevelPosterior(parts, reference, scale, residuals)
+    return LevelPosterior(parts, reference, scale, residuals=residuals)

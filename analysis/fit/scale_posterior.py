@@ -20,7 +20,7 @@ from analysis import constants
 from analysis.curves.curve import LossCurve
 from analysis.fit.level_posterior import BOUNDS, HUBER, LOGS, Observed, Prior, observe
 from analysis.fit.level_posterior import NAMES as LEVEL_NAMES
-from analysis.laws.level import UNIT, progress_and_level
+from analysis.laws.level import LINGER, UNIT, progress_and_level
 from analysis.schedules.features import LevelBlocks
 
 KERNEL = ("tau", "b", "p", "q", "kappa", "Q")  # parameters of progress and level
@@ -43,6 +43,7 @@ class Scales:
     size: float  # N0, the largest size fitted
     reference: float  # highest rate of its runs
     progress: float  # S of the longest run, in UNIT updates at its peak
+    linger: float = LINGER  # the level law's h
 
 
 def values(theta: np.ndarray) -> dict[str, np.ndarray]:
@@ -61,7 +62,7 @@ def losses(
     v = values(theta)
     n = np.log(size / scales.size)
     first, place = (np.arange(len(theta)),) * 2 if rows is None else np.unique(rows, return_inverse=True)
-    kernel = {name: v[name][first, 0] for name in KERNEL}
+    kernel = {name: v[name][first, 0] for name in KERNEL} | {"h": np.array(scales.linger)}
     S, V = progress_and_level(blocks, scales.reference * np.exp(-v["omega"][first] * n), kernel)
     S, V = S[place] / scales.progress, V[place]
     lowest = v["L0"] + v["slope"] * np.expm1(-v["alpha"] * n) / v["alpha"]
@@ -127,6 +128,7 @@ class ScalePosterior:
             "size": self.scales.size,
             "reference": self.scales.reference,
             "progress": self.scales.progress,
+            "linger": self.scales.linger,
             "own": [[size, off] for size, off in self.own.items()],
             "off_law": self.off_law,
             "rms": self.rms,
@@ -139,7 +141,7 @@ class ScalePosterior:
             np.array(stored["theta"]),
             np.array(stored["cov"]),
             np.array([np.inf if x is None else x for x in stored["prior_sd"]]),
-            Scales(stored["size"], stored["reference"], stored["progress"]),
+            Scales(stored["size"], stored["reference"], stored["progress"], stored.get("linger", 0.0)),
             {size: off for size, off in stored["own"]},
             stored["off_law"],
             stored["rms"],

@@ -187,7 +187,8 @@ def diff(options: argparse.Namespace) -> int:
         print("the two runs do not differ")
     else:
         lines = [[key, *(MISSING if value is None else str(value) for value in pair)] for key, pair in found.items()]
-        print_table(("key", f"{left.study}/{left.name}", f"{right.study}/{right.name}"), lines)
+        shown = [left.name, right.name] if options.ids else listing.names([left, right])
+        print_table(("key", *(f"{run.study}/{name}" for run, name in zip((left, right), shown, strict=True))), lines)
     return 0
 
 
@@ -275,6 +276,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("diff", parents=[shared], help="keys in which two runs differ")
     command.add_argument("runs", nargs=2, metavar="RUN", help=run_help)
+    command.add_argument("--ids", action="store_true", help="whole names of runs, with their ids")
     command.set_defaults(main=diff)
 
     command = commands.add_parser("watch", parents=[place], help="live view of a study, until its last job ends")

@@ -20,8 +20,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from rwkv_lab.training.signals import StopSignals
+from rwkv_lab.config import registry
 from rwkv_lab.util.paths import IMPORT_ROOT
+from rwkv_lab.util.signals import StopSignals
 from rwkv_lab.util.subprocesses import Ended, end_with_parent, pass_on
 
 PRELOADED = ("torch", "torch._dynamo", "hydra", "rwkv_lab.config.hydra", "rwkv_lab.training.session")
@@ -49,12 +50,15 @@ class ForkServer:
             )
         self._answers = self._socket.makefile("r")
 
-    def run(self, overrides: Sequence[str], environment: Mapping[str, str], quiet: bool) -> Ended:
-        """Run the job of ``overrides`` in a forked process and wait for it, as ``run_child`` does.
+    def run(
+        self, config: Mapping[str, Any], overrides: Sequence[str], environment: Mapping[str, str], quiet: bool
+    ) -> Ended:
+        """Run the job of a composed ``config`` in a forked process and wait for it, as ``run_child`` does.
 
-        Raises ServerGone if there is no server to fork it.
+        ``overrides`` are what it was composed from. Raises ServerGone if there is no server to fork it.
         """
-        request = {"overrides": list(overrides), "environment": dict(environment), "folder": os.getcwd()}
+        request = {"config": dict(config), "overrides": list(overrides), "environment": dict(environment)}
+        request["folder"] = os.getcwd()
         read, write = os.pipe()
         with open(read, "rb") as errors, open(write, "wb") as end, open(os.devnull, "wb") as nowhere:
             try:
@@ -121,18 +125,21 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | No
     return json.loads(b"".join(parts)), files
 
 
-def serve(connection: socket.socket) -> list[str] | None:
-    """Fork a process for each request: return its overrides in that process, and None in the server at its end."""
+def serve(connection: socket.socket) -> dict[str, Any] | None:
+    """Fork a process for each request: return the request in that process, and None in the server at its end."""
     parent = os.getpid()
     # Ctrl-C in the terminal is for whoever asks, who passes it on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while (received := _receive(connection)) is not None:
         request, files = received
+        for name in getattr(registry.get("data", request["config"]["data"]["name"]), "imports", ()):
+            with suppress(ImportError):
+                importlib.import_module(name)
         pid = os.fork()
         if pid == 0:
             _become(request, files, parent)
             connection.close()
-            return [str(word) for word in request["overrides"]]
+            return request
         for file in files:
             os.close(file)
         connection.sendall(json.dumps({"pid": pid}).encode() + b"\n")
@@ -159,11 +166,11 @@ def main(argv: list[str]) -> int:
     for name in PRELOADED:
         importlib.import_module(name)
     with suppress(BrokenPipeError, ConnectionResetError):
-        overrides = serve(socket.socket(fileno=int(argv[0])))
-        if overrides is not None:
+        request = serve(socket.socket(fileno=int(argv[0])))
+        if request is not None:
             from rwkv_lab.cli import train
 
-            return train.main(overrides)
+            return train.run_composed(request["config"], request["overrides"])
     return 0
 
 

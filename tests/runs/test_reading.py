@@ -53,6 +53,20 @@ def test_runs_are_named_by_what_differs(tmp_path: Path, configs: list[dict], nam
     assert [name.replace("aaaaaaa1", "aaaaaaa0") for name in found] == names
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["model=rwkv_v4", "schedule.lr_init=4e-3", "seed=2", "tracker=none"], "rwkv_v4 lr 4e-3 seed 2"),
+        (["experiments=decays", "+branch.step=200"], "rwkv_v4 branch at 200"),
+        (["stop=median", "rerun=true"], "rwkv_v4 kjv seed 2"),
+    ],
+)
+def test_a_run_is_named_by_what_was_typed_for_it(overrides: list[str], name: str) -> None:
+    config = {"model": {"name": "rwkv_v4"}, "data": {"name": "kjv"}, "schedule": {"lr_init": 4e-3}, "seed": 2}
+    config |= {"trainer": {"log_every": 5}, "branch": {"step": 200}, "stop": {"name": "median"}, "rerun": True}
+    assert listing.typed_name(config, overrides) == name
+
+
 def test_a_table_of_arrays(root: Path) -> None:
     columns = table(store.studies(["one"], root))
     assert {"name", "run", "study", "status", "model.name", "model.n_layer", "val_loss"} <= columns.keys()

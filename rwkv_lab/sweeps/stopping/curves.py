@@ -24,7 +24,6 @@ class JobCurve:
     loss: np.ndarray  # [n] val_loss of the fixed held-out part, nats per token
     total: int  # updates of the whole run
     complete: bool = False
-    stopped: bool = False  # given up by a rule
     forecast: tuple[float, float] | None = None  # interval of the final loss, as the job itself recorded it
     path: Path | None = None
     lr: np.ndarray | None = None  # [total] rate of every update; only for the job that is judged
@@ -71,7 +70,6 @@ def read_curve(run: Run) -> JobCurve | None:
         loss=metrics["val_loss"][measured],
         total=total,
         complete=manifest.get("status") == "complete",
-        stopped=manifest.get("status") == "stopped early",
         forecast=interval,
         path=run.path,
     )

@@ -16,6 +16,7 @@ from analysis.calibrate.measure import (
     summary,
 )
 from analysis.cli import main
+from analysis.cli.calibrate import changed
 from analysis.constants import shipped
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.training.schedules import rates
@@ -83,3 +84,10 @@ def test_constants_of_the_intervals_cover_what_they_were_chosen_on(measured):
         assert chosen["factor"][mode] == FACTORS[-1] or shares(own) @ covered >= COVERED
     tight = {**chosen, "factor": dict.fromkeys(chosen["factor"], 0.1)}
     assert (half_widths(outcomes, tight) < half_widths(outcomes, chosen)).all()
+
+
+@pytest.mark.parametrize("word", ["data.independant=6", "data=6", "prior.mean=1", "data.independent=six"])
+def test_other_constants_are_tried_by_name(word):
+    assert changed(shipped(), ["data.independent=6"])["data"]["independent"] == 6
+    with pytest.raises(UserError, match=r"data\.independent"):
+        changed(shipped(), [word])

@@ -26,7 +26,7 @@ def test_it_writes_the_page_the_tables_and_the_figures(study, capsys):
     figures = {
         f"{name}.{kind}"
         for name in ("loss_tokens", "loss_seconds", "loss_flops", "final_bpb")
-        for kind in ("png", "svg")
+        for kind in ("png", "svg", "pdf")
     }
     tables = {"compare.html", "compare.md", "groups.csv", "pairs.csv", "runs.csv"}
     assert {path.name for path in folder.iterdir()} == figures | tables

@@ -1,10 +1,13 @@
 """The figures for papers: units, legends and names, read off the figures themselves."""
 
+from itertools import product
+
 import pytest
 
 from analysis.compare.figures import COLOURED, final_figure, loss_figure, prediction_figure, unit_of
 from analysis.compare.records import collect
 from analysis.compare.summary import compare
+from analysis.compare.swept import swept, swept_chart, swept_figure
 from analysis.compare.tables import markdown
 from analysis.curves import load
 from analysis.fit import fit
@@ -125,3 +128,46 @@ def test_a_run_trained_from_a_fit_is_drawn_over_its_prediction(make_run, fingerp
     assert prediction_figure(collect([gone], fingerprint)) is None
     table = markdown(compare("loop", records), "compare")
     assert table.count("| inside |") == 2
+
+
+def test_a_grid_has_a_colour_a_model_and_a_dash_a_rate(make_run, block):
+    for i, (model, rate) in enumerate(product(("rwkv_v4", "mha_pro"), (1e-3, 2e-3, 4e-3))):
+        make_run(model, 1, 1.8 + i / 100, suffix=str(i), schedule__lr_init=rate)
+    looks = {(row.group.own["model.name"], row.group.own["schedule.lr_init"]): row.style for row in block().rows}
+    assert len(looks) == len({look for look in looks.values()}) == 6
+    for (model, rate), look in looks.items():
+        assert look.colour == looks[model, 1e-3].colour
+        assert (look.mpl_dash, look.mpl_marker) == (looks["rwkv_v4", rate].mpl_dash, looks["rwkv_v4", rate].mpl_marker)
+    assert looks["rwkv_v4", 1e-3].colour != looks["mha_pro", 1e-3].colour
+    assert looks["rwkv_v4", 1e-3].mpl_dash != looks["rwkv_v4", 2e-3].mpl_dash
+
+
+def test_more_values_than_looks_are_no_grid(make_run, block):
+    for i, model in enumerate(("rwkv_v4", "mha_pro")):
+        for j in range(len(style.GRID_DASHES) + 1):
+            make_run(model, 1, suffix=f"{i}{j}", schedule__lr_init=1e-3 * (j + 1))
+    rows = block().rows
+    assert [row.style for row in rows] == [style.style(row.look) for row in rows]
+
+
+def test_final_loss_against_a_swept_number(make_run, block):
+    """One line a model over every rate; a third key leaves its lowest group, and the others as dots."""
+    for i, (model, rate, width) in enumerate(product(("rwkv_v4", "mha_pro"), (1e-3, 4e-3), (0, 256))):
+        final = 1.8 + 0.1 * (model == "mha_pro") - 10 * rate + width / 1e4
+        make_run(model, 1, final, suffix=str(i), schedule__lr_init=rate, fields={"head_qk_dim": width})
+    by_key = {one.key: one for one in swept(block())}
+    assert set(by_key) == {"schedule.lr_init", "model.head_qk_dim"}
+    rates = by_key["schedule.lr_init"]
+    assert rates.logarithmic and not by_key["model.head_qk_dim"].logarithmic
+    assert {line.name: line.x for line in rates.lines} == {"rwkv_v4": (1e-3, 4e-3), "mha_pro": (1e-3, 4e-3)}
+    assert rates.best == pytest.approx((4e-3, 1.76)) and len(rates.others) == 4
+    with paper():
+        (ax,) = swept_figure(rates).axes
+    assert ax.get_xscale() == "log" and [label.get_text() for label in ax.get_xticklabels()] == ["1e-3", "4e-3"]
+    assert swept_chart(rates, 0).tags == ["swept", 0]
+
+
+def test_one_value_is_not_drawn(make_run, block):
+    make_run("rwkv_v4", 1)
+    make_run("mha_pro", 1)
+    assert swept(block()) == []

@@ -9,18 +9,19 @@ from analysis.laws.level import UNIT, progress_and_level
 from analysis.schedules.features import LevelBlocks, warmup_steps
 from rwkv_lab.training.schedules import rates
 
-NONLINEAR = {"p": 0.9, "q": 0.6, "tau": 60.0, "b": 0.8, "kappa": 2.0, "Q": 0.3}
+NONLINEAR = {"p": 0.9, "q": 0.6, "tau": 60.0, "b": 0.8, "kappa": 2.0, "Q": 0.3, "h": 0.3}
 
 
-def by_the_formula(lr, reference, p, q, tau, b, kappa, Q):
+def by_the_formula(lr, reference, p, q, tau, b, kappa, Q, h):
     """S and N after the last update."""
     peak, warmup = lr.max(), warmup_steps(lr)
     x = peak / reference
     speed = x * ((1 + kappa) / (1 + kappa * x**1.5)) ** (1 / 1.5)
     S = speed * np.cumsum((lr / peak) ** p) / UNIT
     v = x**Q * (np.where(np.arange(len(lr)) < warmup, peak, lr) / peak) ** q
-    since = (S[-1] - np.concatenate([[0.0], S[:-1]])) * UNIT / tau
-    return S[-1], v[0] + float(np.sum(np.diff(v) * (1 - (1 + since[1:]) ** -b)))
+    left = S[:-1]  # S before update 1 and the later ones
+    since = (S[-1] - left) * UNIT / (tau * left**h)
+    return S[-1], v[0] + float(np.sum(np.diff(v) * (1 - (1 + since) ** -b)))
 
 
 @pytest.mark.parametrize("name", ["cosine", "wsd", "linear"])
