@@ -49,4 +49,5 @@ def test_slices_under_autocast(monkeypatch, dtype):
         found = gradients(model, False)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype == torch.float32
-        torch.testing.assert_close(one, other, rtol=0.05, atol=2e-4)
+        # Sums that nearly cancel keep few digits in 16 bits.
+        assert (one - other).norm() <= 0.1 * other.norm() + 1e-3
