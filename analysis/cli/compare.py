@@ -12,7 +12,11 @@ from rwkv_lab.config.errors import UserError
 from rwkv_lab.util.paths import as_typed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from analysis.compare.records import Record
     from analysis.compare.summary import Comparison
+    from rwkv_lab.tracking.tracker import Publishes
 
 SUMMARY = "the table, the figures and the page that compare runs"
 PAGE = "compare.html"
@@ -87,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="with --watch: serve the page on 127.0.0.1, to this machine only (default: a free port)",
     )
+    parser.add_argument("--to", metavar="TRACKER", help="record tables, figures and page there too, e.g. wandb")
     parser.add_argument("--ids", action="store_true", help="whole names of runs, with their ids")
     parser.set_defaults(**DEFAULTS)
 
@@ -131,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.serve is not None and not args.watch:
         raise UserError("--serve needs --watch: a page that does not change is opened as a file")
+    if args.to is not None:
+        _tracker(args.to)  # an unknown one is named before anything is drawn
     comparison = _compared(args)
     folder = output_folder(args.paths, args.out)
     if args.watch:
@@ -154,7 +161,26 @@ def run(args: argparse.Namespace) -> int:
     say(f"tables   {near}/: {', '.join(name for name in texts if name != PAGE)}")
     if figures:
         say(f"figures  {near}/: {', '.join(dict.fromkeys(figures))} (.png, .svg, .pdf)")
+    if args.to is not None:
+        say(f"{args.to:<8} {_tracker(args.to, comparison.records).publish(folder, comparison.title)}")
     return 0
+
+
+def _tracker(name: str, records: "Sequence[Record]" = ()) -> "Publishes":
+    """Return the settings of a tracker: those of the first run that used it, else its own defaults."""
+    from rwkv_lab.config import registry
+    from rwkv_lab.runs import Run
+    from rwkv_lab.tracking.tracker import Publishes, settings_of
+
+    owner = registry.get("tracker", name, "--to")
+    if not issubclass(owner, Publishes):
+        able = [each for each, member in registry.members("tracker").items() if issubclass(member, Publishes)]
+        raise UserError(f"--to {name} takes no comparison: choose one of {', '.join(able)}")
+    used = (record for record in records if (record.config.get("tracker") or {}).get("name") == name)
+    first = next(used, None)
+    settings = owner() if first is None else settings_of(Run(first.path))
+    assert isinstance(settings, Publishes)
+    return settings
 
 
 def _now() -> str:

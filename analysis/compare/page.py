@@ -62,7 +62,7 @@ def _result(row: Row, block: Block) -> dict[str, Any]:
         difference,
         *(row.mean(m) for m in METRICS[1:]),
     ]
-    costs = [row.parameters, row.flops_per_token, row.tokens_per_second, row.peak_memory_bytes]
+    costs = [row.parameters, row.flops_per_token, row.tokens_per_second, row.mfu, row.peak_memory_bytes]
     cells = [_cell(text, order) for text, order in zip(texts, orders, strict=True)]
     cells += [_cell(text, value) for text, value in zip(tables.cost(row)[1:], costs, strict=True)]
     states = sorted({record.status for record in row.group.records} - {"complete"})

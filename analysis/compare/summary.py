@@ -37,6 +37,7 @@ class Row:
     flops_per_token: float
     tokens_per_second: float  # mean over the counted seeds
     peak_memory_bytes: float  # the largest of the counted seeds
+    mfu: float = float("nan")  # model FLOPs utilisation at that speed: a share of the devices' peak
     verdict: Verdict | None = None  # against the reference; None for the reference and without a value
     look: int = 0  # its number: a label has the same in every corpus
     style: Style = FIRST
@@ -100,6 +101,12 @@ def speed(record: Record) -> float:
     return value if np.isfinite(value) else float(np.median(column)) if len(column) else float("nan")
 
 
+def utilisation(record: Record) -> float:
+    """Return the share of its devices' peak FLOPs at which a run trained; NaN where the peak was not recorded."""
+    peak = record.number("peak_flops")
+    return speed(record) * record.number("flops_per_token") / peak if peak > 0 else float("nan")
+
+
 def spent(record: Record, axis: str) -> float:
     """Return tokens or seconds trained: the total in a finished run's manifest, else the last of metrics.csv."""
     values = record.column(axis)
@@ -129,6 +136,7 @@ def make_row(group: Group, budgets: Mapping[str, float]) -> Row:
         _first([record.number("flops_per_token") for record in group.records]),
         float(np.mean(speeds)) if speeds else float("nan"),
         max(memory, default=float("nan")),
+        float(np.mean(shares)) if (shares := _finite([utilisation(record) for record in counted])) else float("nan"),
     )
 
 

@@ -13,7 +13,17 @@ from analysis.compare.fitted import CSV_HEADINGS, FITTED_HEADINGS, FITTED_TITLE,
 from analysis.compare.notes import BUDGETS, METRIC_NAMES, census, method, notes, plural
 from analysis.compare.records import Record
 from analysis.compare.significance import UNJUDGED
-from analysis.compare.summary import METRICS, Block, Comparison, Row, final_value, last_measured, speed, spent
+from analysis.compare.summary import (
+    METRICS,
+    Block,
+    Comparison,
+    Row,
+    final_value,
+    last_measured,
+    speed,
+    spent,
+    utilisation,
+)
 from rwkv_lab.util.console import harmless, terminal_width
 from rwkv_lab.util.units import count, duration
 
@@ -89,7 +99,7 @@ def quality(row: Row, block: Block) -> list[str]:
     ]
 
 
-COST_HEADINGS = ["group", "parameters", "FLOPs per token", "tokens/s", "peak memory"]
+COST_HEADINGS = ["group", "parameters", "FLOPs per token", "tokens/s", "MFU", "peak memory"]
 
 
 def cost(row: Row) -> list[str]:
@@ -99,6 +109,7 @@ def cost(row: Row) -> list[str]:
         number(row.parameters),
         number(row.flops_per_token),
         number(row.tokens_per_second),
+        f"{row.mfu:.1%}" if math.isfinite(row.mfu) else NONE,
         memory(row.peak_memory_bytes),
     ]
 
@@ -233,7 +244,7 @@ def groups_csv(comparison: Comparison) -> str:
         where = "final" if metric == "final" else f"at_equal_{metric}"
         head += [f"val_bpb_{where}", f"val_bpb_{where}_std"]
     head += [f"budget_{axis}" for axis in METRICS[1:]]
-    head += ["parameters", "flops_per_token", "tokens_per_second", "peak_memory_bytes"]
+    head += ["parameters", "flops_per_token", "tokens_per_second", "mfu", "peak_memory_bytes"]
     names = sorted({task for block in comparison.blocks for task in tasks.tasks(block)})
     head += names
     head += ["judged_by", "reference", "difference", "low", "high", "p_holm", "verdict"]
@@ -244,7 +255,8 @@ def groups_csv(comparison: Comparison) -> str:
             for metric in METRICS:
                 cells += [_plain(row.mean(metric)), _plain(row.std(metric))]
             cells += [_plain(block.budgets[axis]) for axis in METRICS[1:]]
-            cells += map(_plain, (row.parameters, row.flops_per_token, row.tokens_per_second, row.peak_memory_bytes))
+            costs = (row.parameters, row.flops_per_token, row.tokens_per_second, row.mfu, row.peak_memory_bytes)
+            cells += map(_plain, costs)
             cells += [np.mean(found) if (found := tasks.values(row, task)) else "" for task in names]
             v = row.verdict
             judged = [_plain(v.difference), _plain(v.low), _plain(v.high), _plain(v.p), v.verdict] if v else [""] * 5
@@ -272,12 +284,13 @@ def runs_csv(comparison: Comparison) -> str:
     }
     head = ["study", "run", "status", "reason", "corpus", "group", "seed", "val_bpb_final", "val_bpb_last_measured"]
     head += ["tokens", "seconds"]
-    head += ["tokens_per_second", "peak_memory_bytes", "parameters", "flops_per_token", "commit", "dirty"]
+    head += ["tokens_per_second", "mfu", "peak_memory_bytes", "parameters", "flops_per_token", "commit", "dirty"]
     head += CSV_HEADINGS
     rows: list[list[object]] = [list(head)]
     for r in comparison.records:
         seed = "" if r.seed is None else r.seed
         numbers = [final_value(r), last_measured(r), spent(r, "tokens"), spent(r, "seconds"), speed(r)]
+        numbers += [utilisation(r)]
         numbers += [r.number("peak_memory_bytes")]
         numbers += [r.number("parameters"), r.number("flops_per_token")]
         cells: list[object] = [r.study, r.name, r.status, r.reason, *place.get(r.path, ("", "")), seed]

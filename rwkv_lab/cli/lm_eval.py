@@ -26,7 +26,9 @@ def _parser() -> argparse.ArgumentParser:
         "run.json, which analysis compare shows.",
     )
     add_model_options(parser)
-    parser.add_argument("--tasks", required=True, metavar="TASK,...", help="names of tasks, or their YAML files")
+    parser.add_argument(
+        "--tasks", required=True, metavar="TASK,...", help="names of tasks, their YAML files, or .jsonl of one's own"
+    )
     parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder of YAML files with further tasks")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples of each task")
     parser.add_argument("--shots", type=int, metavar="N", help="solved samples before each (the task's own number)")
@@ -74,22 +76,22 @@ def evaluated(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[s
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from rwkv_lab.inference.harness import Harness
+    from rwkv_lab.inference.harness import Harness, local_task
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it reports each of its steps
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     own = str(options.tasks_dir) if options.tasks_dir else None
-    files = {name for name in names if name.endswith(".yaml") and Path(name).is_file()}
+    files = {name for name in names if name.endswith((".yaml", ".jsonl")) and Path(name).is_file()}
     manager = TaskManager(include_path=own, include_defaults=False)
     if not files.issuperset(set(names) - set(manager.all_tasks)):
         manager = TaskManager(include_path=own)  # the harness's own, thousands of files
     for name in names:
         if name not in files and name not in manager.all_tasks:
-            raise UserError(f"--tasks {name}: there is no such task or YAML file{nearest(name, manager.all_tasks)}")
+            raise UserError(f"--tasks {name}: there is no such task or file{nearest(name, manager.all_tasks)}")
     try:
         found = simple_evaluate(
             Harness(model, tokenizer, options.batch_size),
-            tasks=names,
+            tasks=[local_task(Path(name)) if name.endswith(".jsonl") else name for name in names],
             num_fewshot=options.shots,
             limit=options.limit,
             task_manager=manager,
@@ -97,9 +99,8 @@ def evaluated(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[s
             bootstrap_iters=1000,
         )
     except (OSError, ValueError, KeyError, ConnectionError) as error:
-        raise UserError(
-            f"--tasks {options.tasks}: {str(error).splitlines()[0][:300] or type(error).__name__}"
-        ) from None
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise UserError(f"--tasks {options.tasks}: {reason}") from None
     assert found is not None
     return {task: _score(task, values, found, options.limit) for task, values in found["results"].items()}
 

@@ -1,13 +1,27 @@
 """What a user reads about a run: the summary at its end, the same when it is found complete, and a dry run."""
 
+import dataclasses
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rwkv_lab.config import registry
-from rwkv_lab.config.schema import Config
+from rwkv_lab.config.errors import UserError
+from rwkv_lab.config.schema import Config, TrainerConfig
 from rwkv_lab.runs.manifest import foretold
-from rwkv_lab.util.console import count, duration, say
+from rwkv_lab.util.console import count, duration, say, table_lines
 from rwkv_lab.util.paths import as_typed
+from rwkv_lab.util.units import ago
+
+# Devices of a plan: how many, bytes of each, and its bf16 FLOPs a second, those of an A100.
+CLUSTERS: list[tuple[str, int, float, float | None]] = [
+    ("1 x 80 GB", 1, 80e9, 312e12),
+    ("8 x 40 GB", 8, 40e9, 312e12),
+    ("8 x 80 GB", 8, 80e9, 312e12),
+]
+UTILISATION = 0.4
+MOST_RATES = 10_000  # of a schedule, evaluated for its highest
 
 
 def shown(path: Path) -> str:
@@ -69,28 +83,91 @@ def prediction_lines(manifest: dict[str, Any]) -> list[str]:
     return lines
 
 
-def dry_run(config: Config, path: Path) -> None:
+def dry_run(config: Config) -> None:
     """Print what the configuration would run: sizes, cost, memory and place. Nothing is trained or written."""
     from omegaconf import OmegaConf
 
-    from rwkv_lab import data, models
-    from rwkv_lab.config import check, derived
-    from rwkv_lab.models.factory import skeleton
-    from rwkv_lab.training import device, lineage
+    from rwkv_lab import data
+    from rwkv_lab.config import check, run_hash
+    from rwkv_lab.util.paths import runs_dir
 
     say(OmegaConf.to_yaml(OmegaConf.create(check.plain(config))))
+    given: int | None = getattr(config.tokenizer, "vocab_size", None)
+    try:
+        name = run_hash.run_name(config, run_hash.named_files(config))
+        corpus = data.load(config.data, config.tokenizer)
+        data.require_length(corpus, config.model.ctx_len)
+        vocab_size = corpus.tokenizer.vocab_size
+    except UserError as missing:
+        # A plan for another machine, where the corpus is.
+        if given is None:
+            raise
+        say(f"note: {missing}; planned with tokenizer.vocab_size={given}")
+        name, vocab_size = "not known without the corpus", given
+    for line in plan(config, vocab_size + config.objective.extra_tokens):
+        say(line)
+    say(f"run directory     {shown(runs_dir(config.runs_dir) / config.study / name)}")
+
+
+def plan(config: Config, vocab_size: int) -> Iterator[str]:
+    """Yield what a run takes, and settings that fit this machine and some clusters, for a model's vocabulary."""
+    from rwkv_lab import models
+    from rwkv_lab.config import derived
+    from rwkv_lab.models.factory import skeleton
+    from rwkv_lab.training import device, lineage
+    from rwkv_lab.training.memory import RESERVED, Planner
+
     total = derived.total_steps(config)
-    rates = [*map(lineage.rates(config), range(total))]
-    corpus = data.load(config.data, config.tokenizer)
-    data.require_length(corpus, config.model.ctx_len)
-    model = skeleton(config.model, corpus.tokenizer.vocab_size + config.objective.extra_tokens)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    memory_bytes = sum(device.estimate(config, dict(model.named_parameters()), model.vocab_size).values())
-    tokens = total * config.trainer.batch_size * config.model.ctx_len
-    flops = models.flops_per_token(model)
-    say(f"parameters        {parameters:,}")
-    say(f"FLOPs per token   {flops:,.0f} (forward and backward)")
-    say(f"length            {total:,} steps, {tokens:,} tokens, {flops * tokens:.3g} FLOPs")
-    say(f"learning rate     {rates[0]:.3g} first, {max(rates):.3g} highest, {rates[-1]:.3g} last")
-    say(f"memory, about     {memory_bytes / 2**20:,.0f} MiB")
-    say(f"run directory     {shown(path)}")
+    rate = lineage.rates(config)
+    rates = [rate(step) for step in (*range(0, total, max(1, total // MOST_RATES)), total - 1)]
+    model = skeleton(config.model, vocab_size)
+    tokens, flops = total * derived.tokens_per_step(config), models.flops_per_token(model)
+    parameters = dict(model.named_parameters())
+    yield f"parameters        {sum(parameter.numel() for parameter in parameters.values()):,}"
+    yield f"FLOPs per token   {flops:,.0f} (forward and backward)"
+    yield f"length            {total:,} steps, {tokens:,} tokens, {flops * tokens:.3g} FLOPs"
+    yield f"learning rate     {rates[0]:.3g} first, {max(rates):.3g} highest, {rates[-1]:.3g} last"
+    # What compiling saves is not counted, and trying it takes its time.
+    quick = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, compile="false"))
+    resolved = device.resolve(quick)
+    here, processes = device.hardware(resolved), config.trainer.processes or 1
+    own = dataclasses.replace(config.trainer, precision=resolved.precision)  # type: ignore[arg-type]
+    planner = Planner(dataclasses.replace(config, trainer=own), parameters, vocab_size)
+    again = dataclasses.replace(own, activation_checkpointing=True)
+    found, less = planner.need(own, processes), planner.need(again, processes)
+    rows = [[part, gigabytes(size), gigabytes(less.parts[part])] for part, size in found.parts.items()]
+    rows.append(["most at once", gigabytes(found.peak), gigabytes(less.peak)])
+    heading = ["memory a device", "as configured", "activation_checkpointing"]
+    yield from table_lines(heading, rows)
+    size = here["memory_bytes"] or math.inf
+    fits = "fits" if found.peak <= (1 - RESERVED) * size else "does not fit"
+    yield f"this machine      {here['name']}, {gigabytes(size)}: {fits}"
+    clusters = [*CLUSTERS] if fits == "fits" else [("this machine", 1, size, None), *CLUSTERS]
+    halves = planner if own.precision in device.HALVES else None
+    rows = []
+    for name, devices, bytes_each, peak in clusters:
+        if peak is not None and halves is None:
+            bf16 = dataclasses.replace(own, precision="bf16")
+            halves = Planner(dataclasses.replace(config, trainer=bf16), parameters, vocab_size)
+        chosen = (planner if peak is None or halves is None else halves).fitting(devices, bytes_each)
+        if chosen is None:
+            rows.append([name, "does not fit", "", ""])
+            continue
+        trainer, memory = chosen
+        cost = flops * tokens * (4 / 3 if trainer.activation_checkpointing else 1)
+        time = ago(cost / (devices * peak * UTILISATION)) if peak else ""
+        rows.append([name, settings_of(trainer), gigabytes(memory.peak), time])
+    yield from table_lines(["on", "settings", "memory a device", f"time at {UTILISATION:.0%} of peak"], rows, left=2)
+
+
+def settings_of(trainer: TrainerConfig) -> str:
+    """Return how devices share the batch, as one would type it."""
+    words = [f"trainer={trainer.strategy}"] if trainer.strategy else []
+    words += [f"trainer.batch_size={trainer.batch_size}", f"trainer.accumulate={trainer.accumulate}"]
+    words += ["trainer.activation_checkpointing=true"] if trainer.activation_checkpointing else []
+    return " ".join(words)
+
+
+def gigabytes(size: float) -> str:
+    """Return bytes in GB of 10^9, or in MB below one."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -64,9 +65,25 @@ def main(argv: list[str]) -> int:
     if any(word in HELP for word in argv):
         topics = [word for word in argv if word not in HELP]
         return main_guard(lambda: _help(topics))
+    return _at_work(lambda: _compose_and_run(argv))
+
+
+def run_composed(content: dict[str, Any], overrides: list[str]) -> int:
+    """Do the job of a composed configuration, as ``main`` does one it composes from ``overrides``; the exit code."""
+    from rwkv_lab.config.hydra import prepare
+    from rwkv_lab.training.run import run_here
+
+    prepare()
+    composed = OmegaConf.create(content)
+    OmegaConf.set_struct(composed, True)
+    return _at_work(lambda: run_here(composed, overrides).exit_code)
+
+
+def _at_work(work: Callable[[], int]) -> int:
+    """Return the exit code of ``work``, whatever ends it."""
     warnings.formatwarning = _as_a_sentence  # type: ignore[assignment]
     with StopSignals():
-        code = main_guard(lambda: _guarded(argv))
+        code = main_guard(lambda: _guarded(work))
     if torchrun.ranks() and code not in torchrun.ENDED_TOGETHER:
         # Python's own way out aborts in gloo's destructors if the other ranks have gone.
         sys.stdout.flush()
@@ -86,12 +103,12 @@ def _help(topics: list[str]) -> None:
     print(fields_of(topics[0]) if topics else usage())
 
 
-def _guarded(argv: list[str]) -> int:
-    """Compose and run; of several ranks the first reports what stops the run before or after training."""
+def _guarded(work: Callable[[], int]) -> int:
+    """Do ``work``; of several ranks the first reports what stops the run before or after training."""
     try:
         if torchrun.ranks():
             end_with_parent(torchrun.launcher())
-        return _compose_and_run(argv)
+        return work()
     except KeyboardInterrupt:
         if torchrun.rank() == 0:
             print("stopped: the same command goes on from the last checkpoint", file=sys.stderr)

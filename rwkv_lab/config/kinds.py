@@ -376,10 +376,7 @@ class TrackerConfig(Component):
 
     @abstractmethod
     def open(self, run: "Run", after: int) -> "Tracker":
-        """Return the tracker of ``run``, which gets its rows behind update ``after``.
-
-        What this and the tracker raise is a warning of the run, never its end.
-        """
+        """Return the tracker of ``run`` for rows behind update ``after``; what it raises is a warning of the run."""
 
     def offline(self) -> "TrackerConfig | None":
         """Return the settings to go on with if ``open`` fails; None to go on without a tracker."""

@@ -3,7 +3,9 @@
 Requests are read in batches of one length, and a context once for all its continuations: they go on from its state.
 """
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ from lm_eval.api.model import LM as Evaluated
 from torch import Tensor
 from tqdm import tqdm
 
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.inference.recurrent import RecurrentModel
 from rwkv_lab.models.lm import LM
 from rwkv_lab.models.state import State, rows_of
@@ -160,6 +163,54 @@ class Harness(Evaluated):
                 logits, state = self.recurrent.step(tokens, state)
                 logits = logits[:, : self.vocab_size]
         return texts
+
+
+def local_task(file: Path) -> dict[str, Any]:
+    """Return the task of a JSONL file, named after it, as the harness's configuration.
+
+    Every line has a ``context`` and either ``choices`` with the index of the right one as ``label``, which are scored
+    by their log-likelihoods, or an ``answer``, which the greedy continuation has to equal up to the end of its line.
+    Raises UserError for another line.
+    """
+    import datasets
+
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            kinds = {"choices": list, "label": int} if "choices" in row else {"answer": str}
+            right = all(isinstance(row[key], kind) for key, kind in ({"context": str} | kinds).items())
+            right = right and 0 <= row.get("label", 0) < len(row.get("choices", [0]))
+        except (ValueError, KeyError, TypeError):
+            right = False
+        if not right or row.keys() != (rows or [row])[0].keys():
+            raise UserError(
+                f"{file}:{number} must be JSON with a context and choices and a label, or a context and an answer, "
+                'the same in every line, e.g. {"context": "one two", "choices": ["three", "five"], "label": 0}'
+            )
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{file} has no line")
+    chosen = "choices" in rows[0]
+    by_kind = {
+        "output_type": "multiple_choice",
+        "doc_to_choice": "choices",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    written = {
+        "output_type": "generate_until",
+        "doc_to_target": " {{answer}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": max(len(row.get("answer", "")) for row in rows) + 8},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    return {
+        "task": file.stem,
+        "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
+        "test_split": "test",
+        "doc_to_text": "{{context}}",
+        **(by_kind if chosen else written),
+    }
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -99,7 +99,7 @@ def to_columns(x: Tensor, factor: Tensor, length: int) -> Tensor:
     """x [B,T,H,S] times factor [H,T] as [H,length,B*S], zeros after T."""
     B, T, H, S = x.shape
     columns = x.new_empty(H, length, B * S)
-    torch.mul(x.permute(2, 1, 0, 3), factor[:, :, None, None], out=by_head(columns, x))
+    product_into(by_head(columns, x), x.permute(2, 1, 0, 3), factor[:, :, None, None])
     columns[:, T:] = 0
     return columns
 
@@ -113,8 +113,16 @@ def by_head(columns: Tensor, x: Tensor) -> Tensor:
 def from_columns(columns: Tensor, factor: Tensor, x: Tensor) -> Tensor:
     """columns [H,T',B*S] times factor [H,T] in the layout of x [B,T,H,S]."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    torch.mul(by_head(columns, x), factor[:, :, None, None], out=y.permute(2, 1, 0, 3))
+    product_into(y.permute(2, 1, 0, 3), by_head(columns, x), factor[:, :, None, None])
     return y
+
+
+def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """Write a * b into the view ``out``; torch.compile, which knows no such output, fuses the copy."""
+    if torch.compiler.is_compiling():
+        out.copy_(a * b)
+    else:
+        torch.mul(a, b, out=out)
 
 
 def causal_product(w: Tensor, x: Tensor, halvings: int, longest_product: int) -> Tensor:

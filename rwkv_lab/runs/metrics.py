@@ -1,9 +1,13 @@
 """Reading metrics.csv: all of it as arrays, or only its last row."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+OBSERVATIONS = "observations.jsonl"  # what a tracker sees beside the rows; training/observations.py has the form
 
 TAIL_BYTES = 4096  # more than any row takes
 
@@ -81,3 +85,20 @@ class RowReader:
         cells = [row for line in lines if len(row := line.split(",")) == len(self._header)]
         rows = [dict(zip(self._header, map(_number, row), strict=True)) for row in cells]
         return [{name: value for name, value in row.items() if value == value} for row in rows]
+
+
+def read_observations(file: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of observations.jsonl in order; none if there is no file."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            found.append(entry)
+    return found

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -56,7 +57,7 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     gpus = launchers.visible_gpus() if shared else ()
     with launchers.gpu_lock(gpus, runs_dir(config.runs_dir) / ".gpus") as gpu:
         chosen = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
-        ended = _process(overrides, chosen | threads(spec), spec)
+        ended = _process(composed, overrides, chosen | threads(spec), spec)
     if ended.stopped and spec.tied and marker.exists():
         return LOSS_IF_FAILED
     if ended.stopped and spec.tied:
@@ -67,12 +68,13 @@ def run(composed: DictConfig, hydra_config: DictConfig) -> float:
     return outcome(path, config, overrides, ended)
 
 
-def _process(overrides: Sequence[str], extra: dict[str, str], spec: LauncherSpec) -> Ended:
+def _process(composed: DictConfig, overrides: Sequence[str], extra: dict[str, str], spec: LauncherSpec) -> Ended:
     """Run a job in a process of its own: forked where this process works off many jobs, else started."""
     if spec.tied:
         with suppress(ServerGone):
-            words = [*overrides, "hydra.mode=RUN"]
-            return server(extra.get("OMP_NUM_THREADS")).run(words, {**os.environ, **extra}, quiet=not spec.visible)
+            content: Any = OmegaConf.to_container(plan.task(composed), resolve=False)
+            forks = server(extra.get("OMP_NUM_THREADS"))
+            return forks.run(content, overrides, {**os.environ, **extra}, quiet=not spec.visible)
         server.cache_clear()
     return run_child(command(overrides), extra, quiet=not spec.visible)
 

@@ -114,7 +114,7 @@ class Composer:
         settings = [override for override in parsed if _is_setting(override)]
         choices = tuple(str(override.input_line) for override in parsed if override not in settings)
         if choices not in self._composed:
-            self._composed[choices] = _task(self._loader.load_sweep_config(self._master, list(choices)))
+            self._composed[choices] = task(self._loader.load_sweep_config(self._master, list(choices)))
         composed = copy.deepcopy(self._composed[choices])
         for setting in settings:
             OmegaConf.update(composed, setting.key_or_group, setting.value(), merge=True)
@@ -138,7 +138,8 @@ def _is_setting(override: Any) -> bool:
     return is_value and override.type == OverrideType.CHANGE and override.package is None
 
 
-def _task(composed: DictConfig) -> DictConfig:
+def task(composed: DictConfig) -> DictConfig:
+    """Return a composed configuration without Hydra's own part."""
     task = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     OmegaConf.set_struct(task, True)
     return task
@@ -190,7 +191,7 @@ def _planned(overrides: Sequence[str], compose: Callable[[Sequence[str]], DictCo
 
 def checked(composed: DictConfig) -> tuple[Config, Path]:
     """Return the checked configuration of a composed job, without Hydra's own part, and its run directory."""
-    config = check.check(_task(composed) if "hydra" in composed else composed)
+    config = check.check(task(composed))
     return config, runs_dir(config.runs_dir) / config.study / run_name(config, named_files(config))
 
 

@@ -1,6 +1,6 @@
 """A process that has torch loaded and forks one job after the other, each a process of its own with nothing leaked in.
 
-    python -m rwkv_lab.sweeps.server FD        # FD: the socket it is asked through; ends with the process at its end
+    python -m rwkv_lab.cli.job_server FD       # FD: the socket it is asked through; ends with the process at its end
 
 The server touches no device and starts no thread, so that a forked job begins as a fresh process does, without the
 seconds of processor time that importing takes. Requests and answers are lines of JSON.
@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from rwkv_lab.training.signals import StopSignals
+from rwkv_lab.config import registry
 from rwkv_lab.util.paths import IMPORT_ROOT
+from rwkv_lab.util.signals import StopSignals
 from rwkv_lab.util.subprocesses import Ended, end_with_parent, pass_on
 
-PRELOADED = ("torch", "torch._dynamo", "hydra", "rwkv_lab.config.hydra", "rwkv_lab.training.session")
 HEADER = 8  # bytes that hold the length of a request
 
 
@@ -41,20 +41,29 @@ class ForkServer:
         path = os.pathsep.join(filter(None, (str(IMPORT_ROOT), environment.get("PYTHONPATH"))))
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rwkv_lab.sweeps.server", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "rwkv_lab.cli.job_server", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={**environment, "PYTHONPATH": path},
+                # numpy's BLAS would start threads when it is loaded, and a process forked beside threads is not safe.
+                env={**environment, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
                 preexec_fn=end_with_parent,
             )
         self._answers = self._socket.makefile("r")
 
-    def run(self, overrides: Sequence[str], environment: Mapping[str, str], quiet: bool) -> Ended:
-        """Run the job of ``overrides`` in a forked process and wait for it, as ``run_child`` does.
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
 
-        Raises ServerGone if there is no server to fork it.
+    def run(
+        self, config: Mapping[str, Any], overrides: Sequence[str], environment: Mapping[str, str], quiet: bool
+    ) -> Ended:
+        """Run the job of a composed ``config`` in a forked process and wait for it, as ``run_child`` does.
+
+        ``overrides`` are what it was composed from. Raises ServerGone if there is no server to fork it.
         """
-        request = {"overrides": list(overrides), "environment": dict(environment), "folder": os.getcwd()}
+        request = {"config": dict(config), "overrides": list(overrides), "environment": dict(environment)}
+        request["folder"] = os.getcwd()
         read, write = os.pipe()
         with open(read, "rb") as errors, open(write, "wb") as end, open(os.devnull, "wb") as nowhere:
             try:
@@ -121,18 +130,21 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | No
     return json.loads(b"".join(parts)), files
 
 
-def serve(connection: socket.socket) -> list[str] | None:
-    """Fork a process for each request: return its overrides in that process, and None in the server at its end."""
+def serve(connection: socket.socket) -> dict[str, Any] | None:
+    """Fork a process for each request: return the request in that process, and None in the server at its end."""
     parent = os.getpid()
     # Ctrl-C in the terminal is for whoever asks, who passes it on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while (received := _receive(connection)) is not None:
         request, files = received
+        for name in getattr(registry.get("data", request["config"]["data"]["name"]), "imports", ()):
+            with suppress(ImportError):
+                importlib.import_module(name)
         pid = os.fork()
         if pid == 0:
             _become(request, files, parent)
             connection.close()
-            return [str(word) for word in request["overrides"]]
+            return request
         for file in files:
             os.close(file)
         connection.sendall(json.dumps({"pid": pid}).encode() + b"\n")
@@ -152,22 +164,3 @@ def _become(request: Mapping[str, Any], files: Sequence[int], parent: int) -> No
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-
-
-def main(argv: list[str]) -> int:
-    """Serve until whoever asks is gone; in a forked process, do its job and return its exit code."""
-    for name in PRELOADED:
-        importlib.import_module(name)
-    with suppress(BrokenPipeError, ConnectionResetError):
-        overrides = serve(socket.socket(fileno=int(argv[0])))
-        if overrides is not None:
-            from rwkv_lab.cli import train
-
-            return train.main(overrides)
-    return 0
-
-
-if __name__ == "__main__":
-    from rwkv_lab.cli.main import leave
-
-    leave(main(sys.argv[1:]))

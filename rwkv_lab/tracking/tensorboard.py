@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
@@ -48,6 +49,12 @@ class TensorBoardRun:
     def log(self, row: Mapping[str, float]) -> None:
         """Write each column but ``step``, against the step."""
         self._write(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+
+    def observe(self, line: Mapping[str, Any]) -> None:
+        """Write the gradient norms by layer."""
+        norms = {f"grad_norm/{part}": value for part, value in (line.get("grad_norm") or {}).items()}
+        if norms:
+            self._write(int(line["step"]), norms)
 
     def close(self, run: Run) -> None:
         """Write the numbers of the result as ``result/NAME``."""

@@ -3,14 +3,16 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import instance, validate
 from rwkv_lab.config.kinds import TrackerConfig
 from rwkv_lab.runs import Run
-from rwkv_lab.runs.metrics import RowReader
+from rwkv_lab.runs.metrics import OBSERVATIONS, RowReader, read_observations
+
+FORECAST = ("loss", "low", "high")
 
 
 class Undelivered(Exception):
@@ -23,8 +25,32 @@ class Tracker(Protocol):
     def log(self, row: Mapping[str, float]) -> None:
         """Record a row: its columns, and ``flops`` spent so far where known."""
 
+    def observe(self, line: Mapping[str, Any]) -> None:
+        """Record a line of observations.jsonl, whose step is that of the row recorded next."""
+
     def close(self, run: Run) -> None:
         """Record status and result of ``run`` and deliver everything; raise Undelivered if a server refused."""
+
+
+@runtime_checkable
+class Observes(Protocol):
+    """Settings of a tracker that wants more than rows at every evaluation."""
+
+    @property
+    def watches_weights(self) -> bool:
+        """Return whether the run writes half-lives and gradient norms by layer."""
+
+    @property
+    def sample_tokens(self) -> int:
+        """Return how many tokens of text the run writes."""
+
+
+@runtime_checkable
+class Publishes(Protocol):
+    """Settings of a tracker that takes comparisons."""
+
+    def publish(self, folder: Path, title: str) -> str:
+        """Record the tables, figures and page of ``folder``; return where. UserError if that fails."""
 
 
 class Replay:
@@ -32,18 +58,31 @@ class Replay:
 
     def __init__(self, run: Run, tracker: Tracker, after: int):
         self.last = after  # step of the last row sent
-        self._tracker = tracker
+        self._run, self._tracker = run, tracker
+        self._waiting: list[dict[str, Any]] = []
         self._reader = RowReader(run.path / "metrics.csv")
         self._flops_per_token = run.manifest.get("flops_per_token")
 
     def send(self) -> None:
         """Send the rows that were added since the call before."""
-        for row in self._reader.new():
-            if row.get("step", 0) > self.last:
-                self.last = int(row["step"])
-                if self._flops_per_token and "tokens" in row:
-                    row["flops"] = row["tokens"] * self._flops_per_token
-                self._tracker.log(row)
+        rows = [row for row in self._reader.new() if row.get("step", 0) > self.last]
+        for row in rows:
+            self.last = int(row["step"])
+            for line in self._observed(self.last):
+                self._tracker.observe(line)
+            if self._flops_per_token and "tokens" in row:
+                row["flops"] = row["tokens"] * self._flops_per_token
+            # The newest row is the one that the forecast as it stands is of.
+            forecast = self._run.forecast if row is rows[-1] else {}
+            self._tracker.log(row | {f"forecast_{name}": forecast[name] for name in FORECAST if name in forecast})
+
+    def _observed(self, step: int) -> list[dict[str, Any]]:
+        """Return the observations of update ``step``, which are written before its row."""
+        if not self._waiting:
+            self._waiting = [line for line in read_observations(self._run.path / OBSERVATIONS) if line["step"] >= step]
+        found = [line for line in self._waiting if line["step"] == step]
+        self._waiting = [line for line in self._waiting if line["step"] > step]
+        return found
 
 
 def settings_of(run: Run) -> TrackerConfig:

@@ -8,11 +8,13 @@ the folder ``step-N.shares``.
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT, FORMAT_OF_SHARES = 1, 2
 KEPT = 2
+SHARE_OF_MEMORY = 0.5  # of what is available, that the copy of a checkpoint may take
 NUMBER = ":number"  # behind the name of an optimizer's state that is a Python number
 
 
@@ -111,8 +114,8 @@ def save(folder: Path, progress: Progress, tensors: dict[str, torch.Tensor], kee
     """
     _make(folder)
     file = folder / f"step-{progress.step:09d}.safetensors"
-    write_tensors(tensors, file)
-    _record(file.with_suffix(".json"), {"format": FORMAT, "sha256": _file_hash(file)}, progress)
+    digest = write_tensors(tensors, file)
+    _record(file.with_suffix(".json"), {"format": FORMAT, "sha256": digest}, progress)
     _prune(folder, keep_every)
 
 
@@ -121,13 +124,17 @@ def save_shares(
 ) -> None:
     """Write a checkpoint of tensors that lie in shares on the ranks of ``world``; each calls this with its own."""
     import torch.distributed.checkpoint as shared
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     shares = folder / f"step-{progress.step:09d}.shares"
     if world.writes:
         _make(folder)
         shutil.rmtree(shares, ignore_errors=True)
     world.meet()
-    shared.save(dict(tensors), checkpoint_id=shares, process_group=world.side)
+    # Safetensors, as everywhere: reading them executes nothing. They cannot give a part of a scalar.
+    writer = HuggingFaceStorageWriter(str(shares), save_distributed=True)
+    vectors = {name: value.reshape(1) if value.dim() == 0 else value for name, value in tensors.items()}
+    shared.save(vectors, storage_writer=writer, process_group=world.side)
     if world.writes:
         sync(shares)
         hashes = {file.name: _file_hash(file) for file in sorted(shares.iterdir())}
@@ -163,12 +170,59 @@ def _prune(folder: Path, keep_every: int) -> None:
         shutil.rmtree(old.with_suffix(".shares"), ignore_errors=True)
     kept = {path.stem for path in folder.glob("step-*.json")}
     unfinished = (path for path in folder.glob("*.safetensors") if path.stem not in kept)
-    # safetensors itself writes to .tmp* first.
     for leftover in (*folder.glob("*.partial"), *folder.glob(".tmp*"), *unfinished):
         leftover.unlink(missing_ok=True)
     for leftover in folder.glob("*.shares"):
         if leftover.stem not in kept:
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+class Saver:
+    """Writes checkpoints into ``folder`` behind the training loop, one at a time, from a copy of the tensors.
+
+    A context manager: at its end the last one is on the disk. A run that is killed loses what it trained since the
+    checkpoint before the one that was being written. Where memory is short, it writes at once and copies nothing.
+    """
+
+    def __init__(self, folder: Path, keep_every: int = 0):
+        self.folder, self.keep_every = folder, keep_every
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future[None] | None = None
+
+    def begin(self, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
+        """Begin to write, when the one before is written; the errors of ``save`` come at the next call."""
+        self.finish()
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > SHARE_OF_MEMORY * available_bytes():
+            save(self.folder, progress, tensors, self.keep_every)
+            return
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._last = self._pool.submit(save, self.folder, replace(progress), copies, self.keep_every)
+
+    def finish(self) -> None:
+        """Wait until what was begun is on the disk. Raises the errors of ``save``."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None or issubclass(kind, Exception):
+                self.finish()
+        finally:
+            self._pool.shutdown()
+
+
+def available_bytes() -> float:
+    """Return the memory that is free or can be freed at once; infinity where the system does not tell (Linux does)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration, ValueError):
+        return math.inf
 
 
 def kept_steps(folder: Path) -> list[int]:
@@ -228,10 +282,13 @@ def _read(record: Path) -> Saved:
 def _read_shares(folder: Path, model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint in shares, each laid out like the parameter of ``model`` it belongs to."""
     import torch.distributed.checkpoint as shared
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
+    reader = HuggingFaceStorageReader(str(folder))
     own, parameters = model.state_dict(), dict(model.named_parameters())
     tensors: dict[str, torch.Tensor] = {}
-    for name, entry in shared.FileSystemReader(folder).read_metadata().state_dict_metadata.items():
+    scalars = []
+    for name, entry in reader.read_metadata().state_dict_metadata.items():
         kind, _, rest = name.partition(".")
         owner = own.get(rest) if kind == "model" else parameters.get(rest.rpartition(".")[0])
         size, dtype = entry.size, entry.properties.dtype  # type: ignore[union-attr]
@@ -239,8 +296,9 @@ def _read_shares(folder: Path, model: nn.Module) -> dict[str, torch.Tensor]:
             tensors[name] = torch.empty_like(owner, dtype=dtype, requires_grad=False)
         else:
             tensors[name] = torch.empty(size, dtype=dtype)
-    shared.load(tensors, checkpoint_id=folder)
-    return tensors
+            scalars += [name] if size.numel() == 1 else []
+    shared.load(tensors, storage_reader=reader)
+    return tensors | {name: tensors[name].reshape(()) for name in scalars}
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Saved | None:

@@ -6,10 +6,11 @@ backward pass, and the optimizer's step.
 """
 
 import dataclasses
+import itertools
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -120,74 +121,79 @@ def trace(config: Config, vocab_size: int, n_layer: int, batch: int, precision: 
     return Trace(kept[0], kept[1], live.peak)
 
 
-def need(
-    config: Config, parameters: Mapping[str, "nn.Parameter"], vocab_size: int, trainer: TrainerConfig, processes: int
-) -> Memory:
-    """Return the memory of each of ``processes`` devices for a run as ``trainer`` has it."""
-    precision = trainer.precision if trainer.precision in device.HALVES else "fp32"
-    batch = max(1, trainer.batch_size // (trainer.accumulate * processes))
-    again = trainer.activation_checkpointing
-    two, three = (trace(config, vocab_size, layers, batch, precision, again) for layers in (2, 3))
-    found = two.plus(config.model.n_layer - 2, three - two)
-    weights = 4.0 * sum(parameter.numel() for parameter in parameters.values())
-    optimizer = float(config.optimizer.state_bytes(parameters))
-    # Gradients stay through the next forward pass where several micro-batches add to them, and in ddp's buckets.
-    stay = weights if trainer.accumulate > 1 or (trainer.strategy == "ddp" and processes > 1) else 0.0
-    loss, backward = stay + found.loss, max(found.backward, stay + found.activations if stay else 0.0)
-    shares = processes if trainer.strategy == "fsdp" else 1
-    held = (weights + optimizer) / shares
-    gathered = 0.0
-    if shares > 1:
-        block = 4.0 * sum(p.numel() for name, p in parameters.items() if name.startswith("blocks."))
-        block /= max(1, config.model.n_layer)
-        root = weights - block * config.model.n_layer
-        # Two blocks' weights, one's gradients and all of the root's are whole; the others' gradients are shares.
-        gathered = 3 * block + root
-        backward -= (weights - root - block) * (1 - 1 / shares)
-    peak = held + max(loss + gathered, max(backward, found.activations) + gathered, weights / shares)
-    return Memory(
-        weights / shares + gathered,
-        weights / shares,
-        optimizer / shares,
-        found.activations,
-        max(0.0, found.loss - found.activations),
-        peak,
-    )
+@dataclass
+class Planner:
+    """What a run needs, and settings that fit devices. Traces are kept: many settings share them."""
+
+    config: Config
+    parameters: Mapping[str, "nn.Parameter"]
+    vocab_size: int
+    _traces: dict[tuple[int, str, bool], Trace] = dataclasses.field(default_factory=dict)
+
+    def need(self, trainer: TrainerConfig, processes: int = 1) -> Memory:
+        """Return the memory of each of ``processes`` devices for a run as ``trainer`` has it."""
+        precision = trainer.precision if trainer.precision in device.HALVES else "fp32"
+        batch = max(1, trainer.batch_size // (trainer.accumulate * processes))
+        found = self._trace(batch, precision, trainer.activation_checkpointing)
+        parameters = self.parameters
+        weights = 4.0 * sum(parameter.numel() for parameter in parameters.values())
+        optimizer = float(self.config.optimizer.state_bytes(parameters))
+        shares = processes if trainer.strategy == "fsdp" else 1
+        # Gradients stay through the next forward pass where several micro-batches add to them, and in ddp's buckets.
+        stay = trainer.accumulate > 1 or (trainer.strategy == "ddp" and processes > 1)
+        before = weights / shares if stay else 0.0
+        backward = max(found.backward, before + found.activations if stay else 0.0)
+        gathered = 0.0
+        if shares > 1:
+            blocks = 4.0 * sum(p.numel() for name, p in parameters.items() if name.startswith("blocks."))
+            block, root = blocks / self.config.model.n_layer, weights - blocks
+            # Two blocks' weights and all of the root's are whole; of the gradients only one block's and the root's.
+            gathered = 2 * block + root
+            backward -= max(0.0, blocks - block) * (1 - 1 / shares)
+        loss = before + found.loss
+        peak = (weights + optimizer) / shares + max(gathered + max(loss, backward), weights / shares)
+        head = max(0.0, found.loss - found.activations)
+        held = weights / shares + gathered
+        return Memory(held, weights / shares, optimizer / shares, found.activations, head, peak)
+
+    def _trace(self, batch: int, precision: str, again: bool) -> Trace:
+        key = (batch, precision, again)
+        if key not in self._traces:
+            two, three = (trace(self.config, self.vocab_size, layers, *key) for layers in (2, 3))
+            self._traces[key] = two.plus(self.config.model.n_layer - 2, three - two)
+        return self._traces[key]
+
+    def fitting(self, processes: int, size: float) -> tuple[TrainerConfig, Memory] | None:
+        """Return settings, quickest first, that fit ``processes`` devices of ``size`` bytes; None if none do.
+
+        batch_size stays unless the devices cannot share it. Less memory comes from more micro-batches, then from
+        computing activations again, then from shares of the model.
+        """
+        for alike in _settings(self.config, processes):
+            found = None
+            for trainer in alike:
+                memory = self.need(trainer, processes)
+                if memory.peak > (1 - RESERVED) * size:
+                    break
+                found = trainer, memory
+            if found is not None:
+                return found
+        return None
 
 
-def fitting(
-    config: Config, parameters: Mapping[str, "nn.Parameter"], vocab_size: int, processes: int, size: float
-) -> tuple[TrainerConfig, Memory] | None:
-    """Return settings, quickest first, by which the run fits ``processes`` devices of ``size`` bytes; None if none do.
-
-    batch_size stays unless the devices cannot share it. Less memory comes from more micro-batches, then from computing
-    activations again, then from shares of the model.
-    """
-    for trainer in _settings(config, processes):
-        memory = need(config, parameters, vocab_size, trainer, processes)
-        if memory.peak <= (1 - RESERVED) * size:
-            return trainer, memory
-    return None
-
-
-def _settings(config: Config, processes: int) -> Iterator[TrainerConfig]:
+def _settings(config: Config, processes: int) -> Iterator[list[TrainerConfig]]:
+    """Yield settings that differ in accumulate only, the most micro-batches first; the quickest lists come first."""
     batch = -(-config.trainer.batch_size // processes) * processes
     share = batch // processes
     parts = [n for n in range(1, share + 1) if share % n == 0]
     busy = [n for n in parts if share // n * config.model.ctx_len >= LEAST_TOKENS] or [1]
-    plain = config.trainer.strategy if processes == 1 else "ddp"
-    strategies = (plain, "fsdp") if processes > 1 else (plain,)
+    strategies: tuple[Literal["ddp", "fsdp"] | None, ...] = ("ddp", "fsdp") if processes > 1 else (None,)
     for accumulations in (busy, [n for n in parts if n not in busy]):
-        for strategy in strategies:
-            for again in (False, True):
-                for accumulate in _few(accumulations):
-                    yield dataclasses.replace(
-                        config.trainer,
-                        batch_size=batch,
-                        accumulate=accumulate,
-                        strategy=strategy,
-                        activation_checkpointing=again,
-                    )
+        for strategy, again in itertools.product(strategies, (False, True)):
+            shared = dataclasses.replace(
+                config.trainer, batch_size=batch, strategy=strategy, activation_checkpointing=again
+            )
+            yield [dataclasses.replace(shared, accumulate=n) for n in reversed(_few(accumulations))]
 
 
 def _few(numbers: list[int]) -> list[int]:
@@ -201,7 +207,7 @@ def _few(numbers: list[int]) -> list[int]:
 
 def advice(config: Config, parameters: Mapping[str, "nn.Parameter"], vocab_size: int) -> str:
     """Return a sentence on a run that is out of memory: what to change, and what is large."""
-    memory = need(config, parameters, vocab_size, config.trainer, 1)
+    memory = Planner(config, parameters, vocab_size).need(config.trainer)
     parts = sorted(memory.parts.items(), key=lambda part: -part[1])
     shown = ", ".join(f"{name} {count(size)}B" for name, size in parts)
     again = "" if config.trainer.activation_checkpointing else ", trainer.activation_checkpointing=true"

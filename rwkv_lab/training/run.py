@@ -36,10 +36,10 @@ class Outcome(NamedTuple):
 def run_here(composed: DictConfig, overrides: list[str]) -> Outcome:
     """Do the run in this process, or in processes it starts if the configuration asks for several."""
     config = check.check(composed)
-    path = runs_dir(config.runs_dir) / config.study / run_hash.run_name(config, run_hash.named_files(config))
     if config.dry_run:
-        summary.dry_run(config, path)
+        summary.dry_run(config)
         return Outcome(COMPLETE)
+    path = runs_dir(config.runs_dir) / config.study / run_hash.run_name(config, run_hash.named_files(config))
     early = config.stop is not None
     if config.model.start_files and not unavailable(path, config.rerun, early):
         _check_start(config)

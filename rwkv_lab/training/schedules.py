@@ -21,9 +21,9 @@ import numpy as np
 from omegaconf import MISSING
 
 from rwkv_lab.config import registry
-from rwkv_lab.config.derived import total_steps
+from rwkv_lab.config.derived import tokens_per_step, total_steps
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.fields import instance, setting, validate
+from rwkv_lab.config.fields import Count, instance, setting, validate, whole
 from rwkv_lab.config.kinds import Prediction, ScheduleConfig
 from rwkv_lab.config.registry import register
 from rwkv_lab.config.schema import Config
@@ -186,7 +186,8 @@ class PowerConfig(Decay):
 class Stage:
     """One stage of a piecewise schedule."""
 
-    until: float = setting(MISSING, above=0, high=1)  # fraction of the run at which the stage ends
+    until: float | None = setting(None, above=0, high=1)  # fraction of the run at which the stage ends
+    until_tokens: Count = setting(None, count=True)  # the same in training tokens; wins over until
     lr: float = setting(MISSING, low=0)  # the rate it ends with; a constant stage holds it throughout
     shape: Literal["constant", "linear", "cosine", "exponential", "sqrt"] = "linear"
 
@@ -194,7 +195,7 @@ class Stage:
 @register("schedule", "piecewise")
 @dataclass
 class PiecewiseConfig(WarmedUp):
-    """Stages: up to the fraction ``until`` of the run the rate goes to ``lr`` by ``shape``.
+    """Stages: up to the fraction ``until`` of the run, or ``until_tokens``, the rate goes to ``lr`` by ``shape``.
 
     The first stage starts from ``lr_init``, each later one from the rate its predecessor ended with.
     """
@@ -202,10 +203,14 @@ class PiecewiseConfig(WarmedUp):
     name: str = "piecewise"
     stages: list[Stage] = setting(factory=list)  # in order; the last ends at 1.0
 
+    def build(self, total: int) -> Callable[[int], float]:
+        self._check_order()
+        return super().build(total)
+
     def after_warmup(self, step: int, total: int) -> float:
         first, start = self.warmup_steps, self.lr_init
         for stage in self.stages:
-            last = round(stage.until * total) - 1
+            last = round((stage.until or 1.0) * total) - 1
             if step <= last:
                 return blend(stage.shape, _progress(step, first, last), start, stage.lr)
             first, start = max(last, self.warmup_steps), stage.lr
@@ -214,10 +219,34 @@ class PiecewiseConfig(WarmedUp):
     def check(self) -> None:
         if not self.stages:
             raise UserError("schedule.stages is empty: give stages such as {until: 1.0, lr: 1e-4, shape: cosine}")
+        for i, stage in enumerate(self.stages):
+            if stage.until is None and stage.until_tokens is None:
+                raise UserError(f"schedule.stages[{i}] needs until, e.g. 1.0, or until_tokens, e.g. 15e9")
+        if all(stage.until is not None for stage in self.stages):
+            self._check_order()
+
+    def check_run(self, run: Config) -> None:
+        """Turn the tokens at which stages end into fractions of the run."""
+        super().check_run(run)
+        whole_run = total_steps(run) * tokens_per_step(run)
+        for i, stage in enumerate(self.stages):
+            if stage.until_tokens is not None:
+                stage.until = whole(stage.until_tokens) / whole_run
+                if stage.until > 1:
+                    raise UserError(
+                        f"schedule.stages[{i}].until_tokens={stage.until_tokens} is behind the end of the run, "
+                        f"{whole_run} tokens: lower it or lengthen the run"
+                    )
+        if self.stages[-1].until_tokens is not None and total_steps(run) * (1 - (self.stages[-1].until or 0)) < 1:
+            # The run ends with the update that has seen at least so many.
+            self.stages[-1].until = 1.0
+        self._check_order()
+
+    def _check_order(self) -> None:
         before, rate = 0.0, self.lr_init
         for i, stage in enumerate(self.stages):
-            if stage.until <= before:
-                raise UserError(f"schedule.stages[{i}].until must be above {before} (got {stage.until})")
+            if stage.until is None or stage.until <= before:
+                raise UserError(f"schedule.stages[{i}].until must be above {before:g} (got {stage.until})")
             if stage.shape == "exponential" and not (rate > 0 and stage.lr > 0):
                 raise UserError(f"schedule.stages[{i}].lr must be above 0 at both ends of an exponential stage")
             before, rate = stage.until, stage.lr

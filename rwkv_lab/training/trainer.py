@@ -27,6 +27,7 @@ from rwkv_lab.training.evaluate import Evaluation
 from rwkv_lab.training.loader import AHEAD, Loader
 from rwkv_lab.training.loss_scaling import LossScaler
 from rwkv_lab.training.metrics import MetricsLog, Update
+from rwkv_lab.training.observations import Observer
 from rwkv_lab.util import console
 from rwkv_lab.util.signals import Stopped, StopSignals
 
@@ -123,6 +124,7 @@ def train(
     flops_per_token = flops_of(training.model)
     on_cpu = training.resolved.device == "cpu"
     training.model.train()
+    observer = Observer(training)
     started = time.monotonic() - progress.seconds
     logged_seconds, logged_tokens = progress.seconds, progress.tokens
     with (
@@ -130,6 +132,7 @@ def train(
         Vote(training.world, trainer.timeout) as vote,
         loader(training) as training.loader,
         profiling.traced(training.folder, trainer.profile if training.world.writes else 0) as traced,
+        checkpoint.Saver(training.folder / "checkpoints", trainer.keep_every) as saver,
     ):
         for step in range(progress.step, training.total):
             lr = training.lr(step)
@@ -144,6 +147,9 @@ def train(
             if known:
                 loss = training.world.mean(loss)
                 require_finite(training, step, loss.item(), norm.item(), lr)
+            observes = observer.active and (evaluates or done == training.total)
+            if observes:
+                observer.gradients(norm.item())
             training.scaler.step()
             traced()
             progress.step, progress.tokens = done, progress.tokens + trainer.batch_size * training.ctx_len
@@ -167,6 +173,8 @@ def train(
                     )
                 )
                 logged_seconds, logged_tokens = progress.seconds, progress.tokens
+                if observes:
+                    observer.append(done, progress.tokens, row["val_bpb"])
                 # Time spent measuring is not training time.
                 started = time.monotonic() - progress.seconds
                 if log is not None:
@@ -184,7 +192,7 @@ def train(
                     loss = training.world.mean(loss)
                     require_finite(training, step, loss.item(), norm.item(), lr)
                 require_finite_weights(training.model, step, lr)
-                save(training, log)
+                save(training, saver, log)
                 started = time.monotonic() - progress.seconds
             if stopping:
                 raise Stopped(done)
@@ -231,10 +239,9 @@ def evaluate(training: Training) -> Evaluation:
         )
 
 
-def save(training: Training, log: MetricsLog | None) -> None:
-    """Save a checkpoint of this moment; the metrics up to it are made durable first."""
+def save(training: Training, saver: checkpoint.Saver, log: MetricsLog | None) -> None:
+    """Begin to save a checkpoint of this moment; the metrics up to it are made durable first."""
     if log is not None:
         training.progress.rows_sha256 = log.sync()
-    folder, keep_every = training.folder / "checkpoints", training.config.trainer.keep_every
     tensors = checkpoint.tensors_of(training.model, training.optimizers) | training.scaler.tensors()
-    training.layout.save(folder, training.progress, tensors, keep_every)
+    training.layout.save(saver, training.progress, tensors)

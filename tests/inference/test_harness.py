@@ -1,7 +1,6 @@
 """Scores by lm-evaluation-harness: the log-likelihoods are those of the model, and compare shows what a run scored."""
 
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.data.tokenizers.char import CharTokenizer
 from rwkv_lab.inference.sampling import generate
-from tests.in_process import make_here
 from tests.models.test_convert import moved
 
 pytestmark = pytest.mark.slow  # importing the harness takes some seconds
@@ -94,32 +93,41 @@ def test_texts_end_at_their_stop_strings():
     assert found == [*(whole[text].partition(stop)[0] for text in "abc"), whole["a"][:4]]
 
 
-def tasks_in(folder):
-    """The tasks of tests/cases, whose YAML has to name the folder they are in."""
-    shutil.copytree(Path(__file__).parent.parent / "cases" / "tasks", folder)
-    for file in folder.glob("*.yaml"):
-        file.write_text(file.read_text().replace("FOLDER", str(folder)))
-    return folder
+CASES = Path(__file__).parent.parent / "cases" / "tasks"
 
 
-def test_the_command_and_the_comparison(tmp_path, monkeypatch, capsys):
-    from analysis.__main__ import main as analysis
-    from rwkv_lab.cli import lm_eval
+@pytest.mark.parametrize("file", sorted(CASES.glob("*.jsonl")), ids=lambda file: file.stem)
+def test_tasks_of_ones_own(file):
+    from lm_eval.tasks import TaskManager
 
-    here, folder = make_here(tmp_path, monkeypatch), tasks_in(tmp_path / "tasks")
-    assert here.run("trainer.steps=2") == 0
-    run = here.folder()
-    for tasks in ("counting", str(folder / "sums.yaml")):
-        lm_eval.main([str(run), "--tasks", tasks, "--tasks-dir", str(folder), "--limit", "8", "--json"])
-    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    noted = here.loaded().manifest["evals"]
-    assert noted.keys() == {"counting", "sums"} and noted["sums"] == printed["sums"]
-    assert 0 <= noted["counting"]["acc"] <= 1 and noted["counting"]["samples"] == 8 and noted["sums"]["limit"] == 8
-    assert here.loaded().status == "complete"
+    from rwkv_lab.inference.harness import local_task
 
-    assert analysis(["compare", str(run.parent), "--out", str(tmp_path / "out")]) == 0
-    assert "counting (acc)" in capsys.readouterr().out
-    assert "sums (exact_match)" in (tmp_path / "out" / "compare.md").read_text()
-    assert "counting (acc)" in (tmp_path / "out" / "groups.csv").read_text()
-    assert "counting (acc)" in (tmp_path / "out" / "compare.html").read_text()
-    assert (tmp_path / "out" / "tasks.png").stat().st_size > 5000
+    loaded = TaskManager(include_defaults=False).load([local_task(file)])["tasks"]
+    assert list(loaded) == [file.stem]
+    (task,) = loaded.values()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    task.build_all_requests()
+    asked = {instance.args[0] for instance in task.instances}
+    assert asked == {row["context"] for row in rows}
+    if "choices" in rows[0]:
+        words = {instance.args[1] for instance in task.instances}
+        assert words == {f" {word}" for row in rows for word in row["choices"]}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"context": "a"}',
+        '{"context": "a", "choices": ["b"], "label": 1}',
+        '{"context": 1, "answer": "b"}',
+    ],
+)
+def test_lines_of_a_task_that_cannot_be_read(tmp_path, line):
+    from rwkv_lab.inference.harness import local_task
+
+    (tmp_path / "x.jsonl").write_text('{"context": "a", "answer": "b"}\n' + line)
+    with pytest.raises(UserError, match=r"x\.jsonl:2"):
+        local_task(tmp_path / "x.jsonl")

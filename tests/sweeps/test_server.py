@@ -4,22 +4,35 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from rwkv_lab.config.hydra import prepare
 from rwkv_lab.sweeps.server import ForkServer, ServerGone
+from rwkv_lab.util.paths import CONF
 
 
 @pytest.fixture(scope="module")
 def forks():
-    server = ForkServer({**os.environ, "OMP_NUM_THREADS": "1"})
+    server = ForkServer({name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"})
     yield server
+    assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1  # so that forking is safe
     server.close()
+
+
+def config(*words):
+    """The configuration of ``words`` as a launcher's worker has it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        prepare()
+        return OmegaConf.to_container(compose("config", list(words)), resolve=False)
 
 
 def test_exit_code_and_last_line(forks, capfd):
     for _ in range(2):
-        ended = forks.run(["trainer.steps=0", "hydra.mode=RUN"], os.environ, quiet=True)
+        ended = forks.run(config("trainer.steps=0"), ["trainer.steps=0"], os.environ, quiet=True)
         assert ended.code == 2
         assert "trainer.steps" in ended.reason
     out, error = capfd.readouterr()
@@ -29,11 +42,11 @@ def test_exit_code_and_last_line(forks, capfd):
 
 def test_environment_and_folder_are_the_callers(forks, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    words = ["dry_run=true", "runs_dir=${oc.env:PLACE}", "tracker=none", "hydra.mode=RUN"]
+    job = config("dry_run=true", "runs_dir=${oc.env:PLACE}", "tracker=none")
     for name in ("first", "second"):
-        forks.run(words, {**os.environ, "PLACE": str(tmp_path / name)}, quiet=False)
+        forks.run(job, [], {**os.environ, "PLACE": str(tmp_path / name)}, quiet=False)
         assert name in capfd.readouterr().out
-    ended = forks.run(words, {name: value for name, value in os.environ.items() if name != "PLACE"}, quiet=True)
+    ended = forks.run(job, [], {name: value for name, value in os.environ.items() if name != "PLACE"}, quiet=True)
     assert ended.code == 2
     assert "PLACE" in ended.reason
 
@@ -57,7 +70,7 @@ def test_a_job_that_is_asked_to_stop(forks, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=ask, daemon=True).start()
-    ended = forks.run([*words, "hydra.mode=RUN"], os.environ, quiet=True)
+    ended = forks.run(config(*words), words, os.environ, quiet=True)
     assert ended.stopped
     assert ended.code == 130
     assert list(tmp_path.rglob("step-*.json"))
@@ -68,5 +81,5 @@ def test_a_server_that_is_gone():
     server = ForkServer(os.environ)
     server._process.kill()
     with pytest.raises(ServerGone):
-        server.run(["--help"], os.environ, quiet=True)
+        server.run(config(), [], os.environ, quiet=True)
     server.close()

@@ -142,6 +142,55 @@ def test_replay_of_a_run_and_what_is_left_of_it(run: Run, tmp_path: Path) -> Non
     assert not uploads.is_whole(run), "offline, no server has acknowledged anything"
 
 
+def observed(step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "grad_norm": {"emb": step / 10, "blocks.0": 1.0},
+        "half_life": {"blocks.0": {"edges": [0, 1, 2], "counts": [3, step]}},
+        "sample": {"prompt": "a", "text": f"text of {step}", "val_bpb": 3.5},
+    }
+
+
+@pytest.mark.slow
+def test_what_a_run_observed_and_where_it_came_from(run: Run, tmp_path: Path) -> None:
+    lines = "".join(json.dumps(observed(step)) + "\n" for step in (2, 4))
+    (run.path / "observations.jsonl").write_text(lines + '{"step": 5, "torn')
+    for name in ("model.safetensors", "tokenizer.json"):
+        (run.path / name).write_text(name)
+    facts = {
+        "git": {"commit": "abc", "dirty": "def"},
+        "overrides": ["seed=1", "study=my study"],
+        "flops_per_token": 100.0,
+        "tokens": 50,
+        "forecast": {"loss": 1.3, "low": 1.2, "high": 1.4, "step": 3},
+        "evals": {"piqa": {"acc": 0.5, "samples": 8}},
+    }
+    write_manifest(run.path, run.manifest | facts)
+    run = load(run.path)
+    settings = WandbConfig(project="lab", folder=str(tmp_path / "all"), artifact=True)
+    tracker = settings.open(run, 2)
+    send_rest(run, Replay(run, tracker, 2), tracker, settings)
+    (records,) = read_back(tmp_path / "all")
+    by_step = {row["step"]: row for row in rows_of(records)}
+    assert sorted(by_step) == [3, 4, 5]
+    assert (by_step[4]["grad_norm/emb"], by_step[4]["grad_norm/blocks.0"]) == (0.4, 1.0)
+    assert by_step[4]["log2_half_life/blocks.0.values"] == [3, 4]
+    assert by_step[4]["samples.nrows"] == 2, "the table begins with what an earlier session wrote"
+    table = json.loads(next((tmp_path / "all").rglob("samples_4_*.table.json")).read_text())
+    assert table["columns"] == ["step", "prompt", "text", "val_bpb"]
+    assert table["data"] == [[step, "a", f"text of {step}", 3.5] for step in (2, 4)]
+    assert by_step[5]["forecast_loss"] == 1.3 and "forecast_loss" not in by_step[4]
+    summary = summary_of(records)
+    assert (summary["commit"], summary["dirty"], summary["flops"]) == ("abc", True, 5000)
+    assert summary["command"] == "python run.py seed=1 'study=my study'" and summary["overrides"] == facts["overrides"]
+    assert (summary["forecast_low"], summary["tasks/piqa/acc"]) == (1.2, 0.5)
+    kept = [record["artifact"] for record in records if record["type"] == "artifact"]
+    (model,) = (artifact for artifact in kept if artifact["type"] == "model")
+    files = {entry["path"] for entry in model["manifest"]["contents"]}
+    assert files == {"model.safetensors", "tokenizer.json", "config.yaml", "run.json"}
+    assert all(str(tmp_path) in entry["local_path"] for entry in model["manifest"]["contents"])
+
+
 def test_what_is_uploaded_is_known(run: Run, tmp_path: Path) -> None:
     assert not uploads.is_whole(run)
     uploads.write(run, 5)
@@ -180,6 +229,9 @@ class Noted:
 
     def log(self, row: Mapping[str, float]) -> None:
         self.rows.append(dict(row))
+
+    def observe(self, line: Mapping[str, Any]) -> None:
+        self.rows.append({"observed": line["step"]})
 
     def close(self, run: Run) -> None: ...
 
@@ -266,3 +318,19 @@ def test_online_with_a_false_key_and_a_silent_server_ends_normally(lab: Lab, sil
     assert "Traceback" not in done.stderr
     assert load(lab.only_run("unreachable")).status == "complete"
     assert not uploads.is_whole(load(lab.only_run("unreachable")))
+
+
+@pytest.mark.slow
+def test_a_comparison_is_a_run_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "compare"
+    folder.mkdir()
+    (folder / "groups.csv").write_text("group,val_bpb\na,1.5\nb,\n")
+    (folder / "compare.html").write_text("<p>page</p>")
+    WandbConfig(project="lab").publish(folder, "my study")
+    (records,) = read_back(folder)
+    (begun,) = (record["run"] for record in records if record["type"] == "run")
+    assert (begun["run_group"], begun["job_type"], begun["project"]) == ("my study", "compare", "lab")
+    (row,) = rows_of(records)
+    assert row["page._type"] == "html-file"
+    table = json.loads(next(folder.rglob("groups_*.table.json")).read_text())
+    assert table["columns"] == ["group", "val_bpb"] and table["data"] == [["a", 1.5], ["b", None]]

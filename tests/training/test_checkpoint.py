@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from rwkv_lab.training import checkpoint
+from rwkv_lab.training.checkpoint import Progress, Saver
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 
@@ -71,3 +72,39 @@ def test_the_tensors_read_stay_as_they_were():
     checkpoint.restore(saved, model, [optimizer])
     update(model, optimizer, 2)
     assert all(torch.equal(saved[name], before[name]) for name in before)
+
+
+def test_a_checkpoint_is_of_the_moment_it_was_begun(tmp_path):
+    """Later updates do not reach it, nor does the step; the next waits for it, and the end for the last."""
+    tensors, progress = {"model.x": torch.zeros(1000)}, Progress(step=1)
+    with Saver(tmp_path / "checkpoints") as saver:
+        for step in (1, 2):
+            progress.step = step
+            tensors["model.x"].fill_(step)
+            saver.begin(progress, tensors)
+        progress.step = 9
+        tensors["model.x"].fill_(9.0)
+    assert checkpoint.kept_steps(tmp_path / "checkpoints") == [1, 2]
+    found = checkpoint.newest(tmp_path / "checkpoints", pytest.fail)
+    assert found is not None
+    assert found.progress.step == 2
+    assert found.tensors(nn.Linear(1, 1))["model.x"].eq(2.0).all()
+
+
+@pytest.mark.parametrize("later", ["begin", "end"])
+def test_a_checkpoint_that_cannot_be_written_is_an_error_of_the_next_call(tmp_path, monkeypatch, later):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    saver = Saver(tmp_path / "checkpoints")
+    saver.begin(Progress(step=1), {})
+    with pytest.raises(OSError, match="No space"):
+        saver.begin(Progress(step=2), {}) if later == "begin" else saver.__exit__(None)
+
+
+def test_no_copy_where_memory_is_short(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "available_bytes", lambda: 100.0)
+    saver = Saver(tmp_path / "checkpoints")
+    saver.begin(Progress(step=1), {"model.x": torch.zeros(1000)})
+    assert checkpoint.kept_steps(tmp_path / "checkpoints") == [1]

@@ -7,14 +7,17 @@ import signal
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from rwkv_lab import models
-from rwkv_lab.config import derived, registry
+from rwkv_lab.config import check, derived, registry
+from rwkv_lab.config.errors import UserError
 from rwkv_lab.runs import read_metrics
 from rwkv_lab.runs.store import acquire_run
-from rwkv_lab.training import session, trainer
+from rwkv_lab.training import device, session, trainer
 from rwkv_lab.training.context import RunContext
 from rwkv_lab.training.distributed.world import World
+from rwkv_lab.training.loader import Loader
 from rwkv_lab.training.metrics import MetricsLog
 from rwkv_lab.training.optim import block_matrices
 from rwkv_lab.training.optim.adam import AdamConfig, AdamWConfig
@@ -211,3 +214,118 @@ def test_muon_takes_matrices_and_adam_the_rest_at_its_own_rate():
 )
 def test_length_in_steps_or_tokens(overrides, steps):
     assert derived.total_steps(checked(*TINY, *overrides)) == steps
+
+
+def scaled_too_far(training: Training) -> Training:
+    """The run with a loss scale at which the first gradients are infinite."""
+    if training.progress.step == 0:
+        state = {"scaler.scale": torch.tensor(2.0**26), "scaler.growth_tracker": torch.tensor(0.0)}
+        training.scaler.restore(state, 0)
+    return training
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_fp16_skips_counts_and_resumes_bit_for_bit(tmp_path, optimizer):
+    settings = ("trainer.precision=fp16", f"optimizer={optimizer}", "trainer.steps=24", "trainer.overfit=true")
+    whole = scaled_too_far(start(tmp_path / "whole", *settings))
+    finish(whole)
+    with pytest.raises(Stopped):
+        finish(scaled_too_far(start(tmp_path / "parts", *settings)), stop_after=5)
+    second = start(tmp_path / "parts", *settings)
+    assert second.progress.skipped == second.scaler.skipped > 0
+    finish(second)
+    assert 0 < whole.progress.skipped == second.progress.skipped < 24
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(second)[name], value), name
+    for optimizer in second.optimizers:
+        steps = {int(state["step"]) for state in optimizer.state.values() if "step" in state}
+        assert steps <= {24 - whole.progress.skipped}
+
+
+def test_a_gradient_infinite_at_every_scale_is_the_models_fault(tmp_path):
+    training = start(tmp_path / "run", "trainer.precision=fp16", "trainer.steps=40")
+    training.scaler.restore({"scaler.scale": torch.tensor(2.0**-12), "scaler.growth_tracker": torch.tensor(0.0)}, 0)
+    for parameter in training.model.parameters():
+        parameter.register_hook(lambda gradient: gradient + float("inf"))
+    with pytest.raises(NotFinite, match="gradient norm"):
+        finish(training)
+
+
+@pytest.mark.parametrize("name", registry.names("model"))
+def test_activations_computed_again_give_the_same_gradients(name):
+    model = models.build(name, vocab_size=11, n_layer=2, n_embd=16, ctx_len=8, backend="reference")
+    idx = torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(0))
+    before = torch.autograd.grad(model.loss(idx, idx), list(model.parameters()))
+    trainer_config = checked(*TINY, "trainer.activation_checkpointing=true").trainer
+    device.dress(model, trainer_config, device.Resolved("cpu", "fp32", "reference", 1))
+    after = torch.autograd.grad(model.loss(idx, idx), list(model.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    with torch.no_grad():
+        assert torch.isfinite(model(idx)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry.names("model"))
+def test_compiled_blocks_give_the_same_gradients(monkeypatch, name):
+    # Every part of torch.compile but the compiler of the machine's code.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    model = models.build(name, vocab_size=11, n_layer=2, n_embd=16, ctx_len=8)
+    idx = torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(0))
+    before = torch.autograd.grad(model.loss(idx, idx), list(model.parameters()))
+    device.dress(model, checked(*TINY).trainer, device.Resolved("cpu", "fp32", "native", 1, compile=True))
+    after = torch.autograd.grad(model.loss(idx, idx), list(model.parameters()))
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_what_auto_chose_is_kept():
+    config = checked(*TINY)
+    chosen = dataclasses.asdict(device.resolve(config))
+    earlier = {key: value for key, value in chosen.items() if key != "compile"}
+    assert device.resolve(config, earlier) == device.resolve(config)
+    kept = device.resolve(config, chosen | {"precision": "bf16", "compile": True})
+    assert (kept.precision, kept.compile) == ("bf16", True)
+    assert device.resolve(checked(*TINY, "trainer.compile=true")).compile
+    with pytest.raises(UserError, match="compile"):
+        device.resolve(checked(*TINY, "trainer.compile=false"), chosen | {"compile": True})
+
+
+def test_a_profile_has_a_trace_and_a_table(tmp_path):
+    training = start(tmp_path / "run", "trainer.steps=8", "trainer.profile=2")
+    finish(training)
+    assert (training.folder / "profile/trace.json").stat().st_size > 0
+    assert "aten::" in (training.folder / "profile/operators.txt").read_text()
+
+
+def test_batches_come_in_order_ahead_or_not_and_errors_when_taken():
+    places = [(step, micro) for step in range(5) for micro in range(2)]
+    made = []
+
+    def make(step: int, micro: int) -> tuple[int, int]:
+        made.append((step, micro))
+        if step == 4:
+            raise ValueError("spoiled")
+        return step, micro
+
+    for ahead in (0, 3):
+        made.clear()
+        with Loader(make, places, ahead) as batches:
+            assert [batches.take() for _ in range(8)] == places[:8]
+            with pytest.raises(ValueError, match="spoiled"):
+                batches.take()
+    with Loader(make, places, 1) as batches:
+        batches.take()
+
+
+def test_betas_and_stages_by_tokens():
+    words = ("trainer.tokens=2000", "trainer.batch_size=2", "model.ctx_len=10", "schedule=piecewise")
+    betas = ("optimizer.betas_late=[0.9,0.999]", "optimizer.betas_late_tokens=501")
+    stages = "schedule.stages=[{until_tokens:500,lr:2e-3,shape:constant},{until_tokens:2000,lr:1e-5,shape:exponential}]"
+    config = checked(*words, *betas, stages, "schedule.lr_init=2e-3")
+    assert config.optimizer.betas_late_step == 26  # the first update behind 501 tokens
+    rate = config.schedule.build(100)
+    assert rate(24) == 2e-3 and rate(25) < 2e-3 and rate(99) == pytest.approx(1e-5)
+    assert check.check(OmegaConf.create(check.plain(config))) == config
+    for wrong in ("{until_tokens:3000,lr:1e-5}", "{until_tokens:500,lr:1e-5}", "{lr:1e-5}"):
+        with pytest.raises(UserError, match=r"schedule\.stages"):
+            checked(*words, f"schedule.stages=[{wrong}]")

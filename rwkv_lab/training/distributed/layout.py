@@ -7,7 +7,6 @@ A layout is made for one model. ``loss`` is the module to call; ``exchanging`` s
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -17,7 +16,7 @@ from rwkv_lab.config.schema import TrainerConfig
 from rwkv_lab.models import skeleton
 from rwkv_lab.models.lm import LM
 from rwkv_lab.training import checkpoint
-from rwkv_lab.training.checkpoint import Progress
+from rwkv_lab.training.checkpoint import Progress, Saver
 from rwkv_lab.training.distributed.world import World
 
 Loss = Callable[..., Tensor]  # (model, *batch) -> mean loss
@@ -48,8 +47,8 @@ class Layout(Protocol):
         """Return the model in one piece on the rank that writes; on others it may stay in shares."""
         ...
 
-    def save(self, folder: Path, progress: Progress, tensors: Mapping[str, Tensor], keep_every: int) -> None:
-        """Write a checkpoint, called by every rank."""
+    def save(self, saver: Saver, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint, or begin to, called by every rank."""
         ...
 
 
@@ -66,9 +65,9 @@ class Alone:
     def whole(self) -> LM:
         return self._model
 
-    def save(self, folder: Path, progress: Progress, tensors: Mapping[str, Tensor], keep_every: int) -> None:
+    def save(self, saver: Saver, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         if self._world.writes:
-            checkpoint.save(folder, progress, dict(tensors), keep_every)
+            saver.begin(progress, dict(tensors))
 
 
 class Copies(Alone):
@@ -111,7 +110,9 @@ class Shares:
         mesh = init_device_mesh(kind, (world.size,))
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
         offload = CPUOffloadPolicy() if trainer.cpu_offload and kind != "cpu" else OffloadPolicy()
-        for module in (*model.blocks, model):
+        # The norm after the embedding is a block's by name, and computes before it.
+        early = [block.ln0 for block in model.blocks if isinstance(block.ln0, nn.Module)]
+        for module in (*early, *model.blocks, model):
             fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
         register_fsdp_forward_method(model, "loss")
         self._model, self._world, self._kind = model, world, kind
@@ -131,8 +132,8 @@ class Shares:
         model.load_state_dict(tensors, assign=True)
         return model.to(self._kind)
 
-    def save(self, folder: Path, progress: Progress, tensors: Mapping[str, Tensor], keep_every: int) -> None:
-        checkpoint.save_shares(folder, progress, tensors, self._world, keep_every)
+    def save(self, saver: Saver, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        checkpoint.save_shares(saver.folder, progress, tensors, self._world, saver.keep_every)
 
 
 LAYOUTS: dict[str | None, Callable[[LM, Loss, World, TrainerConfig, str], Layout]] = {

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rwkv_lab.config.derived import tokens_per_step
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.config.fields import setting
+from rwkv_lab.config.fields import Count, setting, whole
 from rwkv_lab.config.kinds import OptimizerConfig
 from rwkv_lab.config.registry import register
 from rwkv_lab.training.optim import block_matrices
@@ -13,6 +14,8 @@ from rwkv_lab.training.optim import block_matrices
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from rwkv_lab.config.schema import Config
 
 
 @register("optimizer", "adam")
@@ -24,6 +27,7 @@ class AdamConfig(OptimizerConfig):
     betas: list[float] = setting(factory=lambda: [0.9, 0.99], low=0, below=1)  # running-average coefficients
     betas_late: list[float] | None = setting(None, low=0, below=1)  # the coefficients from betas_late_step on
     betas_late_step: int | None = setting(None, low=0)  # first update that uses betas_late
+    betas_late_tokens: Count = setting(None, count=True)  # the same in training tokens before it; wins over the step
     eps: float = setting(1e-8, low=0)  # added to the denominator
     weight_decay: float = setting(0.0, low=0)  # 0.01 in the original's MHA recipes, 0 for RWKV
 
@@ -32,8 +36,16 @@ class AdamConfig(OptimizerConfig):
             betas = getattr(self, key)
             if betas is not None and len(betas) != 2:
                 raise UserError(f"optimizer.{key} must be two numbers, e.g. [0.9,0.99] (got {list(betas)})")
-        if (self.betas_late is None) != (self.betas_late_step is None):
-            raise UserError("optimizer.betas_late and optimizer.betas_late_step go together: give both or neither")
+        if (self.betas_late is None) != (self.betas_late_step is None and self.betas_late_tokens is None):
+            raise UserError(
+                "optimizer.betas_late goes together with optimizer.betas_late_step or optimizer.betas_late_tokens: "
+                "give both or neither"
+            )
+
+    def check_run(self, run: "Config") -> None:
+        """Turn a number of tokens into that of the first update behind it."""
+        if self.betas_late_tokens is not None:
+            self.betas_late_step = -(-whole(self.betas_late_tokens) // tokens_per_step(run))
 
     def build(self, parameters: "Mapping[str, nn.Parameter]") -> "list[torch.optim.Optimizer]":
         """Return one Adam in two groups: matrices that decay, and the rest."""
