@@ -187,7 +187,7 @@ class Siblings:
             }
             even = [replace(curve, loss=curve.loss + off[name]) for curve, name in zip(curves, models, strict=True)]
             posterior = level_posterior.fit_posterior(even)
-        return Siblings(curves, posterior)
+        return Siblings(tuple(finished), posterior)
 
     def final(
         self, running: LossCurve, lr: np.ndarray, level: float = 0.9, stranger: bool = False
@@ -199,8 +199,8 @@ class Siblings:
         """
         share = float(running.step[-1]) / len(lr)
         own = self._fall(running, lr, share)
-        falls = [self._fall(curve, curve.lr, share) for curve in self.curves]
-        further = [curve.loss[-1] - fall.level - fall.change for curve, fall in zip(self.curves, falls, strict=True)]
+        falls = [(curve, self._fall(curve, curve.lr, share)) for curve in self.curves]
+        further = [curve.loss[-1] - fall.level - fall.change for curve, fall in falls]
         numbers, n = constants.load()["interval"], len(further)
         known = PRIOR_RUNS * (numbers["floor"] ** 2 + min(numbers["shape"], MISSED * abs(own.change)) ** 2)
         scatter = (known + n * float(np.var(further))) / (PRIOR_RUNS + n - 1)

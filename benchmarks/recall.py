@@ -16,7 +16,7 @@ from rwkv_lab.config.errors import UserError, main_guard
 
 SEQUENCES = 256
 
-Arm = tuple[str, int]  # model, width of head-QK
+Arm = tuple[str, str]  # model, head-QK: its width and form, or off
 
 
 def accuracies(run: runs.Run, pairs: list[int]) -> list[float]:
@@ -47,19 +47,19 @@ def table(found: dict[Arm, list[list[float]]], pairs: list[int]) -> str:
     """Return mean and half the range over seeds in Markdown."""
     heads = " | ".join(f"{n} pairs" if n > 1 else "1 pair" for n in pairs)
     lines = [f"| model | head-QK | seeds | {heads} |", f"| --- | ---: | ---: |{' ---: |' * len(pairs)}"]
-    for (model, width), rows in found.items():
+    for (model, head_qk), rows in sorted(found.items()):
         values = np.array(rows)
         half = np.ptp(values, 0) / 2
         shown = [
             f"{m:.3f}" + (f" ± {s:.3f}" if len(rows) > 1 else "") for m, s in zip(values.mean(0), half, strict=True)
         ]
-        lines.append(f"| {model} | {width or 'off'} | {len(rows)} | {' | '.join(shown)} |")
+        lines.append(f"| {model} | {head_qk} | {len(rows)} | {' | '.join(shown)} |")
     lines.append(f"| ruling out | | | {' | '.join(f'{chance(n):.3f}' for n in pairs)} |")
     return "\n".join(lines)
 
 
 def figure(found: dict[Arm, list[list[float]]], pairs: list[int], path: Path) -> None:
-    """Write accuracy against pairs as a PNG: a colour a model, dashed with head-QK."""
+    """Write accuracy against pairs as a PNG: a colour a model, a dash a form of head-QK."""
     from matplotlib.figure import Figure
 
     from analysis.plots.style import paper, style
@@ -67,14 +67,15 @@ def figure(found: dict[Arm, list[list[float]]], pairs: list[int], path: Path) ->
     with paper():
         drawn = Figure(figsize=(6.4, 3.8))
         ax = drawn.subplots()
-        names = list(dict.fromkeys(model for model, _ in found))
-        for (model, width), rows in found.items():
+        names = sorted({model for model, _ in found})
+        for (model, head_qk), rows in sorted(found.items()):
             look = style(names.index(model))
-            dash = "--" if width else "-"
+            dash = {"sum": "--", "max": "-."}.get(head_qk.partition(" ")[2], "-")
             ax.plot(pairs, np.mean(rows, 0), dash, marker=look.mpl_marker, color=look.colour, markersize=4)
         for place, name in enumerate(names):
             ax.plot([], [], color=style(place).colour, marker=style(place).mpl_marker, label=name)
-        ax.plot([], [], "--", color="grey", label="with head-QK")
+        ax.plot([], [], "--", color="grey", label="head-QK, sum")
+        ax.plot([], [], "-.", color="grey", label="head-QK, max")
         ax.plot(pairs, [chance(n) for n in pairs], ":", color="black", label="ruling out")
         ax.set_xscale("log", base=2)
         ax.set_xticks(pairs, [str(n) for n in pairs])
@@ -95,7 +96,9 @@ def main(argv: list[str]) -> None:
     for run in runs.find(options.study):
         if run.status == "complete":
             model = run.config["model"]
-            found.setdefault((model["name"], model["head_qk_dim"]), []).append(accuracies(run, pairs))
+            width = model["head_qk_dim"]
+            arm = model["name"], f"{width} {model['head_qk']}" if width else "off"
+            found.setdefault(arm, []).append(accuracies(run, pairs))
     if not found:
         raise UserError(f"{options.study} has no complete run of data=recall")
     print(table(found, pairs))

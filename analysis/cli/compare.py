@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from analysis.compare.records import Record
     from analysis.compare.summary import Comparison
-    from rwkv_lab.config.kinds import TrackerConfig
+    from rwkv_lab.tracking.tracker import Publishes
 
 SUMMARY = "the table, the figures and the page that compare runs"
 PAGE = "compare.html"
@@ -166,19 +166,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tracker(name: str, records: "Sequence[Record]" = ()) -> "TrackerConfig":
+def _tracker(name: str, records: "Sequence[Record]" = ()) -> "Publishes":
     """Return the settings of a tracker: those of the first run that used it, else its own defaults."""
     from rwkv_lab.config import registry
     from rwkv_lab.runs import Run
-    from rwkv_lab.tracking.tracker import settings_of
+    from rwkv_lab.tracking.tracker import Publishes, settings_of
 
     owner = registry.get("tracker", name, "--to")
-    if not owner.takes_comparisons:
-        able = [each for each, member in registry.members("tracker").items() if member.takes_comparisons]
+    if not issubclass(owner, Publishes):
+        able = [each for each, member in registry.members("tracker").items() if issubclass(member, Publishes)]
         raise UserError(f"--to {name} takes no comparison: choose one of {', '.join(able)}")
     used = (record for record in records if (record.config.get("tracker") or {}).get("name") == name)
     first = next(used, None)
-    settings: TrackerConfig = owner() if first is None else settings_of(Run(first.path))
+    settings = owner() if first is None else settings_of(Run(first.path))
+    assert isinstance(settings, Publishes)
     return settings
 
 

@@ -258,7 +258,8 @@ def observe(curves: Sequence[LossCurve], first: int | None, numbers: Mapping[str
             continue
         at, loss, count = bin_curve(curve.step[kept], curve.loss[kept], POINTS)
         at = np.maximum(at, 1)
-        share = kept.sum() / later.sum()
+        # A run cut short has as many residuals that do not depend on each other as its part of the run.
+        share = kept.sum() / later.sum() * (curve.step[-1] / len(curve.lr)) ** numbers["running"]
         count = count * (at / at[-1]) ** numbers["recent"]
         weight = np.sqrt(numbers["independent"] * share * count / count.sum())
         seen.append(Observed(LevelBlocks(curve.lr, at, warmup_steps(curve.lr)), loss, weight))

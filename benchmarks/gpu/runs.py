@@ -88,6 +88,24 @@ def ddp(step: Step) -> None:
     step.check("ddp against alone", off < CLOSE, off=off)
 
 
+def shares(step: Step) -> None:
+    """One process with the model in shares, and with activations computed again, against a run without; fp16, which
+    skips its first updates, ends."""
+    root = step.folder / "runs"
+    words = settings(step)
+    ways = {
+        "fsdp": ("trainer=fsdp", "trainer.processes=1"),
+        "fp16": ("trainer.precision=fp16",),
+        "again": ("trainer.activation_checkpointing=true",),
+    }
+    fresh(root, "plain", *ways)
+    step.check("plain ends", run(root, *words, "study=plain") == 0)
+    for study, changed in ways.items():
+        step.check(f"{study} ends", run(root, *words, *changed, f"study={study}") == 0)
+        off = difference(only(root, "plain"), only(root, study))
+        step.check(f"{study} against plain", off < CLOSE or study == "fp16", off=off)
+
+
 def study(step: Step) -> None:
     """A short run of every model, and the page that compares them."""
     root = step.folder / "runs"

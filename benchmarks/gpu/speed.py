@@ -1,6 +1,7 @@
 """Steps on speed: whole training steps, and tokens one by one."""
 
 import functools
+import itertools
 import time
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from torch import nn
 from benchmarks.gpu.report import Step
 from rwkv_lab import models
 from rwkv_lab.config.registry import names
+from rwkv_lab.config.schema import TrainerConfig
 from rwkv_lab.inference.recurrent import RecurrentModel
+from rwkv_lab.models.factory import configure, skeleton
 from rwkv_lab.models.lm import LM
 from rwkv_lab.training import device
 
@@ -43,11 +46,13 @@ def _seconds(where: str, run: Callable[[], object], turns: int) -> float:
     return (time.perf_counter() - started) / turns
 
 
-def updates(model: LM, resolved: device.Resolved, batch: int, ctx_len: int) -> Callable[[], None]:
+def updates(
+    model: LM, resolved: device.Resolved, batch: int, ctx_len: int, capturable: bool = False
+) -> Callable[[], None]:
     """One update by fused Adam on the same random tokens, without a look at any number."""
     model.to(resolved.device).train()
     parameters = list(model.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)
+    optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True, capturable=capturable)
     tokens = torch.randint(model.vocab_size, (batch, ctx_len + 1), device=resolved.device)
 
     def update() -> None:
@@ -102,8 +107,12 @@ def _time_training(
     peak: float,
 ) -> None:
     model = models.build(name, vocab_size=vocabulary, head_qk_dim=0, **fields)
-    update = updates(model, resolved, batch, fields["ctx_len"])
-    tokens = batch * fields["ctx_len"]
+    _time_model(step, resolved, what, model, batch, peak)
+
+
+def _time_model(step: Step, resolved: device.Resolved, what: str, model: LM, batch: int, peak: float) -> None:
+    update = updates(model, resolved, batch, model.config.ctx_len)
+    tokens = batch * model.config.ctx_len
     cuda = step.device == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -119,7 +128,7 @@ def _time_training(
         update()
         found["host_ms"] = 1e3 * (time.perf_counter() - started)
         _wait("cuda")
-        found |= {"step_ms": 1e3 * seconds, "waits": _waits(update), "kernels": _kernels(update)}
+        found |= {"step_ms": 1e3 * seconds, "waits": _waits(update), **_kernels(update)}
     step.found(what, **found)
 
 
@@ -135,13 +144,80 @@ def _waits(update: Callable[[], None]) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def _kernels(update: Callable[[], None]) -> str:
-    """The kernels an update spends most time in."""
+def _kernels(update: Callable[[], None]) -> dict[str, object]:
+    """How many kernels an update starts, and those it spends most time in."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         update()
         _wait("cuda")
-    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)[:PROFILED]
-    return "; ".join(f"{event.key[:40]} {event.self_device_time_total / 1e3:.2f} ms x{event.count}" for event in events)
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
+    count = sum(event.count for event in events if event.self_device_time_total)
+    times = (f"{event.key[:40]} {event.self_device_time_total / 1e3:.2f} ms x{event.count}" for event in events)
+    return {"launches": count, "kernels": "; ".join(itertools.islice(times, PROFILED))}
+
+
+def hollow(name: str, vocabulary: int, where: str, **fields: Any) -> LM:
+    """A model for timing on the device: small random weights, which are there sooner than a recipe's."""
+    model = skeleton(configure(name, **fields), vocabulary, "native").to_empty(device=where)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.02)
+    return model
+
+
+def large(step: Step) -> None:
+    """Training of 430M, and of 1.5B with activations computed again, at the released sizes."""
+    peak = matmul_peak(step.device, 64 if step.rehearse else 8192)
+    resolved = device.Resolved(step.device, "bf16", "native", torch.get_num_threads())
+    device.apply(resolved)
+    sizes: dict[str, tuple[int, int, bool]] = {"430M": (24, 1024, False), "1.5B": (24, 2048, True)}
+    ctx_len, vocabulary = (16, VOCABULARY) if step.rehearse else (1024, PILE_VOCABULARY)
+    for size, (n_layer, n_embd, again) in sizes.items():
+        fields = {"n_layer": 2, "n_embd": 32} if step.rehearse else {"n_layer": n_layer, "n_embd": n_embd}
+        try:
+            model = hollow("rwkv_v4", vocabulary, step.device, ctx_len=ctx_len, **fields)
+            device.dress(model, TrainerConfig(activation_checkpointing=again), resolved)
+            _time_model(step, resolved, f"rwkv_v4 {size}{', activations again' if again else ''}", model, 8, peak)
+        except torch.OutOfMemoryError as error:
+            step.check(size, False, cause=str(error).splitlines()[0])
+        if step.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def compiled(step: Step) -> None:
+    """An update of L6 D512 as it is, in fp16, with compiled blocks, and as one CUDA graph: time, host time, kernels."""
+    peak = matmul_peak(step.device, 64 if step.rehearse else 8192)
+    size = (
+        {"n_layer": 1, "n_embd": 32, "ctx_len": 16} if step.rehearse else {"n_layer": 6, "n_embd": 512, "ctx_len": 1024}
+    )
+    for what, precision, blocks in (("as it is", "bf16", False), ("fp16", "fp16", False), ("compiled", "bf16", True)):
+        resolved = device.Resolved(step.device, precision, "native", torch.get_num_threads(), compile=blocks)
+        device.apply(resolved)
+        model = hollow("rwkv_v4", VOCABULARY, step.device, **size)
+        # A rehearsal leaves the machine's compiler aside.
+        if blocks and not step.rehearse:
+            device.dress(model, TrainerConfig(), resolved)
+        _time_model(step, resolved, what, model, 12, peak)
+    if step.device == "cuda":
+        _time_graph(step, device.Resolved("cuda", "bf16", "native", 1), hollow("rwkv_v4", VOCABULARY, "cuda", **size))
+
+
+def _time_graph(step: Step, resolved: device.Resolved, model: LM) -> None:
+    """The same update captured whole: what the host costs beside the device."""
+    update = updates(model, resolved, 12, model.config.ctx_len, capturable=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            update()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            update()
+    except RuntimeError as error:
+        step.check("one CUDA graph", False, cause=str(error).splitlines()[0])
+        return
+    step.found("one CUDA graph", step_ms=1e3 * _seconds("cuda", graph.replay, 8))
 
 
 def decode(step: Step) -> None:

@@ -16,6 +16,7 @@ python run.py [group=option]... [key=value]...      train one model; the same co
 python run.py -m model=a,b seed=1,2 ...             a sweep: every combination, each in its own process
 python run.py experiments=NAME                      a study: a prepared sweep
 python run.py trainer=ddp ...                       one run on all GPUs of this machine; trainer.processes=N
+python run.py trainer=fsdp ...                      the same with a share of the model on each
 python run.py ... dry_run=true                      print what would run; train nothing
 python run.py ... rerun=true                        start afresh although the run exists
 python run.py ... --cfg job --resolve               print the composed configuration
@@ -26,7 +27,7 @@ Groups (group=option)"""
 _KEYS = """
 Common keys
   seed=1  study=NAME  runs_dir=PATH                    trainer.tokens=2M | trainer.steps=500
-  trainer.batch_size  trainer.accumulate               trainer.precision=auto|fp32|tf32|bf16
+  trainer.batch_size  trainer.accumulate               trainer.precision=auto|fp32|tf32|bf16|fp16
   trainer.device=auto|cpu|cuda  trainer.threads        trainer.log_every  eval_every  checkpoint_every
   model.n_layer  n_embd  n_head  ctx_len               model.head_qk_dim  token_shift  small_init_emb  norm
   model.init_from=RUN_OR_FILE                          data.path=FILE  data.train_path  data.val_path  data.order

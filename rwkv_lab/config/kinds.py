@@ -364,8 +364,6 @@ class ObjectiveConfig(Component):
 class TrackerConfig(Component):
     """Where a run reports its curves beside metrics.csv; nothing here is part of a run's identity."""
 
-    takes_comparisons: ClassVar[bool] = False  # has ``publish``
-
     @property
     def active(self) -> bool:
         """Return whether there is anything to open."""
@@ -376,30 +374,13 @@ class TrackerConfig(Component):
         """Return whether rows go to a server; what it has received is then noted in uploaded.json."""
         return False
 
-    @property
-    def watches_weights(self) -> bool:
-        """Return whether the run writes half-lives and gradient norms by layer at every evaluation."""
-        return False
-
-    @property
-    def sample_tokens(self) -> int:
-        """Return how many tokens of text the run writes at every evaluation."""
-        return 0
-
     @abstractmethod
     def open(self, run: "Run", after: int) -> "Tracker":
-        """Return the tracker of ``run``, which gets its rows behind update ``after``.
-
-        What this and the tracker raise is a warning of the run, never its end.
-        """
+        """Return the tracker of ``run`` for rows behind update ``after``; what it raises is a warning of the run."""
 
     def offline(self) -> "TrackerConfig | None":
         """Return the settings to go on with if ``open`` fails; None to go on without a tracker."""
         return None
-
-    def publish(self, folder: Path, title: str) -> str:
-        """Record a comparison, the tables, figures and page in ``folder``; return where. UserError if that fails."""
-        raise NotImplementedError
 
     def uploading(self, folder: Path) -> "TrackerConfig | None":
         """Return the settings that send a finished run to its server, with files in ``folder``; None without one."""

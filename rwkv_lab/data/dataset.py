@@ -15,7 +15,7 @@ from rwkv_lab.config.fields import instance, validate
 from rwkv_lab.config.kinds import DataConfig, TokenizerConfig
 from rwkv_lab.config.run_hash import canonical
 from rwkv_lab.data.sources import PARTS, Sources
-from rwkv_lab.data.token_cache import Part, Split, Stream, cache_dir, entry, open_split
+from rwkv_lab.data.token_cache import Part, Split, Stream, cache_dir, entry, open_split, with_progress
 from rwkv_lab.data.tokenizers.base import Tokenizer, from_json
 from rwkv_lab.util.hashing import file_sha256, text_sha256
 
@@ -117,7 +117,8 @@ def _build(folder: Path, sources: Sources, config: TokenizerConfig, stored: Toke
     for name in sources.parts:
         part = Part(folder, name, tokenizer.vocab_size, tokenizer.unknown_id)
         if sources.ids is None:
-            splits[name] = part.write(tokenizer.stream(sources.parts[name]))
+            size = sum(segment.stop - segment.start for segment in sources.parts[name])
+            splits[name] = part.write(with_progress(tokenizer.stream(sources.parts[name]), size, f"tokens of {name}"))
         else:
             each = tokenizer.bytes_of_ids()
             stream = _stream_ids(sources, name, tokenizer)

@@ -79,6 +79,16 @@ def id_type(vocab_size: int) -> type[np.unsignedinteger]:
     return np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
+def with_progress(stream: Stream, size: int, what: str) -> Stream:
+    """Yield from a stream of text of ``size`` bytes; a terminal shows bytes, rate and time left after a second."""
+    from tqdm import tqdm
+
+    with tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=None, delay=1, leave=False) as bar:
+        for ids, sizes in stream:
+            yield ids, sizes
+            bar.update(len(ids) if sizes is None else int(sizes.sum(dtype=np.int64)))
+
+
 class Part:
     """A writer of one split into the folder of an entry, block by block."""
 

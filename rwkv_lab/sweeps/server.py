@@ -1,6 +1,6 @@
 """A process that has torch loaded and forks one job after the other, each a process of its own with nothing leaked in.
 
-    python -m rwkv_lab.sweeps.server FD        # FD: the socket it is asked through; ends with the process at its end
+    python -m rwkv_lab.cli.job_server FD       # FD: the socket it is asked through; ends with the process at its end
 
 The server touches no device and starts no thread, so that a forked job begins as a fresh process does, without the
 seconds of processor time that importing takes. Requests and answers are lines of JSON.
@@ -25,7 +25,6 @@ from rwkv_lab.util.paths import IMPORT_ROOT
 from rwkv_lab.util.signals import StopSignals
 from rwkv_lab.util.subprocesses import Ended, end_with_parent, pass_on
 
-PRELOADED = ("torch", "torch._dynamo", "hydra", "rwkv_lab.config.hydra", "rwkv_lab.training.session")
 HEADER = 8  # bytes that hold the length of a request
 
 
@@ -42,7 +41,7 @@ class ForkServer:
         path = os.pathsep.join(filter(None, (str(IMPORT_ROOT), environment.get("PYTHONPATH"))))
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rwkv_lab.sweeps.server", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "rwkv_lab.cli.job_server", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 # numpy's BLAS would start threads when it is loaded, and a process forked beside threads is not safe.
@@ -165,22 +164,3 @@ def _become(request: Mapping[str, Any], files: Sequence[int], parent: int) -> No
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-
-
-def main(argv: list[str]) -> int:
-    """Serve until whoever asks is gone; in a forked process, do its job and return its exit code."""
-    for name in PRELOADED:
-        importlib.import_module(name)
-    with suppress(BrokenPipeError, ConnectionResetError):
-        request = serve(socket.socket(fileno=int(argv[0])))
-        if request is not None:
-            from rwkv_lab.cli import train
-
-            return train.run_composed(request["config"], request["overrides"])
-    return 0
-
-
-if __name__ == "__main__":
-    from rwkv_lab.cli.main import leave
-
-    leave(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rwkv_lab.config import registry
 from rwkv_lab.config.errors import UserError
@@ -30,6 +30,27 @@ class Tracker(Protocol):
 
     def close(self, run: Run) -> None:
         """Record status and result of ``run`` and deliver everything; raise Undelivered if a server refused."""
+
+
+@runtime_checkable
+class Observes(Protocol):
+    """Settings of a tracker that wants more than rows at every evaluation."""
+
+    @property
+    def watches_weights(self) -> bool:
+        """Return whether the run writes half-lives and gradient norms by layer."""
+
+    @property
+    def sample_tokens(self) -> int:
+        """Return how many tokens of text the run writes."""
+
+
+@runtime_checkable
+class Publishes(Protocol):
+    """Settings of a tracker that takes comparisons."""
+
+    def publish(self, folder: Path, title: str) -> str:
+        """Record the tables, figures and page of ``folder``; return where. UserError if that fails."""
 
 
 class Replay:

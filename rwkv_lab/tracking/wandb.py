@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from rwkv_lab.config.errors import UserError
 from rwkv_lab.config.fields import setting
@@ -36,8 +36,6 @@ FILES = ("model.safetensors", "tokenizer.json", "config.yaml", "run.json")  # of
 @dataclass
 class WandbConfig(TrackerConfig):
     """Weights & Biases."""
-
-    takes_comparisons: ClassVar[bool] = True
 
     name: str = setting("wandb", identity=False)
     mode: Literal["offline", "online", "disabled"] = setting("offline", identity=False)  # offline needs no account

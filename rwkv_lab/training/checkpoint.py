@@ -124,13 +124,17 @@ def save_shares(
 ) -> None:
     """Write a checkpoint of tensors that lie in shares on the ranks of ``world``; each calls this with its own."""
     import torch.distributed.checkpoint as shared
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     shares = folder / f"step-{progress.step:09d}.shares"
     if world.writes:
         _make(folder)
         shutil.rmtree(shares, ignore_errors=True)
     world.meet()
-    shared.save(dict(tensors), checkpoint_id=shares, process_group=world.side)
+    # Safetensors, as everywhere: reading them executes nothing. They cannot give a part of a scalar.
+    writer = HuggingFaceStorageWriter(str(shares), save_distributed=True)
+    vectors = {name: value.reshape(1) if value.dim() == 0 else value for name, value in tensors.items()}
+    shared.save(vectors, storage_writer=writer, process_group=world.side)
     if world.writes:
         sync(shares)
         hashes = {file.name: _file_hash(file) for file in sorted(shares.iterdir())}
@@ -278,10 +282,13 @@ def _read(record: Path) -> Saved:
 def _read_shares(folder: Path, model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint in shares, each laid out like the parameter of ``model`` it belongs to."""
     import torch.distributed.checkpoint as shared
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
+    reader = HuggingFaceStorageReader(str(folder))
     own, parameters = model.state_dict(), dict(model.named_parameters())
     tensors: dict[str, torch.Tensor] = {}
-    for name, entry in shared.FileSystemReader(folder).read_metadata().state_dict_metadata.items():
+    scalars = []
+    for name, entry in reader.read_metadata().state_dict_metadata.items():
         kind, _, rest = name.partition(".")
         owner = own.get(rest) if kind == "model" else parameters.get(rest.rpartition(".")[0])
         size, dtype = entry.size, entry.properties.dtype  # type: ignore[union-attr]
@@ -289,8 +296,9 @@ def _read_shares(folder: Path, model: nn.Module) -> dict[str, torch.Tensor]:
             tensors[name] = torch.empty_like(owner, dtype=dtype, requires_grad=False)
         else:
             tensors[name] = torch.empty(size, dtype=dtype)
-    shared.load(tensors, checkpoint_id=folder)
-    return tensors
+            scalars += [name] if size.numel() == 1 else []
+    shared.load(tensors, storage_reader=reader)
+    return tensors | {name: tensors[name].reshape(()) for name in scalars}
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Saved | None:

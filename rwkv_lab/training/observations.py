@@ -16,6 +16,7 @@ import torch
 
 from rwkv_lab.inference import sampling
 from rwkv_lab.runs.metrics import OBSERVATIONS, read_observations
+from rwkv_lab.tracking.tracker import Observes
 from rwkv_lab.util.io import write_atomic
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ class Observer:
 
     def __init__(self, training: "Training"):
         """Keep the lines up to the training's progress: those of an update that is made again come again."""
-        tracker, alone = training.config.tracker, training.world.size == 1
-        self._weights = tracker.watches_weights and alone
-        self._length = tracker.sample_tokens if alone and not training.config.objective.bidirectional else 0
+        tracker: object = training.config.tracker
+        self._weights, self._length = False, 0
+        if isinstance(tracker, Observes) and training.world.size == 1:
+            self._weights = tracker.watches_weights
+            self._length = 0 if training.config.objective.bidirectional else tracker.sample_tokens
         self._training = training
         self._file = training.folder / OBSERVATIONS
         self._grad_norm: dict[str, float] = {}
@@ -49,9 +52,10 @@ class Observer:
         """Look at the clipped gradients of the update to come; ``norm`` is that of all before clipping."""
         if self._weights:
             clipped = gradient_norms(self._training.model)
+            scale = norm / (math.hypot(*clipped.values()) or 1.0)
             # fp16 skips an update whose gradient is infinite.
-            scale = norm / (math.hypot(*clipped.values()) or 1.0) if math.isfinite(norm) else 0.0
-            self._grad_norm = {part: scale * value for part, value in clipped.items()}
+            finite = math.isfinite(scale)
+            self._grad_norm = {part: scale * value for part, value in clipped.items()} if finite else {}
 
     def append(self, step: int, tokens: int, val_bpb: float | None) -> None:
         """Write the line of the update just made and measured."""

@@ -14,8 +14,8 @@ from tests.in_process import make_here
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    monkeypatch.setattr(NoneConfig, "watches_weights", True)
-    monkeypatch.setattr(NoneConfig, "sample_tokens", 5)
+    monkeypatch.setattr(NoneConfig, "watches_weights", True, raising=False)
+    monkeypatch.setattr(NoneConfig, "sample_tokens", 5, raising=False)
     return make_here(tmp_path, monkeypatch)
 
 

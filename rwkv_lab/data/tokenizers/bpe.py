@@ -151,7 +151,16 @@ def train(out: Path, vocab_size: int, files: Sequence[Path]) -> None:
         vocab_size=vocab_size, show_progress=sys.stderr.isatty(), initial_alphabet=byte_level.alphabet()
     )
     segments = [Segment(file, 0, file.stat().st_size, "FILE", "") for file in files]
-    tokenizer.train_from_iterator((line for text in text_blocks(segments) for line in text.splitlines(True)), trainer)
+    from tqdm import tqdm
+
+    def lines() -> Iterator[str]:
+        size = sum(segment.stop for segment in segments)
+        with tqdm(total=size, desc="reading", unit="B", unit_scale=True, disable=None, delay=1, leave=False) as bar:
+            for text in text_blocks(segments):
+                yield from text.splitlines(True)
+                bar.update(len(text.encode()))
+
+    tokenizer.train_from_iterator(lines(), trainer)
     try:
         write_atomic(out, tokenizer.to_str(pretty=True).encode())
     except OSError as error:

@@ -110,7 +110,9 @@ class Shares:
         mesh = init_device_mesh(kind, (world.size,))
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
         offload = CPUOffloadPolicy() if trainer.cpu_offload and kind != "cpu" else OffloadPolicy()
-        for module in (*model.blocks, model):
+        # The norm after the embedding is a block's by name, and computes before it.
+        early = [block.ln0 for block in model.blocks if isinstance(block.ln0, nn.Module)]
+        for module in (*early, *model.blocks, model):
             fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
         register_fsdp_forward_method(model, "loss")
         self._model, self._world, self._kind = model, world, kind
