@@ -25,7 +25,7 @@ def test_a_run_leaves_everything_a_researcher_needs(smoke):
     assert {"config.yaml", "run.json", "metrics.csv", "model.safetensors", "tokenizer.json", "sample.txt"} <= {
         file.name for file in path.iterdir()
     }
-    assert (path / "metrics.csv").read_text().splitlines()[0] == ",".join(FIRST)
+    assert (path / "metrics.csv").read_text().splitlines()[0] == ",".join((*FIRST, "mfu"))
     assert manifest["result"]["val_bpb"] > 0 and manifest["flops_per_token"] > 0 and manifest["parameters"] > 0
     assert manifest["resolved"]["device"] in ("cpu", "cuda") and manifest["data"]["sha256"]
     assert run.config["model"]["n_layer"] == 1 and run.config["trainer"]["steps"] == 6

@@ -314,7 +314,7 @@ def test_checkpoint_of_a_newer_version(here: Here, undisturbed: dict) -> None:
     here.kill_at(5)
     newest = records(here)[-1]
     before = newest.read_text()
-    record = json.loads(before) | {"format": checkpoint.FORMAT + 1}
+    record = json.loads(before) | {"format": checkpoint.FORMAT_OF_SHARES + 1}
     del record["record_sha256"]
     write_json(newest, record | {"record_sha256": checkpoint._record_hash(record)})
     with pytest.raises(UserError, match="was written by a newer version of rwkv_lab"):

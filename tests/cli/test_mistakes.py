@@ -164,7 +164,7 @@ TYPED = [
     (
         "trainer.precision=tf32 trainer.device=cpu",
         "trainer.precision=tf32 is not available on cpu",
-        "auto, fp32 or bf16",
+        "choose auto, fp32, bf16 or fp16",
     ),
     ("trainer.device=cuda:99", "trainer.device=cuda:99 is not here", "choose cpu or auto"),
 ]
@@ -228,7 +228,7 @@ VALUES = [
     ("trainer=ddp", "trainer.processes=0", "trainer.processes", "at least 1"),
     ("trainer=ddp", "trainer.processes=3", "trainer.batch_size=8", "3 processes", "multiple of 3"),
     ("", "trainer.clip=.nan", "trainer.clip", "nan"),
-    ("", "trainer.strategy=fsdp", "trainer.strategy=fsdp", "ddp"),
+    ("", "trainer.strategy=pipeline", "trainer.strategy=pipeline", "ddp"),
     ("", "trainer.threads=0", "trainer.threads", "at least 1"),
     ("", "trainer.log_every=0", "trainer.log_every", "at least 1"),
     ("", "trainer.overfit=maybe", "trainer.overfit", "true or false"),

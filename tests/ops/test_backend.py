@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rwkv_lab.config.errors import UserError
-from rwkv_lab.ops import build, native, resolve_backend
+from rwkv_lab.ops import build, cache, native, resolve_backend
 from rwkv_lab.ops.toolchain import BuildFailed
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 1)
@@ -128,7 +128,7 @@ def test_a_damaged_library_ends_no_process(tmp_path):
     with open(path, "r+b") as file:
         file.truncate(size // 2)
     assert resolved() == "native"
-    assert path.stat().st_size == size
+    assert path.stat().st_size > size // 2 and cache.whole(path.parent) == path
 
 
 def test_nothing_is_compiled_or_warned_of_by_importing():
