@@ -71,7 +71,7 @@ def defer(arguments: Sequence[str]) -> list[str]:
 
     Hydra applies plain settings to the default options of every group before a sweep begins, so
     ``model=rwkv_v4,mha_pro model.n_head=4`` would fail for the default model instead of being left out of the jobs it
-    does not fit. A choice of one value is applied job by job.
+    does not fit. A choice of one value is applied job by job. Hydra has no choice of ``null``, which stays plain.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
@@ -88,7 +88,8 @@ def defer(arguments: Sequence[str]) -> list[str]:
                 deferred.append(argument)
                 continue
             key, _, value = argument.partition("=")
-            if override.type == OverrideType.CHANGE and value and not override.is_sweep_override():
+            plain = override.type == OverrideType.CHANGE and not override.is_sweep_override()
+            if plain and value and override.value() is not None:
                 argument = f"{key}=choice({value})"
         deferred.append(argument)
     return deferred
