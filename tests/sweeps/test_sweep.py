@@ -93,7 +93,7 @@ class TestPlan:
 
     def test_settings_of_groups_wait_for_the_jobs(self):
         words = ["-m", "model=rwkv_v4,mha_pro", "model.n_head=4", "optimizer.betas=[0.9,0.99]", "seed=1", "+model.x=1"]
-        words += ["schedule.lr_init=1e-3,2e-3", "data.path='a b.txt'", "model.n_layer=", "~size"]
+        words += ["schedule.lr_init=1e-3,2e-3", "data.path='a b.txt'", "model.n_layer=", "~size", "model.emb_norm=null"]
         assert [new for old, new in zip(words, plan.defer(words), strict=True) if old != new] == [
             "model.n_head=choice(4)",
             "optimizer.betas=choice([0.9,0.99])",
